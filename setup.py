@@ -1,0 +1,35 @@
+"Install celp_nb; every value lives in settings.ini, which nbdev reads too."
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+parser = ConfigParser(delimiters=["="])
+parser.read(here / "settings.ini", encoding="utf-8")
+cfg = parser["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    author=cfg["author"],
+    url=cfg["git_url"],
+    keywords=cfg["keywords"],
+    packages=find_packages(include=["celp_nb", "celp_nb.*"]),
+    package_data={"celp_nb": cfg["package_data_files"].split()},
+    include_package_data=True,
+    python_requires=">=" + cfg["min_python"],
+    install_requires=cfg["requirements"].split(),
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("coco", "sbd", "notebooks", "dev")},
+    entry_points={"console_scripts": cfg["console_scripts"].split("\n"), "nbdev": [f"celp_nb=celp_nb._modidx:d"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    zip_safe=False,
+)
