@@ -27,7 +27,6 @@ setup(
     extras_require={name: cfg[f"{name}_requirements"].split() for name in ("coco", "sbd", "notebooks", "dev")},
     entry_points={"console_scripts": cfg["console_scripts"].split("\n"), "nbdev": [f"celp_nb=celp_nb._modidx:d"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
