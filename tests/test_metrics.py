@@ -1,0 +1,167 @@
+"""Counts and summaries against loops over single pixels and rows."""
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from celp_nb.metrics import COUNTS, counts, summarise
+
+
+@st.composite
+def masks(draw):
+    "(prediction, target, known) uint8 arrays of one random size, void at the same pixels of target and known."
+    shape = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    pixel = st.tuples(st.integers(0, 1), st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (255, 255)]))
+    pixels = draw(st.lists(pixel, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
+    return tuple(np.array(v, np.uint8).reshape(shape) for v in zip(*[(p, t, k) for p, (t, k) in pixels]))
+
+
+def count(prediction, target, known):
+    return counts(torch.from_numpy(prediction), torch.from_numpy(target), torch.from_numpy(known))
+
+
+@given(masks())
+def test_counts_equal_sets_of_pixels(m):
+    prediction, target, known = m
+    where = lambda mask, value: {tuple(p) for p in np.argwhere(mask == value)}
+    valid = where(target, 0) | where(target, 1)
+    p, t, k = where(prediction, 1) & valid, where(target, 1), where(known, 1)
+    expected = dict(inter_fg=p & t, union_fg=p | t, inter_bg=valid - p - t, union_bg=valid - (p & t), predicted=p, on_known=p & k, valid=valid)
+    assert count(*m) == {name: len(pixels) for name, pixels in expected.items()}
+    assert tuple(expected) == COUNTS
+
+
+@given(masks(), st.randoms())
+def test_nothing_under_void_matters(m, random):
+    prediction, target, known = m
+    other = prediction.copy()
+    for p in np.argwhere(target == 255):
+        other[tuple(p)] = random.randint(0, 1)
+    assert count(other, target, known) == count(*m)
+
+
+@given(masks(), st.integers(0, 2**32 - 1))
+def test_pixel_order_does_not_matter(m, seed):
+    order = np.random.default_rng(seed).permutation(m[0].size)
+    assert count(*(mask.ravel()[order].reshape(mask.shape[::-1]) for mask in m)) == count(*m)
+
+
+@given(masks())
+def test_bool_and_uint8_predictions_agree(m):
+    assert count(m[0].astype(bool), *m[1:]) == count(*m)
+
+
+def test_padding_adds_nothing():
+    random = np.random.default_rng(0)
+    prediction, target, known = (random.integers(0, 2, (9, 7), np.uint8) for _ in range(3))
+    padded = [np.pad(mask, ((0, 4), (0, 6)), constant_values=value) for mask, value in ((prediction, 1), (target, 255), (known, 255))]
+    assert count(*padded) == count(prediction, target, known)
+    assert count(prediction, target, known)["valid"] == 63
+
+
+def test_exact_prediction_and_its_opposite():
+    target = np.array([[1, 1, 0, 255]], np.uint8)
+    known = np.array([[0, 0, 1, 255]], np.uint8)
+    right, wrong = (count(p.astype(bool), target, known) for p in (target, target != 1))
+    assert right == dict(inter_fg=2, union_fg=2, inter_bg=1, union_bg=1, predicted=2, on_known=0, valid=3)
+    assert wrong == dict(inter_fg=0, union_fg=3, inter_bg=0, union_bg=3, predicted=1, on_known=1, valid=3)
+
+
+ZERO = torch.zeros(4, 5, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        ((ZERO[:3], ZERO, ZERO), r"\(3, 5\), \(4, 5\), \(4, 5\)"),
+        ((ZERO.float(), ZERO, ZERO), "float32"),
+        ((ZERO + 255, ZERO, ZERO), "maximum 255"),
+        ((ZERO, ZERO + 2, ZERO), "one class map"),
+        ((ZERO, ZERO, ZERO + 7), "one class map"),
+        ((ZERO, ZERO + 255, ZERO), "one class map"),
+        ((ZERO, ZERO, ZERO + 255), "one class map"),
+    ],
+)
+def test_masks_that_do_not_belong_together_are_refused(bad, words):
+    with pytest.raises(ValueError, match=words):
+        counts(*bad)
+
+
+# --- summarise
+
+
+episode = st.tuples(st.integers(1, 4), masks())
+
+
+def as_rows(episodes):
+    return pd.DataFrame([{"cls": cls, **count(*m)} for cls, m in episodes])
+
+
+@given(st.lists(episode, min_size=1, max_size=8))
+def test_summary_equals_loops_over_all_pixels(episodes):
+    pixels = [(cls, *(int(v) for v in pixel)) for cls, m in episodes for pixel in zip(*(mask.ravel() for mask in m)) if pixel[1] != 255]
+    share = lambda part, whole: len(part) / len(whole) if whole else math.nan
+    per_class = {}
+    for cls in {cls for cls, _ in episodes}:
+        own = [(p, t) for c, p, t, _ in pixels if c == cls]
+        per_class[cls] = share([1 for p, t in own if p and t], [1 for p, t in own if p or t])
+    if any(math.isnan(iou) for iou in per_class.values()):
+        with pytest.raises(ValueError, match="no foreground"):
+            summarise(as_rows(episodes))
+        return
+    summary = summarise(as_rows(episodes))
+    foreground = share([1 for _, p, t, _ in pixels if p and t], [1 for _, p, t, _ in pixels if p or t])
+    background = share([1 for _, p, t, _ in pixels if not p and not t], [1 for _, p, t, _ in pixels if not p or not t])
+    confusion = share([1 for _, p, _, k in pixels if p and k], [1 for _, p, _, _ in pixels if p])
+    assert summary["per_class"] == pytest.approx(per_class)
+    assert summary["miou"] == pytest.approx(sum(per_class.values()) / len(per_class))
+    assert summary["fb_iou"] == pytest.approx((foreground + background) / 2, nan_ok=True)
+    assert summary["confusion"] == pytest.approx(confusion, nan_ok=True)
+
+
+def rows(*values):
+    return pd.DataFrame(values, columns=["cls", *COUNTS])
+
+
+BY_HAND = rows((3, 1, 2, 6, 7, 2, 0, 8), (3, 90, 100, 50, 60, 95, 5, 150), (7, 0, 20, 80, 100, 10, 10, 100))
+
+
+@given(st.permutations(range(3)), st.permutations(["query", "cls", *COUNTS]))
+def test_order_of_rows_and_columns_does_not_matter(order, columns):
+    shuffled = BY_HAND.assign(query="image.jpg").iloc[list(order)][columns]
+    assert summarise(shuffled) == summarise(BY_HAND)
+
+
+def test_classes_weigh_equally_and_pixels_are_summed_first():
+    summary = summarise(BY_HAND)
+    assert summary["per_class"] == pytest.approx({3: 91 / 102, 7: 0.0})
+    assert summary["miou"] == pytest.approx(91 / 204)
+    assert summary["fb_iou"] == pytest.approx((91 / 122 + 136 / 167) / 2)
+    assert summary["confusion"] == pytest.approx(15 / 107)
+    assert all(type(summary[name]) is float for name in ("miou", "fb_iou", "confusion"))
+
+
+def test_nothing_predicted_has_no_confusion():
+    summary = summarise(rows((1, 0, 10, 90, 100, 0, 0, 100)))
+    assert summary["miou"] == 0 and summary["fb_iou"] == 0.45 and math.isnan(summary["confusion"])
+
+
+def test_no_background_anywhere_has_no_fb_iou():
+    assert math.isnan(summarise(rows((1, 10, 10, 0, 0, 10, 0, 10)))["fb_iou"])
+
+
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (BY_HAND[:0], "empty"),
+        (BY_HAND.drop(columns=["cls", "valid"]), "cls, valid"),
+        (rows((4, 0, 0, 9, 9, 0, 0, 9), (5, 1, 1, 8, 8, 1, 0, 9)), "class 4 has no foreground"),
+    ],
+)
+def test_rows_that_cannot_be_summarised_are_refused(bad, words):
+    with pytest.raises(ValueError, match=words):
+        summarise(bad)

@@ -1,0 +1,118 @@
+"""Parity with the published implementation: fixtures from $CELP_GOLDEN, by default ../shared/golden. Any seed, salt, map size, batch or bins."""
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from celp_nb.backbones import Features, load_backbone
+from celp_nb.contrast import load_published, published_backbone_name, published_name, two_path_losses
+from celp_nb.latent import DELTA, sample_latent
+from celp_nb.similarity import known_positions, self_similarity, similar_count
+
+GOLDEN = Path(os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden"))
+KEYS = GOLDEN / "official_keys.json"
+pytestmark = pytest.mark.skipif(not KEYS.is_file(), reason=f"no fixtures in {GOLDEN}; set CELP_GOLDEN")
+
+
+def fill(name, shape, salt=0):
+    "The fixtures' parameters: a function of their official names."
+    g = np.random.RandomState((zlib.crc32(name.encode()) + salt) % 2**32)
+    n = g.standard_normal(shape).astype("float32")
+    if name.endswith("num_batches_tracked"): return np.zeros(shape, "int64")
+    if name.endswith("running_var"): return 1 + 0.1 * np.abs(n)
+    if name.endswith("running_mean"): return 0.1 * n
+    if len(shape) == 1: return 0.5 + 0.05 * n if name.endswith("weight") else 0.1 * n
+    return n * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+
+
+def load(name):
+    path = GOLDEN / f"{name}.npz"
+    if not path.is_file(): pytest.skip(f"no {path}")
+    with np.load(path) as z: data = {k: z[k] for k in z.files}
+    return data, json.loads(str(data.pop("settings")))
+
+
+def official(model, salt, only=lambda name: True):
+    return {k: torch.as_tensor(np.asarray(fill(k, s, salt))) for k, s in json.loads(KEYS.read_text())[model].items() if only(k)}
+
+
+def tensors(data):
+    "Query and support features and masks as our functions take them."
+    t = {k: torch.as_tensor(v) for k, v in data.items() if v.dtype.kind in "fibu"}
+    f = lambda k: t[k].float()
+    query = Features(torch.cat([f("q3"), f("q2")], 1), f("q4"))
+    support = Features(torch.cat([f("s3"), f("s2")], 2), f("s4"))
+    return t, query, support
+
+
+def published_pfenet(settings):
+    backbone, model = load_published(official("pfenet_resnet50", settings["salt"]), settings["ppm"])
+    for m in model.modules():
+        if isinstance(m, torch.nn.Dropout2d): m.p = 0.0
+    return model
+
+
+def close(ours, theirs, rtol=1e-4):
+    theirs = torch.as_tensor(theirs)
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= rtol * theirs.abs().max(), f"off by {(ours - theirs).abs().max() / theirs.abs().max():.2e} relative"
+
+
+@pytest.mark.parametrize("case", ["pfenet_train", "pfenet_train_fixed_bins"])
+def test_training_step(case):
+    data, settings = load(case)
+    t, query, support = tensors(data)
+    size = query.high.shape[-2:]
+    known = known_positions(t["c"], size)
+    assert torch.equal(known, t["known"])
+    N = similar_count(self_similarity(query.high), known, DELTA)
+    assert torch.equal(N.masked_fill(known, 0).float(), t["support_count"])  # published: 0 at known positions, which eq. 3 excludes anyway
+    pseudo, centre = sample_latent(query.high, t["c"], centre=t["centre"])
+    assert torch.equal(pseudo, t["pseudo_mask"]) and torch.equal(centre, t["centre"])
+
+    model = published_pfenet(settings).train()
+    losses = two_path_losses(model, query, support, t["sy"], t["y"], pseudo)
+    resized = lambda x: torch.nn.functional.interpolate(x, t["y"].shape[-2:], mode="bilinear", align_corners=True)
+    close(resized(losses.logits), data["logits"])
+    close(resized(losses.contrast_logits), data["contrast_logits"])
+    for ours, theirs in [(losses.main, "main_loss"), (losses.auxiliary, "aux_loss"), (losses.contrast, "contrast_loss")]:
+        assert ours.item() == pytest.approx(float(data[theirs]), rel=1e-4), theirs
+    losses.total(contrast=0.1, auxiliary=1.0).backward()
+    grads = {n: p.grad.norm().item() for n, p in model.named_parameters()}
+    expected = {published_name(str(n)): float(g) for n, g in zip(data["grad_names"], data["grad_norms"])}
+    assert grads.keys() == expected.keys()
+    for name, norm in expected.items(): assert grads[name] == pytest.approx(norm, rel=1e-3), name
+
+
+@pytest.mark.parametrize("case", ["pfenet_eval_1shot", "pfenet_eval_5shot"])
+@torch.no_grad()
+def test_evaluation(case):
+    data, settings = load(case)
+    t, query, support = tensors(data)
+    logits = published_pfenet(settings).eval()(query, support, t["sy"])
+    close(torch.nn.functional.interpolate(logits, t["y"].shape[-2:], mode="bilinear", align_corners=True), data["logits"])
+
+
+@pytest.mark.parametrize("case,name,model", [("backbone_resnet50", "resnet50_deep", "pfenet_resnet50"), ("backbone_resnet101", "resnet101_deep", "pfenet_resnet101"), ("backbone_vgg16", "vgg16_bn", "pfenet_vgg16")])
+@torch.no_grad()
+def test_backbone(case, name, model):
+    data, settings = load(case)
+    state = official(model, settings["salt"], only=lambda k: k.startswith("layer"))
+    backbone = load_backbone(name, {published_backbone_name(k, name.startswith("vgg")): v for k, v in state.items()})
+    f2 = backbone.layer2(torch.as_tensor(data["x"]))
+    f3 = backbone.layer3(f2)
+    f4 = backbone.layer4(f3)
+    for ours, theirs, step, shape in zip((f2, f3, f4), ("f2", "f3", "f4"), (16, 32, 64), data["shapes"]):
+        assert tuple(ours.shape) == tuple(shape)
+        close(ours[:, ::step][:, :data[theirs].shape[1]], data[theirs])
+
+
+def test_load_published_refuses_what_it_does_not_know():
+    state = official("pfenet_resnet50", 0)
+    del state["res1.0.weight"]
+    with pytest.raises(ValueError, match="1 missing .decoder.fuse.weight"): load_published(state)
+    with pytest.raises(ValueError, match="transformer"): load_published({k: v for k, v in official("cyctr_resnet50", 0).items() if k.startswith("transformer")})
