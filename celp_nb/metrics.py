@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['COUNTS', 'counts', 'ratio', 'summarise']
 
-# %% ../nbs/10_metrics.ipynb #b691d731
+# %% ../nbs/10_metrics.ipynb #2a171f4e
 import pandas as pd
 import torch
 
-# %% ../nbs/10_metrics.ipynb #8868bb88
+# %% ../nbs/10_metrics.ipynb #73a5d1aa
 COUNTS = ("inter_fg", "union_fg", "inter_bg", "union_bg", "predicted", "on_known", "valid")
 
 
@@ -28,12 +28,15 @@ def counts(
         raise ValueError(
             f"the prediction ({prediction.dtype}, maximum {prediction.max()}) is no binary mask: pass bool, such as logits.argmax(0) == 1."
         )
-    triple = known.int() * 512 + target.int() * 2 + prediction.int()
-    table = triple.flatten().bincount(minlength=256 * 512).view(256, 256, 2)  # [known, target, prediction]
-    inside = table[:2, :2]
+    if not target.dtype == known.dtype == torch.uint8:
+        raise ValueError(f"target and known are {target.dtype} and {known.dtype}: pass uint8 masks with 0, 1 and 255.")
+    # In uint8 one more than 255 is 0, so void, no, yes and "anything else" become 0, 1, 2 and 3.
+    triple = (known + 1).clamp_(max=3) * 8 + (target + 1).clamp_(max=3) * 2 + prediction
+    table = triple.flatten().bincount(minlength=32).view(4, 4, 2)  # [known, target, prediction]
+    inside = table[1:3, 1:3]
     (quiet, false), (missed, found) = inside.sum(0).tolist()
     valid = quiet + false + missed + found
-    if valid + int(table[255, 255].sum()) != prediction.numel():
+    if valid + int(table[0, 0].sum()) != prediction.numel():
         raise ValueError(
             "target and known must be masks of the same image, with 0, 1 and 255, and 255 (void) at the same pixels: "
             "make both from one class map with binary_mask and known_mask."
@@ -48,7 +51,7 @@ def counts(
         "valid": valid,
     }
 
-# %% ../nbs/10_metrics.ipynb #8d48708e
+# %% ../nbs/10_metrics.ipynb #9d4f1798
 def ratio(
     part: int,  # a count, 0 .. whole
     whole: int,  # the count it is a share of
