@@ -2,18 +2,19 @@
 
 # %% auto #0
 __all__ = ['MIN_PIXELS', 'fold_classes', 'class_images', 'draw_distinct', 'Episodes', 'enough_images', 'draw_supports',
-           'pairs_per_class', 'images_in_turn', 'write_episodes', 'read_episodes']
+           'pairs_per_class', 'images_in_turn', 'atomic_file', 'write_episodes', 'read_episodes']
 
-# %% ../nbs/01_episodes.ipynb #4719fbb5
+# %% ../nbs/01_episodes.ipynb #0f56509e
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
-# %% ../nbs/01_episodes.ipynb #90ac62b0
+# %% ../nbs/01_episodes.ipynb #4a268468
 def fold_classes(
     n_classes: int,  # C, number of classes in the data set, background not counted
     fold: int,  # which fold, 0 .. n_folds-1
@@ -35,7 +36,7 @@ def fold_classes(
         raise ValueError(f"fold {fold} of {n_folds} is empty with {n_classes} classes: use fewer folds.")
     return classes
 
-# %% ../nbs/01_episodes.ipynb #f23d249c
+# %% ../nbs/01_episodes.ipynb #b6df2d6b
 MIN_PIXELS = 2 * 32 * 32
 
 
@@ -53,7 +54,7 @@ def class_images(
             raise ValueError(f"class {cls} does not exist: classes are numbered 1 to {pixels.shape[1]}.")
     return {int(cls): np.flatnonzero(pixels[:, cls - 1] >= min_pixels) for cls in classes}
 
-# %% ../nbs/01_episodes.ipynb #2c6c96c9
+# %% ../nbs/01_episodes.ipynb #8c9f033d
 def draw_distinct(
     rng: np.random.Generator,
     n: int,  # numbers to draw from: 0 .. n-1, n >= k
@@ -69,7 +70,7 @@ def draw_distinct(
         drawn[:, j] = np.where(taken, top, number)
     return rng.permuted(drawn, axis=1)  # Floyd's sets are uniform, their order is not
 
-# %% ../nbs/01_episodes.ipynb #8096a6b8
+# %% ../nbs/01_episodes.ipynb #921b4707
 class Episodes(NamedTuple):
     """A list of n episodes; images and classes as integers."""
 
@@ -86,7 +87,7 @@ class Episodes(NamedTuple):
             raise ValueError(f"these episodes have {self.support.shape[1]} supports each: {k} shots cannot be taken from them.")
         return Episodes(self.cls, self.query, self.support[:, :k])
 
-# %% ../nbs/01_episodes.ipynb #ed7eee80
+# %% ../nbs/01_episodes.ipynb #2010191a
 def enough_images(
     images: dict[int, np.ndarray],  # class -> image indices, from `class_images`
     shots: int,  # K
@@ -122,7 +123,7 @@ def draw_supports(
         support[rows] = members[drawn]
     return support
 
-# %% ../nbs/01_episodes.ipynb #14dc4b9a
+# %% ../nbs/01_episodes.ipynb #cad26f08
 def pairs_per_class(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -143,7 +144,7 @@ def pairs_per_class(
     query = np.concatenate([members[rng.integers(len(members), size=pairs)] for members in images.values()])
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
-# %% ../nbs/01_episodes.ipynb #44e8f0b0
+# %% ../nbs/01_episodes.ipynb #5a6e8b90
 def images_in_turn(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -171,7 +172,24 @@ def images_in_turn(
     cls = numbers[ranked[query, rank]]
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
-# %% ../nbs/01_episodes.ipynb #39d0145a
+# %% ../nbs/01_episodes.ipynb #46b57577
+@contextmanager
+def atomic_file(
+    path: str | Path,  # the file to write; its folder is made if need be
+    mode: str = "wb",  # "wb" or "w" (UTF-8, line ends as written)
+) -> Iterator[IO]:  # the open file
+    """Write a file as a whole or not at all: under another name first, renamed once it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(part, mode) if "b" in mode else open(part, mode, newline="", encoding="utf-8") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def write_episodes(
     path: str | Path,  # the CSV file to write
     episodes: Episodes,
@@ -186,19 +204,13 @@ def write_episodes(
     if len(set(image_ids)) < len(image_ids):
         twice = next(name for i, name in enumerate(image_ids) if name in image_ids[:i])
         raise ValueError(f"{path}: two images are called '{twice}', so the list could not be replayed; give images different names.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["class", "class_id", "query", *(f"support_{k + 1}" for k in range(episodes.support.shape[1]))])
-            for cls, query, support in zip(episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()):
-                writer.writerow([class_names[cls - 1], cls, image_ids[query], *(image_ids[i] for i in support)])
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_file(path, "w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class", "class_id", "query", *(f"support_{k + 1}" for k in range(episodes.support.shape[1]))])
+        for cls, query, support in zip(episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()):
+            writer.writerow([class_names[cls - 1], cls, image_ids[query], *(image_ids[i] for i in support)])
 
-# %% ../nbs/01_episodes.ipynb #efefc509
+# %% ../nbs/01_episodes.ipynb #d376d930
 def read_episodes(
     path: str | Path,  # a CSV file of `write_episodes`
     image_ids: Sequence[str],  # names of images 0 .. n-1 of the data set to replay it on
