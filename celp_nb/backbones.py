@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['TINY_WEIGHTS', 'BACKBONES', 'dilate_', 'Features', 'Backbone', 'resize', 'tiny_layers', 'tiny_net', 'deepen_stem_',
            'resnet_layers', 'vgg_layers', 'mobilenet_layers', 'load_weights_', 'read_weights', 'load_backbone',
-           'freeze_', 'soft_mask', 'image_features', 'support_features', 'episode_features']
+           'freeze_', 'soft_mask', 'image_features', 'feature_channels', 'support_features', 'episode_features']
 
-# %% ../../../tmp/qx/03_backbones.ipynb #37f6cbb8
+# %% ../../../tmp/qx/03_backbones.ipynb #0d2c957d
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock
 
-# %% ../../../tmp/qx/03_backbones.ipynb #2b866da1
+# %% ../../../tmp/qx/03_backbones.ipynb #8332e151
 def dilate_(stage: nn.Module,   # a stage of a network, changed in place
             dilation: int,      # ≥ 1, positions between two kernel taps
            ) -> nn.Module:      # the same stage
@@ -30,7 +30,7 @@ def dilate_(stage: nn.Module,   # a stage of a network, changed in place
             if conv.kernel_size == (3, 3): conv.dilation = conv.padding = (dilation, dilation)
     return stage
 
-# %% ../../../tmp/qx/03_backbones.ipynb #bfe70d36
+# %% ../../../tmp/qx/03_backbones.ipynb #fa7c45bd
 class Features(NamedTuple):
     "What the rest of the project knows of an image."
     mid: Tensor   # (N, C3 + C2, h, w) float: layer3 and layer2, in this order
@@ -62,7 +62,7 @@ def resize(x: Tensor,               # (N, C, H, W) float
     "Bilinear resizing with aligned corners, as everywhere in the published code; a map that already fits is returned as it is."
     return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)
 
-# %% ../../../tmp/qx/03_backbones.ipynb #21730064
+# %% ../../../tmp/qx/03_backbones.ipynb #b6c45a2d
 def tiny_layers() -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2 (96 channels, stride 8), layer3 (144), layer4 (224)
     "A small residual network with the stages of a ResNet: 1.3 M parameters for the bundled samples."
     def stage(cin, cout, stride):
@@ -115,7 +115,7 @@ def mobilenet_layers(net: tv.MobileNetV2) -> tuple[nn.Module, nn.Module, nn.Modu
     "Cut MobileNetV2 at strides 8 and 16; what follows is dilated as in the ResNets."
     return net.features[:7], dilate_(net.features[7:14], 2), dilate_(net.features[14:18], 4)
 
-# %% ../../../tmp/qx/03_backbones.ipynb #cbe09f5b
+# %% ../../../tmp/qx/03_backbones.ipynb #da7289f0
 TINY_WEIGHTS = Path(celp_nb.__file__).parent / "weights" / "tiny.pth"
 
 #: name → (how to build it, how to cut it in three, where its weights come from: a file, torchvision, or nowhere; the classifier's head, which is not used)
@@ -130,7 +130,7 @@ BACKBONES = {
     "resnet101_deep": (lambda: deepen_stem_(tv.resnet101()), resnet_layers, None, ("fc.",)),
 }
 
-# %% ../../../tmp/qx/03_backbones.ipynb #531c8e12
+# %% ../../../tmp/qx/03_backbones.ipynb #186e003a
 def load_weights_(net: nn.Module,       # a network, changed in place
                   state: dict,          # names → tensors of any floating type
                   source: str,          # where they come from, for the message
@@ -185,7 +185,7 @@ def load_backbone(name: str,                            # one of `BACKBONES`
         except Exception as e: raise RuntimeError(f"the ImageNet weights of {name} could not be downloaded from {source} ({e}); fetch the file elsewhere and give it as weights=PATH.") from e
     return freeze_(Backbone(name, *cut(load_weights_(net, state, source, unused))))
 
-# %% ../../../tmp/qx/03_backbones.ipynb #2b6e2d94
+# %% ../../../tmp/qx/03_backbones.ipynb #3aa16a65
 def freeze_(net: nn.Module,  # a network in evaluation mode, changed in place
            ) -> nn.Module:   # the same network
     "Fold each batch norm into the convolution in front of it, and forbid gradients."
@@ -198,7 +198,7 @@ def freeze_(net: nn.Module,  # a network in evaluation mode, changed in place
             before, last = child, key
     return net.requires_grad_(False).eval()
 
-# %% ../../../tmp/qx/03_backbones.ipynb #b539fade
+# %% ../../../tmp/qx/03_backbones.ipynb #e49f82ca
 def soft_mask(mask: Tensor,            # (N, H, W) integer: 1 foreground, anything else not
               size: tuple[int, int],   # (h, w) of the feature map
              ) -> Tensor:              # (N, 1, h, w) float in [0, 1]
@@ -213,6 +213,12 @@ def image_features(backbone: Backbone,
     "Middle and high features of whole images: what a query needs."
     mid, f3 = backbone(image)
     return Features(mid, backbone.layer4(f3))
+
+
+def feature_channels(backbone: Backbone) -> tuple[int, int]:  # channels of `Features.mid` and of `Features.high`
+    "How wide a backbone's features are, seen on an empty image."
+    features = image_features(backbone, torch.zeros(1, 3, 33, 33, device=next(backbone.parameters()).device))
+    return features.mid.shape[1], features.high.shape[1]
 
 
 @torch.no_grad()
