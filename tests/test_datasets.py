@@ -639,6 +639,19 @@ def test_each_step_is_drawn_half_of_the_time(monkeypatch):
         assert counts == {**dict.fromkeys(counts, 0), name: 1}
 
 
+def test_rotation_brings_in_void_and_the_mean_colour():
+    image, mask = np.full((65, 65, 3), 255, np.uint8), np.ones((65, 65), np.uint8)
+    turning = ds.Recipe(65, 65, (1, 1), 30.0, rotation_probability=1, blur_probability=0)
+    seen = 0
+    for seed in range(6):
+        x, m = ds.augment(image, mask, 1, turning, np.random.default_rng(seed))
+        assert set(np.unique(m)) <= {1, 255}
+        clear = torch.nn.functional.max_pool2d((m == 1).float()[None], 5, 1, 2)[0] == 0  # void, away from the softened edge
+        assert (x[:, clear].abs() < 0.01).all()
+        seen += clear.sum().item()
+    assert seen > 500
+
+
 def test_crop_is_drawn_again_until_it_keeps_enough():
     one = np.zeros((200, 200), bool)
     one[90:110, 20:40] = True
