@@ -10,7 +10,7 @@ __all__ = ['PASCAL_CLASSES', 'COCO_CLASSES', 'VOID', 'OKABE_ITO', 'IMAGENET_MEAN
            'binary_mask', 'Recipe', 'round_side', 'as_pair', 'rescale', 'rotate', 'place_crop', 'crop', 'augment',
            'fit_square', 'Batch', 'TrainingEpisodes']
 
-# %% ../nbs/02_datasets.ipynb #8146e804
+# %% ../nbs/02_datasets.ipynb #c9b3f29a
 import hashlib
 import json
 import os
@@ -34,7 +34,7 @@ from torchvision.transforms.v2 import functional as F
 import celp_nb
 from .episodes import Episodes, atomic_file
 
-# %% ../nbs/02_datasets.ipynb #cf5a8744
+# %% ../nbs/02_datasets.ipynb #310435e3
 PASCAL_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
     "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -63,7 +63,7 @@ class ImageSet:
     pixels: np.ndarray  # (n, C) int64, pixels of each class in each image at native size
     interleaved: bool = False  # how folds are cut, see `fold_classes`
 
-# %% ../nbs/02_datasets.ipynb #221fc155
+# %% ../nbs/02_datasets.ipynb #9fcfa44d
 OKABE_ITO = {  # a palette that colour-blind readers can tell apart
     "black": "#000000", "orange": "#E69F00", "sky": "#56B4E9", "green": "#009E73",
     "yellow": "#F0E442", "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7",
@@ -129,7 +129,7 @@ def show_images(
     fig.suptitle(suptitle)
     return fig
 
-# %% ../nbs/02_datasets.ipynb #ce9e6d4d
+# %% ../nbs/02_datasets.ipynb #a66408eb
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded to its end."""
 
@@ -170,7 +170,7 @@ def read_image(
     """Read a photograph; raises UnreadableImage naming the file."""
     return np.array(open_image(image_set.image_paths[i]).convert("RGB"))
 
-# %% ../nbs/02_datasets.ipynb #c95ea4e3
+# %% ../nbs/02_datasets.ipynb #712d5756
 def fingerprint(
     paths: Sequence[Path],  # existing files, in order
 ) -> str:  # 40 hex digits
@@ -204,7 +204,7 @@ def cached(
         warnings.warn(f"the index of {name} could not be kept in {folder} ({error}); set CELP_CACHE to a folder that can be written.", stacklevel=2)
     return arrays
 
-# %% ../nbs/02_datasets.ipynb #b695bdf3
+# %% ../nbs/02_datasets.ipynb #8dd0a178
 STRIDE = 8  # image pixels per feature position
 
 
@@ -266,7 +266,7 @@ def pixel_index(
         warnings.warn(f"{name}: {len(bad)} of {len(image_paths)} images are unreadable and were skipped, the first: {kept['problems'][bad[0]]}")
     return counts, np.flatnonzero(kept["problems"] == "")
 
-# %% ../nbs/02_datasets.ipynb #4c4b1e67
+# %% ../nbs/02_datasets.ipynb #a8878ef3
 def _mask_of(read_mask: Callable[[int], np.ndarray], indices: np.ndarray, i: int) -> np.ndarray:
     return read_mask(int(indices[i]))
 
@@ -311,7 +311,7 @@ def _finish(
         raise ValueError(f"{name}: none of its {len(ids)} images can be read.")
     return whole if len(readable) == len(ids) else subset(whole, readable)
 
-# %% ../nbs/02_datasets.ipynb #47e86ffe
+# %% ../nbs/02_datasets.ipynb #193d3bde
 def read_split(
     path: Path,  # text file, one image name a line
 ) -> list[str]:  # the names
@@ -359,7 +359,7 @@ def read_class_names(
         raise ValueError(f"{path}: {len(names)} class names, {len(set(names))} of them different; write 1 to 254 different names, one a line.")
     return names
 
-# %% ../nbs/02_datasets.ipynb #a6865453
+# %% ../nbs/02_datasets.ipynb #83937835
 def voc_layout(
     root: str | Path,  # the folder with ImageSets, JPEGImages and SegmentationClass
     split: str,  # name of a list in ImageSets/Segmentation, such as "train"
@@ -407,7 +407,7 @@ def samples(
         raise FileNotFoundError(f"{root}: the bundled samples are not there; install from a clone of the repository with `pip install -e .`.")
     return voc_layout(root, split, name="samples")
 
-# %% ../nbs/02_datasets.ipynb #583242cb
+# %% ../nbs/02_datasets.ipynb #0b66ad8f
 class Outlines(NamedTuple):
     """The annotations of n images as flat arrays: those of image i are first[i] .. first[i+1]-1."""
 
@@ -460,7 +460,7 @@ def run_lengths(
     counts = segmentation["counts"]
     return counts.encode() if isinstance(counts, str) else counts
 
-# %% ../nbs/02_datasets.ipynb #2ea6e8d8
+# %% ../nbs/02_datasets.ipynb #dc5cd5a6
 def parse_coco(
     path: Path,  # a COCO instances file
 ) -> dict[str, np.ndarray]:  # the fields of Outlines, "files" (n,) and "names" (C,)
@@ -546,7 +546,7 @@ def coco_layout(
     counts, readable = pixel_index(f"{root} {split}", image_paths, [path], read_mask, skip_unreadable)
     return _finish(name or root.name, ids, image_paths, read_mask, image_paths, names, counts, readable)
 
-# %% ../nbs/02_datasets.ipynb #1f0f5689
+# %% ../nbs/02_datasets.ipynb #5828dd7a
 PASCAL_COUNTS = {"train": 5953, "val": 1449}
 COCO_TRAIN_COUNT = 82081
 
@@ -640,7 +640,7 @@ def coco20i(
         warnings.warn(f"{root}: {len(whole.ids)} annotated training images instead of {COCO_TRAIN_COUNT}: scores from it are not COCO-20i scores.")
     return replace(whole, interleaved=True)
 
-# %% ../nbs/02_datasets.ipynb #5015ec24
+# %% ../nbs/02_datasets.ipynb #2bdd7f93
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO's word -> VOC's
 
 
@@ -683,7 +683,7 @@ def merge(
     read_mask = partial(_merged_mask, a.read_mask, len(a.ids), b.read_mask, table)
     return ImageSet(f"{a.name}+{b.name}", ids, [*a.image_paths, *b.image_paths], read_mask, names, pixels, a.interleaved)
 
-# %% ../nbs/02_datasets.ipynb #a33ab61f
+# %% ../nbs/02_datasets.ipynb #739e21b7
 def known_mask(
     class_map: np.ndarray | torch.Tensor,  # uint8, values 0 .. C and 255
     classes: Sequence[int],  # classes to mark
@@ -704,7 +704,7 @@ def binary_mask(
     """Mark one class, void kept."""
     return known_mask(class_map, [cls])
 
-# %% ../nbs/02_datasets.ipynb #082904d4
+# %% ../nbs/02_datasets.ipynb #c9ec4f67
 @dataclass(frozen=True)
 class Recipe:
     """How training images are augmented. The defaults are the published ones for PASCAL-5i."""
@@ -740,7 +740,7 @@ def round_side(
         warnings.warn(f"side {side} is not of the form 8n+1; {rounded} is used.")
     return rounded
 
-# %% ../nbs/02_datasets.ipynb #01bc1451
+# %% ../nbs/02_datasets.ipynb #ed0af325
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]  # an image (3, H, W) uint8 and its class map (H, W) uint8
 
 
@@ -813,7 +813,7 @@ def crop(
     top, left = place_crop((mask == cls).numpy(), recipe.side, recipe.keep, recipe.tries, rng)
     return tuple(F.crop(x, top, left, recipe.side, recipe.side) for x in (image, mask))
 
-# %% ../nbs/02_datasets.ipynb #d4403e9c
+# %% ../nbs/02_datasets.ipynb #692ca84a
 def augment(
     image: np.ndarray,  # (H, W, 3) uint8
     mask: np.ndarray,  # (H, W) uint8, values 0 .. C and 255
@@ -849,7 +849,7 @@ def fit_square(
     image, mask = F.pad(image, padding, fill=0), F.pad(mask, padding, fill=VOID)
     return normalise(image.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor).contiguous()
 
-# %% ../nbs/02_datasets.ipynb #99873a30
+# %% ../nbs/02_datasets.ipynb #cb8deb76
 class Batch(NamedTuple):
     """B episodes as tensors; one episode (an item of `TrainingEpisodes`) is the same without the first axis."""
 

@@ -4,7 +4,7 @@
 __all__ = ['MIN_PIXELS', 'fold_classes', 'class_images', 'draw_distinct', 'Episodes', 'enough_images', 'draw_supports',
            'pairs_per_class', 'images_in_turn', 'atomic_file', 'write_episodes', 'read_episodes']
 
-# %% ../nbs/01_episodes.ipynb #0f56509e
+# %% ../nbs/01_episodes.ipynb #09e3b1d6
 import csv
 import os
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-# %% ../nbs/01_episodes.ipynb #4a268468
+# %% ../nbs/01_episodes.ipynb #12dd3d9a
 def fold_classes(
     n_classes: int,  # C, number of classes in the data set, background not counted
     fold: int,  # which fold, 0 .. n_folds-1
@@ -36,7 +36,7 @@ def fold_classes(
         raise ValueError(f"fold {fold} of {n_folds} is empty with {n_classes} classes: use fewer folds.")
     return classes
 
-# %% ../nbs/01_episodes.ipynb #b6df2d6b
+# %% ../nbs/01_episodes.ipynb #60ae7ed6
 MIN_PIXELS = 2 * 32 * 32
 
 
@@ -54,7 +54,7 @@ def class_images(
             raise ValueError(f"class {cls} does not exist: classes are numbered 1 to {pixels.shape[1]}.")
     return {int(cls): np.flatnonzero(pixels[:, cls - 1] >= min_pixels) for cls in classes}
 
-# %% ../nbs/01_episodes.ipynb #8c9f033d
+# %% ../nbs/01_episodes.ipynb #33cdbc67
 def draw_distinct(
     rng: np.random.Generator,
     n: int,  # numbers to draw from: 0 .. n-1, n >= k
@@ -70,7 +70,7 @@ def draw_distinct(
         drawn[:, j] = np.where(taken, top, number)
     return rng.permuted(drawn, axis=1)  # Floyd's sets are uniform, their order is not
 
-# %% ../nbs/01_episodes.ipynb #921b4707
+# %% ../nbs/01_episodes.ipynb #153dfd27
 class Episodes(NamedTuple):
     """A list of n episodes; images and classes as integers."""
 
@@ -87,7 +87,7 @@ class Episodes(NamedTuple):
             raise ValueError(f"these episodes have {self.support.shape[1]} supports each: {k} shots cannot be taken from them.")
         return Episodes(self.cls, self.query, self.support[:, :k])
 
-# %% ../nbs/01_episodes.ipynb #2010191a
+# %% ../nbs/01_episodes.ipynb #58bb153a
 def enough_images(
     images: dict[int, np.ndarray],  # class -> image indices, from `class_images`
     shots: int,  # K
@@ -123,7 +123,7 @@ def draw_supports(
         support[rows] = members[drawn]
     return support
 
-# %% ../nbs/01_episodes.ipynb #cad26f08
+# %% ../nbs/01_episodes.ipynb #d33f7439
 def pairs_per_class(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -144,7 +144,7 @@ def pairs_per_class(
     query = np.concatenate([members[rng.integers(len(members), size=pairs)] for members in images.values()])
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
-# %% ../nbs/01_episodes.ipynb #5a6e8b90
+# %% ../nbs/01_episodes.ipynb #8cde1752
 def images_in_turn(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -172,7 +172,7 @@ def images_in_turn(
     cls = numbers[ranked[query, rank]]
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
-# %% ../nbs/01_episodes.ipynb #46b57577
+# %% ../nbs/01_episodes.ipynb #0336fedb
 @contextmanager
 def atomic_file(
     path: str | Path,  # the file to write; its folder is made if need be
@@ -210,7 +210,7 @@ def write_episodes(
         for cls, query, support in zip(episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()):
             writer.writerow([class_names[cls - 1], cls, image_ids[query], *(image_ids[i] for i in support)])
 
-# %% ../nbs/01_episodes.ipynb #d376d930
+# %% ../nbs/01_episodes.ipynb #e6b9a2f3
 def read_episodes(
     path: str | Path,  # a CSV file of `write_episodes`
     image_ids: Sequence[str],  # names of images 0 .. n-1 of the data set to replay it on

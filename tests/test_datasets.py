@@ -717,8 +717,9 @@ def test_training_item_depends_on_seed_and_number_alone(episodes_of_stripes):
 def test_training_item_fields(episodes_of_stripes):
     image_set, episodes = episodes_of_stripes
     still = ds.Recipe(57, 57, (1, 1), rotation_probability=0, blur_probability=0, flip_probability=0)
-    item = ds.TrainingEpisodes(image_set, episodes, [1, 3], still, 0)[4]
-    cls, query, support = (int(episodes.cls[4]), int(episodes.query[4]), episodes.support[4].tolist())
+    i = next(i for i in range(20) if (image_set.pixels[episodes.query[i]][[0, 2]] > 0).all())  # both training classes in the query
+    item = ds.TrainingEpisodes(image_set, episodes, [1, 3], still, 0)[i]
+    cls, query, support = (int(episodes.cls[i]), int(episodes.query[i]), episodes.support[i].tolist())
     assert item.query.shape == (3, 57, 57) and item.support.shape == (2, 3, 57, 57) and item.support_mask.shape == (2, 57, 57)
     assert item.cls.dtype == torch.int64 and item.cls.item() == cls
     rows = slice((57 - 40) // 2, (57 - 40) // 2 + 40)
@@ -726,7 +727,11 @@ def test_training_item_fields(episodes_of_stripes):
         old = image_set.read_mask(i)
         assert mask.dtype == torch.uint8 and (mask[rows, :56].numpy() == np.where(old == 255, 255, old == cls)).all()
     old = image_set.read_mask(query)
-    assert (item.known[rows, :56].numpy() == np.where(old == 255, 255, np.isin(old, [1, 3]))).all(), "class 2 is latent: background"
+    assert (item.known[rows, :56].numpy() == np.where(old == 255, 255, np.isin(old, [1, 3]))).all()
+    partly = next(i for i in range(20) if image_set.pixels[episodes.query[i], 1] > 0)
+    item = ds.TrainingEpisodes(image_set, episodes, [1, 3], still, 0)[partly]
+    old = image_set.read_mask(int(episodes.query[partly]))
+    assert (item.known[rows, :56].numpy()[old == 2] == 0).all(), "class 2 is latent: background"
 
 
 def test_episodes_of_hidden_classes_are_refused(episodes_of_stripes):
