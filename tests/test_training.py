@@ -1,0 +1,442 @@
+"""Training and evaluation: one small truth each about the loop, checkpoints, resuming, caches and scores."""
+import copy
+import math
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from celp_nb.backbones import Features, episode_features, load_backbone
+from celp_nb.contrast import FewShotModel, two_path_losses
+from celp_nb.datasets import Batch, ImageSet, Recipe, TrainingEpisodes, augment, binary_mask, fit_square, known_mask, read_image, samples
+from celp_nb.episodes import Episodes, fold_classes, images_in_turn
+from celp_nb.evaluation import all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
+from celp_nb.pfenet import PFENet
+from celp_nb.priors import support_prior
+from celp_nb.training import (METHODS, Method, Optimisation, Step, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint, sgd, train_step)
+
+SIDE = 81
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone("tiny")
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return samples("train")
+
+
+TRAIN_CLASSES = [c for c in range(1, 21) if c not in fold_classes(20, 0)]
+RECIPE = Recipe(side=SIDE, reference=161, rotation_probability=0.0)
+
+
+@pytest.fixture(scope="module")
+def training(scenes):
+    return TrainingEpisodes(scenes, images_in_turn(scenes.pixels, TRAIN_CLASSES, 24, 1, 0, min_pixels=1000), TRAIN_CLASSES, RECIPE, 0)
+
+
+def model(seed=0, width=16, channels=240):
+    torch.manual_seed(seed)
+    return FewShotModel(channels, PFENet(width, (1.0, 0.5)), width)
+
+
+@pytest.fixture(scope="module")
+def steps(backbone, training):
+    "Twelve steps of two episodes, computed once."
+    made = list(online_steps(backbone, training, 2))
+    return lambda start: iter(made[start:])
+
+
+BOTH = dict(METHODS)
+LATENT = Method(delta=0.3, sigma=3)  # a region in nearly every image, whatever the weights
+SHORT = Optimisation(iterations=6, batch=2, lr=0.01)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- learning
+
+
+def test_overfitting_four_episodes(backbone, scenes):
+    "A few seconds of training on four episodes: the loss falls and the masks are right."
+    episodes = images_in_turn(scenes.pixels, TRAIN_CLASSES, 4, 1, 1, min_pixels=3000)
+    still = Recipe(121, 161, (1.0, 1.0), rotation_probability=0, blur_probability=0, flip_probability=0)
+    rows = Batch(*(torch.stack(x) for x in zip(*TrainingEpisodes(scenes, episodes, TRAIN_CLASSES, still, 0))))
+    query, support = episode_features(backbone, rows.query, rows.support, rows.support_mask)
+    step = Step(query, support, rows.support_mask, rows.target.long(), rows.known)
+    torch.manual_seed(0)
+    net = FewShotModel(query.mid.shape[1], PFENet(48, (1.0,), dropout=0.0), 48, dropout=0.0)
+    history = fit({"CE": net}, {"CE": Method()}, lambda start: (step for _ in range(140)), Optimisation(140, 4, 0.2), 0)["CE"]
+    assert history[-1]["main"] < 0.1 * history[0]["main"] and history[-1]["auxiliary"] < 0.1 * history[0]["auxiliary"] and history[0]["latent"] > 0
+    with torch.no_grad(): logits = net(query, support, rows.support_mask)
+    found = torch.nn.functional.interpolate(logits, rows.target.shape[-2:], mode="bilinear", align_corners=True).argmax(1)
+    ious = [((f == 1) & (t == 1)).sum() / (((f == 1) | (t == 1)) & (t != 255)).sum() for f, t in zip(found, rows.target)]
+    assert sum(ious) / 4 > 0.9
+
+
+def test_schedule():
+    "lr (1 - step / iterations)^0.9: whole at first, 0.9 of the power at the middle, next to nothing in the last step."
+    opt = Optimisation(iterations=1000, lr=0.025)
+    assert opt.lr_at(0) == 0.025 and opt.lr_at(1000) == 0
+    for step in (1, 250, 500, 999): assert opt.lr_at(step) == pytest.approx(0.025 * math.exp(0.9 * math.log(1 - step / 1000)))
+    assert Optimisation().lr == pytest.approx(10 * 2.5e-3) and Optimisation().power == 0.9 and Optimisation().momentum == 0.9 and Optimisation().weight_decay == 1e-4
+
+
+def test_a_step_is_one_step_of_sgd_at_its_rate(steps):
+    data, ours = next(steps(0)), model()
+    plain, optimiser = copy.deepcopy(ours), sgd(ours, SHORT)
+    train_step(ours, optimiser, Method(0.0), data, 0.125, 7)
+    torch.manual_seed(7)
+    plain.train()
+    losses = two_path_losses(plain, data.query, data.support, data.support_mask, data.target, None)
+    (losses.main + losses.auxiliary).backward()
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters()):
+        assert torch.allclose(a, b - 0.125 * (b.grad + 1e-4 * b), atol=1e-6), name
+
+
+def test_fit_follows_the_schedule_and_reports_every_step(steps):
+    seen, net = [], model()
+    before = copy.deepcopy(net.state_dict())
+    history = fit({"a": net}, {"a": LATENT}, steps, SHORT, 0, report=lambda step, losses: seen.append((step, losses["a"])))
+    assert [s for s, _ in seen] == list(range(6)) and [h for _, h in seen] == history["a"]
+    assert all(set(h) == {"main", "auxiliary", "contrast", "latent"} and 0 <= h["latent"] <= 1 for h in history["a"])
+    assert not net.training and not same(before, net.state_dict())
+    still = model()
+    fit({"a": still}, {"a": LATENT}, steps, Optimisation(6, 2, 0.0), 0)
+    assert same(still.state_dict(), before)
+
+
+# --- the same, again
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(steps):
+    def run(seed):
+        net = model()
+        torch.manual_seed(np.random.default_rng().integers(1 << 30))  # whatever happened before does not matter
+        return fit({"a": net}, {"a": LATENT}, steps, SHORT, seed), net.state_dict()
+    (h1, s1), (h2, s2), (h3, s3) = run(0), run(0), run(1)
+    assert h1 == h2 and same(s1, s2) and not same(s1, s3)
+
+
+def test_side_by_side_is_alone(steps):
+    together = {"PFENet": model(), "PFENet+CE": model()}
+    methods = {"PFENet": METHODS["PFENet"], "PFENet+CE": LATENT}
+    both = fit(together, methods, steps, SHORT, 3)
+    for name in methods:
+        alone = model()
+        history = fit({name: alone}, {name: methods[name]}, steps, SHORT, 3)
+        assert history[name] == both[name] and same(alone.state_dict(), together[name].state_dict())
+    assert not same(together["PFENet"].state_dict(), together["PFENet+CE"].state_dict())
+
+
+class Killed(Exception): pass
+
+
+@pytest.mark.parametrize("killed_at, every", [(3, 2), (5, 2), (1, 1)])
+def test_resuming_is_the_same_to_the_bit(killed_at, every, steps, tmp_path):
+    methods = {"PFENet": METHODS["PFENet"], "PFENet+CE": LATENT}
+    straight = {n: model() for n in methods}
+    expected = fit(straight, methods, steps, SHORT, 0)
+    path, asked = tmp_path / "run" / "last.pt", []
+    def kill(step, losses):
+        if step == killed_at: raise Killed
+    with pytest.raises(Killed): fit({n: model() for n in methods}, methods, steps, SHORT, 0, path, every, kill)
+    resumed = {n: model(seed=9) for n in methods}  # its own weights do not matter
+    torch.manual_seed(99)
+    def noting(start):
+        asked.append(start)
+        return steps(start)
+    history = fit(resumed, methods, noting, SHORT, 0, path, every)
+    assert asked == [killed_at // every * every]
+    assert history == expected and all(same(resumed[n].state_dict(), straight[n].state_dict()) for n in methods)
+    done = {n: model(seed=9) for n in methods}  # and a run that is over is only loaded
+    assert fit(done, methods, lambda start: pytest.fail("nothing is left to do"), SHORT, 0, path) == expected
+    assert same(done["PFENet"].state_dict(), straight["PFENet"].state_dict())
+
+
+def test_online_steps_resume_at_the_same_episodes(backbone, training):
+    whole, rest = list(online_steps(backbone, training, 4)), list(online_steps(backbone, training, 4, start=4))
+    assert len(whole) == 6 and len(rest) == 2
+    for a, b in zip(whole[4:], rest):
+        assert torch.equal(a.target, b.target) and torch.equal(a.query.mid, b.query.mid) and torch.equal(a.support.high, b.support.high)
+
+
+# --- what goes wrong
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_does_harm(steps, tmp_path):
+    path, nets = tmp_path / "last.pt", {"a": model()}
+    made = list(steps(0))
+    bad = made[3]._replace(query=Features(made[3].query.mid * math.nan, made[3].query.high))
+    with pytest.raises(FloatingPointError, match=re.escape("step 3: the loss of a is nan; lower the learning rate (now ") + r".*last good checkpoint is .*last\.pt"):
+        fit(nets, {"a": Method(0.0)}, lambda start: iter(made[start:3] + [bad] + made[4:]), SHORT, 0, path, every=2)
+    assert all(torch.isfinite(v).all() for v in nets["a"].state_dict().values())
+    saved = load_checkpoint(path)
+    assert saved["step"] == 2
+    clean = {"a": model()}
+    assert fit(clean, {"a": Method(0.0)}, steps, SHORT, 0, path)["a"] == fit({"a": model()}, {"a": Method(0.0)}, steps, SHORT, 0)["a"]
+
+
+def test_weights_and_momentum_are_untouched_by_a_bad_step(steps):
+    data, net = next(steps(0)), model()
+    optimiser = sgd(net, SHORT)
+    train_step(net, optimiser, Method(0.0), data, 0.01, 0)
+    before, momentum = copy.deepcopy(net.state_dict()), copy.deepcopy(optimiser.state_dict()["state"])
+    with pytest.raises(FloatingPointError, match="PFENet is nan"):
+        train_step(net, optimiser, Method(0.0), data._replace(query=Features(data.query.mid * math.inf * 0, data.query.high)), 0.01, 1, "PFENet")
+    assert same(net.state_dict(), before)
+    for i, s in optimiser.state_dict()["state"].items(): assert torch.equal(s["momentum_buffer"], momentum[i]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("change", [dict(opt=Optimisation(iterations=6, batch=2, lr=0.02)), dict(seed=1), dict(methods={"a": Method(0.2)})])
+def test_a_checkpoint_of_another_run_is_refused(change, steps, tmp_path):
+    path, settings = tmp_path / "last.pt", dict(methods={"a": Method(0.0)}, steps=steps, opt=SHORT, seed=0)
+    fit({"a": model()}, **settings, checkpoint=path)
+    before, net = path.read_bytes(), model(seed=5)
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="last.pt was written with other settings"): fit({"a": net}, **{**settings, **change}, checkpoint=path)
+    assert path.read_bytes() == before and same(net.state_dict(), state)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"not a checkpoint", lambda b: b[:2000] + bytes(len(b) - 4000) + b[-2000:]])
+def test_a_damaged_checkpoint_is_named(damage, steps, tmp_path):
+    path = tmp_path / "last.pt"
+    fit({"a": model()}, {"a": Method(0.0)}, steps, SHORT, 0, path)
+    path.write_bytes(damage(path.read_bytes()))
+    net = model(seed=5)
+    state = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=re.escape(str(path))): fit({"a": net}, {"a": Method(0.0)}, steps, SHORT, 0, path)
+    assert same(net.state_dict(), state)
+
+
+@pytest.mark.xfail(strict=True, reason="fit looks for its own entries without asking whether they are there")
+def test_a_file_that_is_no_checkpoint_is_named(steps, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(model().state_dict(), path)
+    with pytest.raises(ValueError, match="weights.pth"): fit({"a": model()}, {"a": Method(0.0)}, steps, SHORT, 0, path)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint .*gone.pt"): load_checkpoint(tmp_path / "gone.pt")
+
+
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, step=1, models={"a": {"w": torch.ones(3)}})
+    before = path.read_bytes()
+    def fails(state, file):
+        file.write(b"half of it")
+        raise OSError("no space left on device")
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="no space"): save_checkpoint(path, step=2)
+    assert path.read_bytes() == before and load_checkpoint(path)["step"] == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_too_few_episodes(steps):
+    with pytest.raises(ValueError, match="ran out after 12 of 20 steps; draw 40"): fit({"a": model()}, {"a": Method(0.0)}, steps, Optimisation(20, 2), 0)
+
+
+# --- cached features
+
+
+def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, tmp_path):
+    first, second = (list(cached_steps(tmp_path, backbone, training, 2, views=2)) for _ in range(2))
+    files = sorted(tmp_path.rglob("*.npy"))
+    for a, b in zip(first, second):
+        assert torch.equal(a.query.mid, b.query.mid) and torch.equal(a.support.high, b.support.high) and torch.equal(a.target, b.target)
+    assert sorted(tmp_path.rglob("*.npy")) == files and len(first) == 12
+    for n in (0, 5, 11):
+        for b in range(2):
+            i, step = 2 * n + b, first[n]
+            cls, query, support = (int(x[i].ravel()[0]) for x in training.episodes)
+            matches = []
+            for view_q in range(2):  # which of the two views was drawn is the cache's own affair, but it is one of them
+                for view_s in range(2):
+                    crops = [augment(read_image(training.image_set, j), training.image_set.read_mask(j), cls, RECIPE, np.random.default_rng([0, j, cls, v])) for j, v in ((query, view_q), (support, view_s))]
+                    (xq, mq), (xs, ms) = crops
+                    q, s = episode_features(backbone, xq[None], xs[None, None], binary_mask(ms, cls)[None, None])
+                    same_masks = torch.equal(step.target[b], binary_mask(mq, cls).long()) and torch.equal(step.support_mask[b, 0], binary_mask(ms, cls)) and torch.equal(step.known[b], known_mask(mq, TRAIN_CLASSES))
+                    near = lambda a, b: (a - b).abs().max() <= 2e-3 * b.abs().max()  # half precision on disk
+                    matches.append(same_masks and near(step.query.mid[b], q.mid[0]) and near(step.query.high[b], q.high[0]) and near(step.support.mid[b], s.mid[0]) and near(step.support.high[b], s.high[0]))
+            assert sum(matches) == 1
+    rest = list(cached_steps(tmp_path, backbone, training, 2, views=2, start=10))
+    assert len(rest) == 2 and torch.equal(rest[0].query.mid, first[10].query.mid) and torch.equal(rest[1].target, first[11].target)
+
+
+def test_caches_of_different_backbones_and_recipes_do_not_mix(backbone, training, scenes, tmp_path):
+    torch.manual_seed(1)
+    other_backbone = load_backbone("tiny", "random")
+    other_recipe = TrainingEpisodes(scenes, training.episodes, TRAIN_CLASSES, Recipe(side=SIDE, reference=161, blur=3), 0)
+    other_seed = TrainingEpisodes(scenes, training.episodes, TRAIN_CLASSES, RECIPE, 1)
+    for b, t in [(backbone, training), (other_backbone, training), (backbone, other_recipe), (backbone, other_seed)]: next(cached_steps(tmp_path, b, t, 2, views=1))
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+# --- evaluation
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    "Six images of different shapes with classes 1 to 3 and void."
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    masks, paths = [], []
+    for i, (h, w) in enumerate([(40, 56), (64, 41), (56, 56), (30, 70), (57, 40), (48, 64)]):
+        mask = np.zeros((h, w), np.uint8)
+        for c in (1, 2, 3): mask[(c - 1) * h // 3: c * h // 3 - 2, rng.integers(0, w // 3): w - rng.integers(0, w // 3)] = c
+        mask[:, -2:] = 255
+        image = rng.integers(0, 256, (h, w, 3)).astype(np.uint8) // 2 + (mask[..., None] % 4 * 40).astype(np.uint8)
+        paths.append(root / f"{i}.png")
+        Image.fromarray(image).save(paths[-1])
+        masks.append(mask)
+    pixels = np.array([[(m == c).sum() for c in (1, 2, 3)] for m in masks])
+    return ImageSet("photographs", [p.stem for p in paths], paths, lambda i: masks[i].copy(), ["a", "b", "c"], pixels), masks
+
+
+LIST = Episodes(np.array([3, 2, 3]), np.array([0, 1, 3]), np.array([[1, 2], [3, 0], [4, 5]]))
+
+
+def slow_rows(net, backbone, data, masks, episodes, K, train_classes, side):
+    "One episode after the other, one image after the other, one pixel after the other."
+    rows = []
+    for c, q, supports in zip(*(x.tolist() for x in episodes)):
+        def square(i): return fit_square(read_image(data, i), masks[i], side)
+        def features(x, weight=None):
+            f2 = backbone.layer2(x[None])
+            f3 = backbone.layer3(f2)
+            return torch.cat([f3, f2], 1)[0], backbone.layer4(f3 if weight is None else f3 * torch.nn.functional.interpolate(weight[None, None], f3.shape[-2:], mode="bilinear", align_corners=True))[0]
+        with torch.no_grad():
+            query = features(square(q)[0])
+            shots = [(*features(x, (m == c).float()), (m == c).byte()) for x, m in map(square, supports[:K])]
+            mid, high, mask = (torch.stack(x)[None] for x in zip(*shots))
+            logits = net(Features(query[0][None], query[1][None]), Features(mid, high), mask)
+            h, w = masks[q].shape
+            big = torch.nn.functional.interpolate(logits, (max(h, w), max(h, w)), mode="bilinear", align_corners=True)[0]
+        row = dict.fromkeys(("inter_fg", "union_fg", "inter_bg", "union_bg", "predicted", "on_known", "valid"), 0)
+        for i in range(h):
+            for j in range(w):
+                truth = int(masks[q][i, j])
+                if truth == 255: continue
+                found, wanted = bool(big[1, i, j] > big[0, i, j]), truth == c
+                row["inter_fg"] += found and wanted
+                row["union_fg"] += found or wanted
+                row["inter_bg"] += not found and not wanted
+                row["union_bg"] += not (found and wanted)
+                row["predicted"] += found
+                row["on_known"] += found and truth in train_classes
+                row["valid"] += 1
+        rows.append({"cls": c, **row})
+    return rows
+
+
+def balanced(net, memory):
+    "Shift a random network's logits until about half of an image is foreground."
+    net.eval()
+    with torch.no_grad():
+        logits = net(*episode_inputs(memory, LIST, 0))[0]
+        net.decoder.classify[3].bias[1] -= (logits[1] - logits[0]).median()
+    return net
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_evaluation_against_a_slow_loop(K, backbone, photographs):
+    data, masks = photographs
+    memory = feature_memory(backbone, data, 57)
+    nets = {"one": balanced(model(), memory), "two": balanced(model(seed=4), memory)}
+    table = evaluate(nets, memory, data, LIST, [1], shots=(1, 2))
+    assert len(table) == 2 * 2 * 3 and list(table.columns[:4]) == ["method", "shots", "episode", "cls"]
+    for name, net in nets.items():
+        ours = table[(table.method == name) & (table.shots == K)].sort_values("episode")
+        slow = pd.DataFrame(slow_rows(net, backbone, data, masks, LIST, K, [1], 57))
+        assert ours[slow.columns].reset_index(drop=True).to_dict() == slow.to_dict()
+        assert 0 < slow.inter_fg.sum() < slow.predicted.sum() < slow.valid.sum()
+        score = scores(table).set_index(["method", "shots"]).loc[name, K]
+        iou = {c: part.inter_fg.sum() / part.union_fg.sum() for c, part in slow.groupby("cls")}
+        assert score.miou == pytest.approx(100 * sum(iou.values()) / 2) and score.episodes == 3
+        assert score.confusion == pytest.approx(100 * slow.on_known.sum() / slow.predicted.sum())
+
+
+def test_a_small_memory_gives_the_same(backbone, photographs):
+    data, masks = photographs
+    large, small = (evaluate({"m": model().eval()}, feature_memory(backbone, data, 57, gigabytes), data, LIST, [1], (1, 2)) for gigabytes in (4.0, 0.0))
+    assert large.equals(small)
+
+
+def test_the_query_mask_reaches_no_predictor(backbone, photographs):
+    "Another ground truth, void included, and every predictor is given the very same tensors."
+    data, masks = photographs
+    episodes = Episodes(np.array([3]), np.array([0]), np.array([[1, 2]]))
+    def seen(change):
+        other = [change(m) if i == 0 else m for i, m in enumerate(masks)]
+        altered, given = ImageSet(data.name, data.ids, data.image_paths, lambda i: other[i].copy(), data.class_names, data.pixels), []
+        def predict(query, support, mask):
+            given.extend([*query, *support, mask])
+            return all_foreground(query, support, mask)
+        evaluate({"spy": predict}, feature_memory(backbone, altered, 57), altered, episodes, [1])
+        return given
+    plain = seen(lambda m: m)
+    for change in (lambda m: np.where(m == 255, 0, m), lambda m: np.full_like(m, 3), lambda m: np.where(m == 3, 255, m), lambda m: np.zeros_like(m)):
+        assert all(torch.equal(a, b) for a, b in zip(plain, seen(change)))
+
+
+def test_fewer_supports_than_shots(backbone, photographs):
+    data, _ = photographs
+    with pytest.raises(ValueError, match="5 shots were asked for, but the episodes hold 2 supports"):
+        evaluate({"m": lambda *x: pytest.fail("before any work")}, feature_memory(backbone, data, 57), data, LIST, [1], shots=(1, 5))
+
+
+def test_an_empty_support_mask_is_named(backbone, photographs):
+    data, masks = photographs
+    empty = ImageSet(data.name, data.ids, data.image_paths, lambda i: np.where(masks[i] == 3, 0, masks[i]) if i == 2 else masks[i], data.class_names, data.pixels)
+    memory = feature_memory(backbone, empty, 57)
+    with pytest.raises(ValueError, match="support image number 2 shows no pixel of class 3"): episode_inputs(memory, LIST, 0)
+    episode_inputs(memory, LIST.shots(1), 0)
+
+
+def test_prior_predictors_cut_the_prior(backbone, photographs):
+    data, masks = photographs
+    cuts = (0.2, 0.5, 0.8)
+    memory = feature_memory(backbone, data, 57)
+    table = evaluate(prior_predictors(cuts), memory, data, LIST, [1], shots=(1, 2))
+    for e in range(3):
+        for K in (1, 2):
+            query, support, mask = episode_inputs(memory, LIST.shots(K), e)
+            h, w = masks[LIST.query[e]].shape
+            prior = torch.nn.functional.interpolate(support_prior(query.high, support.high, mask), (max(h, w), max(h, w)), mode="bilinear", align_corners=True)[0, 0, :h, :w].numpy()
+            valid = masks[LIST.query[e]] != 255
+            for cut in cuts:
+                row = table[(table.method == f"prior ≥ {cut:.2f}") & (table.shots == K) & (table.episode == e)]
+                assert row.predicted.item() == ((prior >= cut) & valid).sum()
+    foreground = table.groupby("method").predicted.sum()
+    assert foreground.is_monotonic_decreasing and foreground.iloc[0] > foreground.iloc[-1] > 0
+
+
+def test_best_prior_keeps_the_best_threshold_of_each_number_of_shots():
+    row = lambda method, shots, miou: {"method": method, "shots": shots, "miou": miou}
+    table = pd.DataFrame([row("PFENet", 1, 9), row("prior ≥ 0.20", 1, 5), row("prior ≥ 0.50", 1, 7), row("prior ≥ 0.20", 5, 8), row("prior ≥ 0.50", 5, 6)])
+    kept = best_prior(table)
+    assert sorted(map(tuple, kept.values.tolist())) == [("PFENet", 1, 9), ("prior ≥ 0.20", 5, 8), ("prior ≥ 0.50", 1, 7)]
+
+
+def test_all_foreground(backbone, photographs):
+    data, masks = photographs
+    table = evaluate({"all": all_foreground}, feature_memory(backbone, data, 57), data, LIST, [1])
+    for row, (c, q) in zip(table.itertuples(), zip(LIST.cls, LIST.query)):
+        assert row.predicted == row.valid == (masks[q] != 255).sum() and row.inter_fg == (masks[q] == c).sum() and row.on_known == (masks[q] == 1).sum()
+
+
+@pytest.mark.parametrize("height, width", [(30, 70), (70, 30), (57, 57), (1, 9)])
+def test_native_size_cuts_the_padding_off(height, width):
+    logits = torch.arange(2 * 8 * 8, dtype=torch.float32).view(1, 2, 8, 8)
+    ours = at_native_size(logits, height, width)
+    assert ours.shape == (2, height, width)
+    side = max(height, width)
+    for i, j in [(0, 0), (height - 1, 0), (0, width - 1)]:  # a linear ramp stays one
+        assert ours[0, i, j].item() == pytest.approx(i * 7 / (side - 1) * 8 + j * 7 / (side - 1), abs=1e-3)
