@@ -1,0 +1,246 @@
+"""How much faster a training step of PFENet+CE is than a plain one, and how much memory each takes; the two take turns in one run.
+
+    python benchmarks/step.py [--side 241] [--batch 4] [--backbone resnet50] [--weights random|FILE] [--precision float32|bf16|both] [--profile]
+
+Ours: query and support through the frozen, folded backbone in one batch, both paths of eq. 13 in one decoder call.
+Plain: as one would write it from the paper: torchvision's layers with their batch norm, one image set after the other, the concatenation of
+eq. 12 made, the decoder called once for each path with its inner classifiers, and float32 throughout. Their losses are compared first.
+"""
+import argparse
+import copy
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+import torchvision.models as tv
+from torch import nn
+
+from celp_nb.backbones import dilate_, episode_features, feature_channels, load_backbone, read_weights
+from celp_nb.contrast import FewShotModel, two_path_losses
+from celp_nb.latent import DELTA, sample_latent
+from celp_nb.pfenet import COCO_BINS, PFENet, bin_size
+from celp_nb.training import Method, Optimisation, Step, sgd, train_step
+
+NUMBER = 7  # seeds the centres
+
+
+def resize(x, size): return F.interpolate(x, size, mode="bilinear", align_corners=True)
+
+
+class PlainBackbone(nn.Module):
+    "torchvision's ResNet, dilated, batch norm where it is."
+    def __init__(self, net):
+        super().__init__()
+        self.stem = nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2)
+        self.layer3, self.layer4 = dilate_(net.layer3, 2), dilate_(net.layer4, 4)
+        self.eval()
+
+
+def plain_features(backbone, image, mask=None):
+    f2 = backbone.stem(image)
+    f3 = backbone.layer3(f2)
+    m = 1.0 if mask is None else resize((mask == 1).float().unsqueeze(1), f3.shape[-2:])
+    return torch.cat([f3, f2], 1), backbone.layer4(f3 * m)
+
+
+def plain_cosine(a, b):
+    return a.transpose(1, 2) @ b / (a.norm(dim=1).unsqueeze(2) @ b.norm(dim=1).unsqueeze(1) + 1e-7)
+
+
+def plain_min_max(x):
+    low, high = x.flatten(1).min(1)[0].view(-1, 1, 1, 1), x.flatten(1).max(1)[0].view(-1, 1, 1, 1)
+    return (x - low) / (high - low + 1e-7)
+
+
+def plain_prototype(mid, mask):
+    m = resize((mask == 1).float().unsqueeze(1), mid.shape[-2:])
+    return (mid * m).sum((2, 3)) / (m.sum((2, 3)) + 0.0005)
+
+
+def plain_decoder(net, mid, v, prior):
+    "The Feature Enrichment Module with its concatenations made: logits and inner logits."
+    size, maps, inner = mid.shape[-2:], [], []
+    for i, bin in enumerate(net.bins):
+        at = bin_size(bin, size)
+        x = torch.cat([F.adaptive_avg_pool2d(mid, at), v[:, :, None, None].expand(-1, -1, *at), resize(prior, at)], 1)
+        x = F.relu(net.merge[i](x))
+        if i: x = x + F.relu(net.carry[i - 1](torch.cat([x, resize(maps[-1], at)], 1)))
+        x = x + net.refine[i](x)
+        inner.append(net.inner[i](x))
+        maps.append(resize(x, size))
+    x = F.relu(net.fuse(torch.cat(maps, 1)))
+    return net.classify(x + net.refine_all(x)), inner
+
+
+def plain_losses(backbone, model, data):
+    "The three losses of eq. 13, path after path. The supports are one shot."
+    with torch.no_grad():
+        mid_q, high_q = plain_features(backbone, data["query"])
+        mid_s, high_s = plain_features(backbone, data["support"][:, 0], data["support_mask"][:, 0])
+        m = resize((data["support_mask"][:, 0] == 1).float().unsqueeze(1), high_s.shape[-2:])
+        prior = plain_min_max(plain_cosine(high_q.flatten(2), (high_s * m).flatten(2)).max(2)[0].view(len(m), 1, *high_q.shape[-2:]))
+        pseudo, _ = sample_latent(high_q, data["known"], torch.Generator(high_q.device).manual_seed(NUMBER), delta=data["delta"])
+    q, s, target = model.reduce(mid_q), model.reduce(mid_s), data["target"]
+    cross_entropy = lambda logits, mask: F.cross_entropy(resize(logits, mask.shape[-2:]), mask, ignore_index=255)
+    logits, inner = plain_decoder(model.decoder, q, plain_prototype(s, data["support_mask"][:, 0]), prior)
+    main, auxiliary = cross_entropy(logits, target), sum(cross_entropy(x, target) for x in inner) / len(inner)
+    v = plain_prototype(q, pseudo)
+    logits, _ = plain_decoder(model.decoder, q, v, plain_min_max(plain_cosine(v.unsqueeze(2), q.flatten(2)).view(len(m), 1, *q.shape[-2:])))
+    return main, auxiliary, cross_entropy(logits, pseudo)
+
+
+def plain_step(backbone, model, optimiser, method, data):
+    main, auxiliary, contrast = plain_losses(backbone, model.train(), data)
+    optimiser.zero_grad()
+    (main + method.auxiliary * auxiliary + method.contrast * contrast).backward()
+    optimiser.step()
+    return main.item()
+
+
+def our_step(backbone, model, optimiser, method, data, autocast=None):
+    with torch.autocast(data["query"].device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+        query, support = episode_features(backbone, data["query"], data["support"], data["support_mask"])
+    step = Step(query, support, data["support_mask"], data["target"], data["known"])
+    return train_step(model, optimiser, method, step, 1e-3, NUMBER, autocast=autocast)["main"]
+
+
+def blobs(g, *shape, side):
+    "Masks with one coarse blob each."
+    return (resize(torch.rand(*shape, 3, 3, generator=g).flatten(0, -3).unsqueeze(1), (side, side)) > 0.6).view(*shape, side, side)
+
+
+def make(args, device):
+    "The same weights for both, random images, and a similarity threshold at which every image has a latent region."
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(0)
+    net = getattr(tv, args.backbone)()
+    if args.weights == "random":
+        for m in net.modules():
+            if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, 0.1, generator=g), m.running_var.uniform_(0.8, 1.2, generator=g), m.weight.data.uniform_(0.4, 0.6, generator=g)
+    else: net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_weights(args.weights).items()}, strict=False)
+    ours = load_backbone(args.backbone, net.state_dict()).to(device)
+    plain = PlainBackbone(net).requires_grad_(False).to(device)
+    B, S = args.batch, args.side
+    images = lambda *shape: resize(torch.randn(*shape, 3, S // 8, S // 8, generator=g).flatten(0, -4), (S, S)).view(*shape, 3, S, S).to(device)
+    data = {"query": images(B), "support": images(B, 1), "support_mask": blobs(g, B, 1, side=S).byte().to(device), "target": blobs(g, B, side=S).long().to(device)}
+    data["known"] = (data["target"] == 1).byte()
+    data["delta"] = args.delta
+    bins = COCO_BINS if args.side != 473 else (60, 30, 15, 8)
+    model = FewShotModel(feature_channels(ours)[0], PFENet(args.width, bins), args.width).to(device)
+    return ours, plain, model, data
+
+
+def variants(args, device):
+    "name → a function that makes one training step."
+    ours, plain, model, data = make(args, device)
+    method, opt = Method(delta=args.delta), Optimisation(batch=args.batch, lr=1e-3)
+    def of(step, backbone, **more):
+        own = copy.deepcopy(model)
+        optimiser = sgd(own, opt)
+        return lambda: step(backbone, own, optimiser, method, data, **more)
+    made = {"plain": of(plain_step, plain)}
+    if args.precision in ("float32", "both"): made["float32"] = of(our_step, ours)
+    if args.precision in ("bf16", "both"): made["bf16"] = of(our_step, ours, autocast=torch.bfloat16)
+    return made, (ours, plain, model, data)
+
+
+@torch.no_grad()
+def agree(ours, plain, model, data):
+    "The two steps' losses without dropout, and the share of images with a latent region; stops the program where they differ."
+    model.eval()
+    query, support = episode_features(ours, data["query"], data["support"], data["support_mask"])
+    generator = torch.Generator(query.high.device).manual_seed(NUMBER)
+    pseudo, centre = sample_latent(query.high, data["known"], generator, delta=data["delta"])
+    a = two_path_losses(model, query, support, data["support_mask"], data["target"], pseudo)[:3]
+    b = plain_losses(plain, model, data)
+    for name, x, y in zip(("main", "auxiliary", "contrast"), a, b):
+        if not abs(x - y) <= 1e-3 * abs(y): sys.exit(f"the steps differ: {name} loss {x.item():.6f} against {y.item():.6f}")
+    if (centre < 0).any(): sys.exit(f"{int((centre < 0).sum())} images have no latent region at --delta {data['delta']}; lower it, or the plain step does more work than ours.")
+    print("the same losses: " + ", ".join(f"{n} {x.item():.5f} = {y.item():.5f}" for n, x, y in zip(("main", "auxiliary", "contrast"), a, b)))
+
+
+def profile(args, device):
+    "Seconds in each part of our step in float32, one after the other, medians."
+    ours, _, model, data = make(args, device)
+    model.train()
+    seconds = {}
+    def timed(name, f):
+        if device.type == "cuda": torch.cuda.synchronize()
+        start = time.perf_counter()
+        value = f()
+        if device.type == "cuda": torch.cuda.synchronize()
+        seconds.setdefault(name, []).append(time.perf_counter() - start)
+        return value
+    for _ in range(args.repeats):
+        query, support = timed("backbone", lambda: episode_features(ours, data["query"], data["support"], data["support_mask"]))
+        pseudo, _ = timed("latent sampling", lambda: sample_latent(query.high, data["known"], torch.Generator(device).manual_seed(NUMBER), delta=args.delta))
+        losses = timed("forward", lambda: two_path_losses(model, query, support, data["support_mask"], data["target"], pseudo))
+        timed("backward", lambda: losses.total().backward())
+    whole = sum(statistics.median(s) for s in seconds.values())
+    for name, s in seconds.items(): print(f"  {name:16} {statistics.median(s):8.3f} s  {statistics.median(s) / whole:5.0%}")
+    from torch.profiler import ProfilerActivity, profile as profiler
+    with profiler(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")) as p:
+        two_path_losses(model, query, support, data["support_mask"], data["target"], pseudo).total().backward()
+    print(p.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=14, max_name_column_width=50))
+
+
+def memory(args, name):
+    "Peak memory in MiB of one step of one variant, in a process of its own; to be asked while this one is small, for a child's peak starts at its parent's."
+    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], capture_output=True, text=True)
+    if done.returncode: sys.exit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine(device):
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    try: flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in next(l for l in open("/proc/cpuinfo") if l.startswith("flags")).split()]
+    except (OSError, StopIteration): flags = []
+    return f"{device} ({name}; {', '.join(flags) or 'CPU flags unknown'}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=241, help="pixels, 8n+1")
+    parser.add_argument("--batch", type=int, default=4, help="episodes a step")
+    parser.add_argument("--backbone", default="resnet50", choices=["resnet18", "resnet50", "resnet101"])
+    parser.add_argument("--weights", default="random", help="a state dict for both, or random")
+    parser.add_argument("--width", type=int, default=256, help="channels of the decoder")
+    parser.add_argument("--delta", type=float, default=0.3, help="similarity threshold: low, so that random weights give every image a latent region")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "both"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--profile", action="store_true", help="say where our step spends its time, and stop")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    if args.profile: return profile(args, device)
+    if args.only:
+        variants(args, device)[0][args.only]()
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return print(json.dumps(peak / 2**20))
+    print(f"{machine(device)}; {args.backbone} ({args.weights}), {args.side} px, batch {args.batch}, width {args.width}, {args.repeats} rounds, the variants in turn")
+    names = ["plain", *{"float32": ["float32"], "bf16": ["bf16"], "both": ["float32", "bf16"]}[args.precision]]
+    peaks = {name: memory(args, name) for name in names}
+    made, parts = variants(args, device)
+    agree(*parts)
+    seconds = {name: [] for name in names}
+    for turn in range(args.repeats + 1):
+        for name in names:
+            if device.type == "cuda": torch.cuda.synchronize()
+            start, cpu = time.perf_counter(), time.process_time()
+            made[name]()
+            if device.type == "cuda": torch.cuda.synchronize()
+            if turn: seconds[name].append((time.perf_counter() - start, time.process_time() - cpu))  # the first is for warming up
+    for name in names:
+        wall, cpu = (statistics.median(p[i] / s[i] for p, s in zip(seconds["plain"], seconds[name])) for i in (0, 1))
+        print(f"{name:8} {statistics.median(s[0] for s in seconds[name]):7.3f} s a step, {wall:5.2f} x as fast as plain (in processor time {cpu:.2f} x); "
+              f"peak memory {peaks[name]:6.0f} MiB, {peaks[name] / peaks['plain']:4.2f} x plain")
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,343 @@
+"""The command `celp` as a user meets it: mistakes cost a sentence, a small job leaves everything, predictions are files."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from celp_nb.cli import COMMANDS, main
+from celp_nb.datasets import samples
+from celp_nb.episodes import MIN_PIXELS
+
+SMALL = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --n-folds 2 --shots 1 2"
+
+
+def write_folder(root, classes=6, each=4):
+    "Samples in VOC layout: `each` images of every class and split, other classes painted over with background."
+    for split in ("train", "val"):
+        data = samples(split)
+        chosen = sorted({int(i) for c in range(classes) for i in np.flatnonzero(data.pixels[:, c] >= MIN_PIXELS)[:each]})
+        for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+            (root / part).mkdir(parents=True, exist_ok=True)
+        for i in chosen:
+            shutil.copy(data.image_paths[i], root / "JPEGImages")
+            mask = data.read_mask(i)
+            mask[(mask > classes) & (mask < 255)] = 0
+            Image.fromarray(mask).save(root / "SegmentationClass" / f"{data.ids[i]}.png")
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(data.ids[i] for i in chosen))
+    (root / "classes.txt").write_text("\n".join(samples("train").class_names[:classes]))
+    return root
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    "A folder with photographs in `scenes`, and a finished run in `runs/scenes`."
+    home = tmp_path_factory.mktemp("home")
+    write_folder(home / "scenes")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(home)
+    patch.setenv("CELP_CACHE", str(home / "cache"))
+    torch.set_num_threads(1)
+    assert main(f"run --data scenes {SMALL}".split()) == 0
+    yield home
+    patch.undo()
+
+
+@pytest.fixture
+def here(home, tmp_path, monkeypatch):
+    "An empty working folder beside it."
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys, line, *said):
+    "The command ends with status 1 and one line on stderr that says all of this."
+    status = main(line if isinstance(line, list) else line.split())
+    err = capsys.readouterr().err
+    assert status == 1, err
+    assert err.startswith("celp: ") and err.count("\n") == 1 and err.rstrip().endswith("."), err
+    for word in said:
+        assert str(word) in err, (word, err)
+
+
+# --- help
+
+
+def test_help_is_there_without_loading_pytorch():
+    code = "import sys; from celp_nb.cli import main; s = main(['--help']); sys.exit(s or 'torch' in sys.modules or 'matplotlib' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name, option", [("run", "--weights"), ("train", "--resume"), ("evaluate", "--episodes"), ("predict", "--support")])
+def test_each_command_lists_its_options(capsys, name, option):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0 and option in capsys.readouterr().out
+
+
+# --- mistakes
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ("--backbone resnet5", ["'resnet5'", "resnet50"]),
+        ("--weights nowhere.pth", ["nowhere.pth"]),
+        ("--methods PFNet", ["'PFNet'", "PFENet+CE"]),
+        ("--folds 2", ["fold 2", "0, 1"]),
+        ("--delta 1", ["delta is 1.0"]),
+        ("--delta -1", ["delta is -1.0"]),
+        ("--iterations 0", ["iterations is 0"]),
+        ("--shots 0", ["shots"]),
+        ("--shots 9", ["9-shot", "evaluation split", "star"]),
+        ("--side 4", ["side 4"]),
+        ("--extra nowhere", ["nowhere", "no such folder"]),
+        ("--n-folds 1", ["more folds"]),
+    ],
+)
+def test_a_wrong_option_is_named_and_nothing_is_written(capsys, home, here, options, said):
+    refused(capsys, f"run --data {home}/scenes {SMALL} {options}", *said)
+    assert not list(here.iterdir())
+
+
+def test_an_unknown_command_is_named(capsys, here):
+    refused(capsys, "fly", "'fly'", "predict")
+
+
+def test_a_missing_data_folder_is_named(capsys, here):
+    refused(capsys, "run --data nowhere --backbone tiny", here / "nowhere")
+    assert not list(here.iterdir())
+
+
+def test_a_missing_split_is_named(capsys, home, here):
+    (shutil.copytree(home / "scenes", here / "scenes") / "ImageSets/Segmentation/val.txt").unlink()
+    refused(capsys, f"run --data scenes {SMALL}", "val.txt")
+    assert not (here / "runs").exists()
+
+
+def test_weights_of_another_network_are_named(capsys, home, here):
+    torch.save({"conv.weight": torch.zeros(3)}, here / "other.pth")
+    refused(capsys, f"run --data {home}/scenes {SMALL} --weights other.pth", "other.pth", "missing")
+    (here / "text.pth").write_text("no weights")
+    refused(capsys, f"run --data {home}/scenes {SMALL} --weights text.pth", "text.pth")
+    assert not (here / "runs").exists()
+
+
+def damage_size(root, name):
+    Image.new("L", (20, 20), 1).save(root / "SegmentationClass" / f"{name}.png")
+
+
+def damage_value(root, name):
+    path = root / "SegmentationClass" / f"{name}.png"
+    mask = np.array(Image.open(path))
+    mask[:3] = 77
+    Image.fromarray(mask).save(path)
+
+
+def damage_image(root, name):
+    path = root / "JPEGImages" / f"{name}.jpg"
+    path.write_bytes(path.read_bytes()[:900])
+
+
+@pytest.mark.parametrize("damage, said", [(damage_size, "20x20"), (damage_value, "77"), (damage_image, "truncated")])
+def test_a_damaged_file_is_named(capsys, home, here, damage, said):
+    root = shutil.copytree(home / "scenes", here / "scenes")
+    name = (root / "ImageSets/Segmentation/train.txt").read_text().split()[0]
+    damage(root, name)
+    refused(capsys, f"run --data scenes {SMALL}", name, said)
+    assert not (here / "runs").exists()
+
+
+def test_a_class_with_too_few_images_is_named(capsys, here):
+    root = write_folder(here / "scenes", classes=4)
+    names = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    for name in names:  # class 2 stays in the first image that has it
+        path = root / "SegmentationClass" / f"{name}.png"
+        mask = np.array(Image.open(path))
+        if (mask == 2).any() and not damage_done(names, name, root):
+            mask[mask == 2] = 0
+            Image.fromarray(mask).save(path)
+    refused(capsys, f"run --data scenes {SMALL} --shots 1 --folds 1", "training split", samples("train").class_names[1], "1 image ")
+    assert not (here / "runs").exists()
+
+
+def damage_done(names, name, root):
+    "Whether `name` is the first image with enough of class 2."
+    return name == next(n for n in names if (np.array(Image.open(root / "SegmentationClass" / f"{n}.png")) == 2).sum() >= MIN_PIXELS)
+
+
+def test_a_side_that_does_not_fit_is_rounded_and_said(capsys, home, here):
+    assert main(f"train --data {home}/scenes {SMALL} --side 60 --folds 0 --iterations 1".split()) == 0
+    assert "side 60 is not of the form 8n+1; 57 is used" in capsys.readouterr().err
+    assert json.loads((here / "runs/scenes/config.json").read_text())["side"] == 57
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(capsys, home, here):
+    refused(capsys, f"run --data {home}/scenes {SMALL} --lr 1e30 --iterations 60", "step ", "learning rate")
+    assert not list((here / "runs").rglob("results.csv")) and not list((here / "runs").rglob("PFENet*.pt"))
+
+
+def test_debug_shows_the_traceback(monkeypatch, here):
+    monkeypatch.setenv("CELP_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        main("run --data nowhere --backbone tiny".split())
+
+
+# --- the job
+
+
+def test_a_run_leaves_everything(home):
+    run = home / "runs/scenes"
+    results = pd.read_csv(run / "results.csv")
+    assert set(zip(results.fold, results.method, results.shots)) >= {(f, m, k) for f in (0, 1) for m in ("PFENet", "PFENet+CE", "all foreground") for k in (1, 2)}
+    assert list(results.columns) == ["data", "backbone", "fold", "method", "shots", "miou", "fb_iou", "confusion", "episodes", "iterations", "seed", "commit", "seconds"]
+    assert (results.data == "scenes").all() and (results.iterations == 2).all() and results.miou.between(0, 100).all()
+    table = (run / "table.md").read_text()
+    assert "`scenes`" in table and "not PASCAL-5i" in table and "| PFENet+CE | 2 |" in table
+    mean = results[(results.method == "all foreground") & (results.shots == 1)].miou.mean()
+    assert re.search(rf"\| all foreground \| 1 \|.*\| {mean:.1f} \|", table)
+    assert Image.open(run / "predictions.png").size[0] > 500
+    for fold in (0, 1):
+        files = {p.name for p in (run / f"fold{fold}").iterdir()}
+        assert files == {"PFENet.pt", "PFENet+CE.pt", "last.pt", "episodes.csv", "rows.csv", "losses.csv", "losses.png"}
+        assert len(pd.read_csv(run / f"fold{fold}/losses.csv")) == 2 * 2
+        lists = pd.read_csv(run / f"fold{fold}/episodes.csv")
+        assert len(lists) == 2 * 3 and set(lists.class_id) == ({1, 2, 3} if fold == 0 else {4, 5, 6})
+    assert json.loads((run / "config.json").read_text())["data"] == str(home / "scenes")
+
+
+def test_a_run_folder_that_exists_is_refused(capsys, home, monkeypatch):
+    monkeypatch.chdir(home)
+    before = (home / "runs/scenes/results.csv").read_bytes()
+    refused(capsys, f"run --data scenes {SMALL}", "runs/scenes", "--resume")
+    refused(capsys, f"run --data scenes {SMALL} --seed 7 --resume", "seed", "0", "7")
+    assert (home / "runs/scenes/results.csv").read_bytes() == before
+
+
+def test_resuming_a_finished_run_does_nothing_and_a_lost_fold_comes_back_the_same(home, monkeypatch):
+    monkeypatch.chdir(home)
+    run, again = home / "runs/scenes", f"run --data scenes {SMALL} --resume".split()
+    stamp = lambda: {p: p.stat().st_mtime_ns for p in run.rglob("*.*") if p.name != "config.json"}
+    before, results = stamp(), pd.read_csv(run / "results.csv")
+    assert main(again) == 0
+    assert stamp() == before
+    shutil.copytree(run, home / "runs/half")
+    shutil.rmtree(home / "runs/half/fold1")
+    results[results.fold == 0].to_csv(home / "runs/half/results.csv", index=False)
+    assert main([*again, "--name", "half"]) == 0
+    scores = ["fold", "method", "shots", "miou", "fb_iou", "confusion"]
+    pd.testing.assert_frame_equal(pd.read_csv(home / "runs/half/results.csv")[scores], results[scores], rtol=1e-6)
+
+
+def test_training_and_evaluating_apart_gives_the_same_scores(home, here, capsys):
+    options = f"--data {home}/scenes {SMALL}"
+    assert main(f"train {options}".split()) == 0
+    assert not (here / "runs/scenes/results.csv").exists()
+    assert main("evaluate runs/scenes".split()) == 0
+    scores = ["fold", "method", "shots", "miou", "fb_iou", "confusion"]
+    one, other = (pd.read_csv(f / "runs/scenes/results.csv")[scores] for f in (home, here))
+    pd.testing.assert_frame_equal(one, other, rtol=1e-6)
+
+
+def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    results = pd.read_csv("runs/scenes/results.csv")
+    assert main("evaluate runs/scenes --fold 1 --episodes runs/scenes/fold1/episodes.csv".split()) == 0
+    out = capsys.readouterr().out
+    for r in results[(results.fold == 1) & results.method.isin(["PFENet", "PFENet+CE"])].itertuples():
+        assert f"| {r.method} | {r.shots} | {r.miou:.1f} |" in out
+    refused(capsys, "evaluate runs/scenes --fold 0 --episodes runs/scenes/fold1/episodes.csv", "fold1/episodes.csv", "trains on")
+    refused(capsys, "evaluate runs/scenes --episodes gone.csv", "gone.csv")
+    refused(capsys, "evaluate runs/gone", "runs/gone")
+
+
+def test_extra_folders_add_training_classes_and_leave_out_rare_ones(home, here, capsys):
+    root = write_folder(here / "more", classes=8, each=2)
+    names = root / "classes.txt"
+    names.write_text("\n".join([*names.read_text().split()[:6], "extra", "lonely"]))
+    for split in ("train", "val"):
+        for name in (root / f"ImageSets/Segmentation/{split}.txt").read_text().split():  # nothing of "lonely" is left
+            path = root / "SegmentationClass" / f"{name}.png"
+            mask = np.array(Image.open(path))
+            mask[mask == 8] = 0
+            Image.fromarray(mask).save(path)
+    assert main(f"train --data {home}/scenes --extra more {SMALL} --folds 0".split()) == 0
+    assert "lonely" in capsys.readouterr().err
+    saved = torch.load("runs/scenes/fold0/PFENet.pt", weights_only=True)
+    assert saved["train_classes"] == [*samples("train").class_names[3:6], "extra"]
+
+
+# --- predict
+
+
+@pytest.fixture
+def photo(home, here):
+    "A support, its mask (0 and 1) and a query in the working folder; the query is cut so that it is no square."
+    data = samples("val")
+    i, j = np.flatnonzero(data.pixels[:, 0] >= MIN_PIXELS)[:2]
+    shutil.copy(data.image_paths[i], here / "support.jpg")
+    Image.fromarray((data.read_mask(i) == 1).astype(np.uint8)).save(here / "mask.png")
+    Image.open(data.image_paths[j]).crop((0, 0, 161, 97)).save(here / "query.png")
+    return here
+
+
+def line(home, mask="mask.png", support="support.jpg", query="query.png", more=""):
+    return f"predict {home}/runs/scenes/fold0/PFENet+CE.pt --support {support} --mask {mask} --query {query} --out out/answer.png {more}"
+
+
+def test_predict_writes_a_mask_and_an_overlay(home, photo, capsys):
+    assert main(line(home).split()) == 0
+    mask, drawn = np.array(Image.open("out/answer.png")), np.array(Image.open("out/answer_overlay.png"))
+    assert mask.shape == (97, 161) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
+    assert drawn.shape == (97, 161, 3)
+    unchanged = (drawn == np.array(Image.open("query.png"))).all(2)
+    assert unchanged[mask == 0].all()
+    first = mask.copy()
+    black_white = np.array(Image.open("mask.png")) * 255  # the same, as a drawing program saves it
+    Image.fromarray(black_white).save("mask.png")
+    assert main(line(home).split()) == 0
+    assert np.array_equal(np.array(Image.open("out/answer.png")), first)
+
+
+def test_void_and_other_objects_in_a_support_mask_are_told_apart(photo):
+    from celp_nb.experiments import object_mask
+
+    Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save("m.png")
+    assert object_mask("m.png").tolist() == [[0, 1, 255]]
+    Image.fromarray(np.array([[0, 0, 255]], np.uint8)).save("m.png")
+    assert object_mask("m.png").tolist() == [[0, 0, 1]]
+    Image.fromarray(np.array([[4, 9, 255]], np.uint8)).save("m.png")
+    assert object_mask("m.png", 9).tolist() == [[0, 1, 255]]
+    with pytest.raises(ValueError, match="4, 9"):
+        object_mask("m.png")
+
+
+def test_predict_names_what_is_wrong(home, photo, capsys):
+    Image.new("L", (161, 161)).save("empty.png")
+    Image.new("L", (50, 40), 1).save("small.png")
+    Image.new("RGB", (161, 161)).save("colour.png")
+    Image.new("RGB", (5, 5)).save("dot.png")
+    (photo / "broken.jpg").write_bytes((photo / "support.jpg").read_bytes()[:700])
+    torch.save({"model": 1}, "strange.pt")
+    refused(capsys, line(home, mask="empty.png"), "empty.png", "empty")
+    refused(capsys, line(home, mask="small.png"), "small.png", "40x50", "161x161")
+    refused(capsys, line(home, mask="colour.png"), "colour.png")
+    refused(capsys, line(home, mask="gone.png"), "gone.png")
+    refused(capsys, line(home, more="--value 3"), "mask.png", "3")
+    refused(capsys, line(home, support="broken.jpg"), "broken.jpg")
+    refused(capsys, line(home, query="dot.png"), "dot.png", "5x5")
+    refused(capsys, line(home, query="gone.png"), "gone.png")
+    refused(capsys, line(home).replace("answer.png", "answer.jpg"), "answer.jpg", ".png")
+    refused(capsys, line(home).replace(f"{home}/runs/scenes/fold0/PFENet+CE.pt", "strange.pt"), "strange.pt")
+    refused(capsys, line(home).replace("PFENet+CE.pt", "last.pt"), "last.pt", "PFENet+CE.pt")
+    refused(capsys, line(home).replace("PFENet+CE.pt", "gone.pt"), "gone.pt")
+    refused(capsys, line(home, more="--weights random"), "PFENet+CE.pt", "tiny")
+    assert not (photo / "out").exists()
