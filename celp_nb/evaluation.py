@@ -6,22 +6,22 @@
 __all__ = ['CUTS', 'FeatureMemory', 'feature_memory', 'episode_inputs', 'at_native_size', 'evaluate', 'scores', 'all_foreground',
            'prior_predictors', 'best_prior']
 
-# %% ../nbs/12_evaluation.ipynb #aefbe557
+# %% ../nbs/12_evaluation.ipynb #42ca58ff
 from functools import lru_cache
-from typing import Callable, Iterator, NamedTuple
+from typing import Callable, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, Features, resize, soft_mask
+from .backbones import Backbone, Features, feature_channels, resize, soft_mask
 from .datasets import ImageSet, binary_mask, fit_square, known_mask, read_image
 from .episodes import Episodes
 from .metrics import counts, summarise
 from .priors import support_prior
 
-# %% ../nbs/12_evaluation.ipynb #41bf87d1
+# %% ../nbs/12_evaluation.ipynb #22e81838
 class FeatureMemory(NamedTuple):
     "What evaluation needs of a test set's images, each computed once while it fits in memory."
     mid: Callable[[int], Tensor]              # image → (C_mid, h, w)
@@ -37,9 +37,9 @@ def feature_memory(backbone: Backbone,
                   ) -> FeatureMemory:
     "Features of `data`'s images on demand, remembered up to a budget."
     device = next(backbone.parameters()).device
-    positions = ((side - 1) // 8 + 1) ** 2
-    entries = max(8, int(gigabytes * 1e9 / (positions * 4 * 4096)))  # a map has ≤ 2,048 channels, middle ones up to 4,096 in all
-    @lru_cache(None)
+    floats = 2 * sum(feature_channels(backbone)) * ((side - 1) // 8 + 1) ** 2  # an entry of all memories: mid and layer3, high and foreground
+    entries = max(8, int(gigabytes * 1e9 / (4 * floats)))
+    @lru_cache(entries)
     def class_map(i): return fit_square(read_image(data, i), data.read_mask(i), side)[1]
     @lru_cache(entries)
     @torch.no_grad()
