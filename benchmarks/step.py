@@ -10,11 +10,13 @@ import argparse
 import copy
 import json
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -190,8 +192,21 @@ def profile(args, device):
     print(p.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=14, max_name_column_width=50))
 
 
+def peak_of(step, device):
+    "Bytes in use at the worst moment of a step: on the device, or of the process where Linux lets us start the count anew."
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    try: Path("/proc/self/clear_refs").write_text("5")
+    except OSError: pass
+    step()
+    try: return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def memory(args, name):
-    "Peak memory in MiB of one step of one variant, in a process of its own; to be asked while this one is small, for a child's peak starts at its parent's."
+    "Peak memory in MiB of one step of one variant, in a process of its own."
     done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], capture_output=True, text=True)
     if done.returncode: sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -221,9 +236,8 @@ def main():
     device = torch.device(args.device)
     if args.profile: return profile(args, device)
     if args.only:
-        variants(args, device)[0][args.only]()
-        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return print(json.dumps(peak / 2**20))
+        step = variants(args, device)[0][args.only]  # the others are let go
+        return print(json.dumps(peak_of(step, device) / 2**20))
     print(f"{machine(device)}; {args.backbone} ({args.weights}), {args.side} px, batch {args.batch}, width {args.width}, {args.repeats} rounds, the variants in turn")
     names = ["plain", *{"float32": ["float32"], "bf16": ["bf16"], "both": ["float32", "bf16"]}[args.precision]]
     peaks = {name: memory(args, name) for name in names}
