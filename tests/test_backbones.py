@@ -125,8 +125,9 @@ def test_stride_8_and_channels(name):
     assert torch.equal(features.high, backbone.layer4(f3))
 
 
-def test_dilation_reaches_every_convolution_of_the_last_two_stages():
-    backbone = load_backbone("resnet18", "random")
+@pytest.mark.parametrize("name", ["tiny", "resnet18"])
+def test_dilation_reaches_every_convolution_of_the_last_two_stages(name):
+    backbone = load_backbone(name, "random")
     for stage, dilation in [(backbone.layer2, 1), (backbone.layer3, 2), (backbone.layer4, 4)]:
         threes = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
         assert threes and all(m.dilation == (dilation, dilation) for m in threes)

@@ -616,6 +616,17 @@ def test_the_auxiliary_path_sees_the_query_alone():
     assert torch.equal(asks[0].support[0, 0], asks[0].query[0]) and torch.equal(asks[0].support[0, 1], asks[0].query[0])
 
 
+def test_the_latent_prototype_and_its_prior_train_the_reduction():
+    "Only the pseudo-mask is without gradient."
+    query, support = Features(torch.rand(1, 4, 3, 3), torch.rand(1, 5, 3, 3)), Features(torch.rand(1, 1, 4, 3, 3), torch.rand(1, 1, 5, 3, 3))
+    mask = torch.tensor([[[0, 1, 1], [0, 255, 1], [0, 0, 0]]])
+    model = toy_model()
+    main = support_conditioning(model, query, support, mask[None])
+    latent = latent_conditioning(main, mask)
+    for x in (main.query, main.prototype, latent.query, latent.prototype, latent.prior):
+        assert torch.autograd.grad((x * torch.rand_like(x)).sum(), model.reduce[0].weight, retain_graph=True)[0].abs().sum() > 0
+
+
 # --- the seam
 
 
