@@ -4,18 +4,17 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'DEEP_STEM', 'VGG_OFFSETS', 'FewShotModel', 'support_conditioning', 'latent_conditioning', 'Losses',
-           'cross_entropy', 'two_path_losses', 'published_name', 'published_backbone_name', 'load_published']
+           'two_path_losses', 'published_name', 'published_backbone_name', 'load_published']
 
-# %% ../nbs/09_contrast.ipynb #118c6de2
+# %% ../nbs/09_contrast.ipynb #c1e11b20
 from typing import Callable, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .backbones import Backbone, Features, load_backbone, load_weights_, resize
+from .backbones import Backbone, Features, load_backbone, load_weights_
 from .latent import prototype
-from .pfenet import PASCAL_BINS, PFENet
+from .pfenet import PASCAL_BINS, PFENet, cross_entropy
 from .priors import Conditioning, latent_prior, support_prior
 
 # %% ../nbs/09_contrast.ipynb #15a66308
@@ -64,7 +63,7 @@ def latent_conditioning(main: Conditioning,
     return Conditioning(main.query, v, latent_prior(v, main.query), main.query.unsqueeze(1).expand(-1, K, -1, -1, -1),
                         pseudo.unsqueeze(1).expand(-1, K, -1, -1), pseudo == 255)
 
-# %% ../nbs/09_contrast.ipynb #ee261fa5
+# %% ../nbs/09_contrast.ipynb #3ff9e06f
 class Losses(NamedTuple):
     "The three terms of eq. 13, and what they were made of."
     main: Tensor             # L¹: query mask
@@ -76,14 +75,6 @@ class Losses(NamedTuple):
     def total(self, contrast: float = 0.1, auxiliary: float = 1.0) -> Tensor:
         "Eq. 13, with the weights where Table 6 and the published code put them."
         return self.main + auxiliary * self.auxiliary + contrast * self.contrast
-
-
-def cross_entropy(logits: Tensor,  # (B, 2, h, w) float
-                  mask: Tensor,    # (B, H, W) int64 {0, 1, 255}
-                 ) -> Tensor:      # scalar
-    "Cross-entropy at image size; 255 is not asked. 0, with a gradient, where nothing is."
-    per_pixel = F.cross_entropy(resize(logits.float(), mask.shape[-2:]), mask, ignore_index=255, reduction="sum")
-    return per_pixel / (mask != 255).sum().clamp(min=1)
 
 
 def two_path_losses(model: FewShotModel,

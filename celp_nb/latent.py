@@ -6,14 +6,14 @@
 __all__ = ['DELTA', 'SIGMA', 'candidates', 'draw_centre', 'similar_region', 'pseudo_mask', 'masked_average', 'prototype',
            'sample_latent']
 
-# %% ../nbs/05_latent_prototypes.ipynb #567cc641
+# %% ../nbs/05_latent_prototypes.ipynb #10023e73
 import torch
 from torch import Tensor
 
 from .backbones import resize, soft_mask
-from .similarity import KNOWN_FROM, known_positions, self_similarity, similar_count
+from .similarity import KNOWN_FROM, check_delta, known_positions, self_similarity, similar_count
 
-# %% ../nbs/05_latent_prototypes.ipynb #64d8fbeb
+# %% ../nbs/05_latent_prototypes.ipynb #167281f7
 DELTA, SIGMA = 0.65, 11  # the paper's δ; strictly more than ten similar positions
 
 
@@ -32,7 +32,7 @@ def draw_centre(P: Tensor,                  # (B, hw) bool, eq. 3
     draw = torch.rand(P.shape, generator=generator, device=P.device).masked_fill(~P, -1.0)
     return torch.where(P.any(1), draw.argmax(1), -1)
 
-# %% ../nbs/05_latent_prototypes.ipynb #8dd6aaf3
+# %% ../nbs/05_latent_prototypes.ipynb #3b3f0047
 def similar_region(D: Tensor,       # (B, hw, hw) float32, eq. 1
                    known: Tensor,   # (B, hw) bool
                    centre: Tensor,  # (B,) int64 in 0 … hw-1; -1 gives an empty region
@@ -51,7 +51,7 @@ def pseudo_mask(region: Tensor,         # (B, hw) bool, eq. 4
     one = resize(region.float().unflatten(1, size).unsqueeze(1), known.shape[-2:]).squeeze(1) >= KNOWN_FROM
     return torch.where(known == 1, 0, torch.where(one, 1, 255))
 
-# %% ../nbs/05_latent_prototypes.ipynb #ebbe73af
+# %% ../nbs/05_latent_prototypes.ipynb #5dd7ecfb
 def masked_average(features: Tensor,  # (N, C, h, w) float
                    weight: Tensor,    # (N, 1, h, w) float in [0, 1]
                   ) -> Tensor:        # (N, C) float
@@ -65,7 +65,7 @@ def prototype(features: Tensor,  # (N, C, h, w) float
     "v_s of eq. 11 and v_l of eq. 7 from a mask at image size."
     return masked_average(features, soft_mask(mask, features.shape[-2:]))
 
-# %% ../nbs/05_latent_prototypes.ipynb #3725d785
+# %% ../nbs/05_latent_prototypes.ipynb #de7ac7b2
 @torch.no_grad()
 def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the query
                   known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes in the image are 1, void 255
@@ -75,6 +75,7 @@ def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the q
                   sigma: int = SIGMA,    # ≥ 0, positions
                  ) -> tuple[Tensor, Tensor]:  # pseudo-mask (B, H, W) int64 {0, 1, 255}, centre (B,) int64 or -1
     "Latent prototype sampling, eq. 1 to 6. Raises ValueError for a delta outside (-1, 1) or when neither generator nor centre is given."
+    check_delta(delta)
     size = tuple(high.shape[-2:])
     D, at_map = self_similarity(high), known_positions(known, size)
     if centre is None:

@@ -14,29 +14,29 @@ from torch import Tensor
 from .backbones import soft_mask
 from .similarity import EPS, cosine
 
-# %% ../nbs/06_priors.ipynb #f5b01dbd
+# %% ../nbs/06_priors.ipynb #59070852
 def min_max(x: Tensor,  # (B, h, w) float
-           ) -> Tensor:  # (B, h, w) float in [0, 1)
+           ) -> Tensor:  # (B, h, w) float in [0, 1]
     "Stretch each map to 0 … 1, eq. 9; a constant map becomes 0."
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     return (x - low) / (high - low + EPS)
 
-# %% ../nbs/06_priors.ipynb #e1b87c27
+# %% ../nbs/06_priors.ipynb #af400c6a
 @torch.no_grad()
 def support_prior(query_high: Tensor,    # (B, C_h, h, w) float
                   support_high: Tensor,  # (B, K, C_h, h, w) float
                   support_mask: Tensor,  # (B, K, H, W) integer: 1 is the class
-                 ) -> Tensor:            # (B, 1, h, w) float32 in [0, 1)
+                 ) -> Tensor:            # (B, 1, h, w) float32 in [0, 1]
     "H_q of section 4.3: the best cosine of each query position with the support's foreground, min-max, mean over shots."
     q, (h, w) = query_high.flatten(2), query_high.shape[-2:]
     foreground = [s * soft_mask(m, s.shape[-2:]) for s, m in zip(support_high.unbind(1), support_mask.unbind(1))]
     maps = [min_max(cosine(q, s.flatten(2)).amax(2).unflatten(1, (h, w))) for s in foreground]
     return torch.stack(maps, 1).mean(1, keepdim=True)
 
-# %% ../nbs/06_priors.ipynb #04a257d8
+# %% ../nbs/06_priors.ipynb #8145c2ad
 def latent_prior(v: Tensor,    # (B, C) float, latent prototype
                  mid: Tensor,  # (B, C, h, w) float, reduced middle features of the query
-                ) -> Tensor:   # (B, 1, h, w) float32 in [0, 1)
+                ) -> Tensor:   # (B, 1, h, w) float32 in [0, 1]
     "H′ of eq. 8 and 9, over the whole map as published (without ⊙ M′)."
     return min_max(cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1).unflatten(1, mid.shape[-2:])).unsqueeze(1)
 

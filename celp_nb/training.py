@@ -75,7 +75,7 @@ def online_steps(backbone: Backbone,
         query, support = episode_features(backbone, b.query, b.support, b.support_mask)
         yield Step(query, support, b.support_mask, b.target.long(), b.known)
 
-# %% ../nbs/11_training.ipynb #0395bfc8
+# %% ../nbs/11_training.ipynb #fd62089b
 def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     "A name for a backbone's exact weights."
     digest = hashlib.sha1(backbone.name.encode())
@@ -95,9 +95,10 @@ def view_features(folder: Path,                # of this backbone, data set and 
     if paths[1].is_file(): return np.load(paths[0]), np.load(paths[1])
     rng = np.random.default_rng([episodes.seed, image, cls, view])
     x, class_map = augment(read_image(episodes.image_set, image), episodes.image_set.read_mask(image), cls, episodes.recipe, rng)
-    mid, f3 = backbone(x[None])
-    high = backbone.layer4(torch.cat([f3, f3 * soft_mask(binary_mask(class_map, cls)[None], f3.shape[-2:])]))
-    arrays = class_map.numpy(), torch.cat([mid, high[:1], high[1:]], 1)[0].half().numpy()
+    device = next(backbone.parameters()).device
+    mid, f3 = backbone(x[None].to(device))
+    high = backbone.layer4(torch.cat([f3, f3 * soft_mask(binary_mask(class_map, cls)[None].to(device), f3.shape[-2:])]))
+    arrays = class_map.numpy(), torch.cat([mid, high[:1], high[1:]], 1)[0].half().cpu().numpy()
     for path, array in zip(paths, arrays):
         with atomic_file(path) as f: np.save(f, array)
     return arrays
@@ -113,7 +114,7 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
     "Steps whose features come from `views` fixed augmentations of each image, kept on disk."
     described = json.dumps([episodes.image_set.name, len(episodes.image_set.ids), asdict(episodes.recipe), episodes.seed])
     folder = Path(folder) / f"{backbone_fingerprint(backbone)}-{hashlib.sha1(described.encode()).hexdigest()[:10]}"
-    C_mid, C_high = feature_channels(backbone)
+    (C_mid, C_high), device = feature_channels(backbone), next(backbone.parameters()).device
     def row(i):
         c, images = int(episodes.episodes.cls[i]), [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()]
         drawn = np.random.default_rng([episodes.seed, i]).integers(0, views, len(images))
@@ -122,11 +123,11 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
         masks = binary_mask(maps, c)
         return features, masks, known_mask(maps[0], episodes.train_classes)
     for first in range(start * batch, len(episodes) - batch + 1, batch):
-        features, masks, known = (torch.stack(x) for x in zip(*(row(i) for i in range(first, first + batch))))
+        features, masks, known = (torch.stack(x).to(device) for x in zip(*(row(i) for i in range(first, first + batch))))
         mid, high, foreground = features.split([C_mid, C_high, C_high], 2)
         yield Step(Features(mid[:, 0], high[:, 0]), Features(mid[:, 1:], foreground[:, 1:]), masks[:, 1:], masks[:, 0].long(), known)
 
-# %% ../nbs/11_training.ipynb #8fdc40cd
+# %% ../nbs/11_training.ipynb #5924e1c1
 def sgd(model: FewShotModel, opt: Optimisation) -> torch.optim.SGD:
     "The optimiser of section 5.2 for everything that is trained."
     return torch.optim.SGD(model.parameters(), lr=opt.lr, momentum=opt.momentum, weight_decay=opt.weight_decay)
@@ -167,8 +168,10 @@ def save_checkpoint(path: str | Path, **state) -> None:
 def load_checkpoint(path: str | Path) -> dict:
     "Read what `save_checkpoint` wrote, without running code from it. Raises FileNotFoundError or ValueError naming the file."
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no checkpoint {path}; train first, or give another path.")
-    try: return torch.load(path, map_location="cpu", weights_only=True)
+    try: saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise ValueError(f"{path} is not a checkpoint of this project ({type(e).__name__}: {str(e)[:80]}); give one written by celp train or celp run.") from e
+    if not isinstance(saved, dict): raise ValueError(f"{path} is not a checkpoint of this project but a {type(saved).__name__}; give one written by celp train or celp run.")
+    return saved
 
 
 def fit(models: dict[str, FewShotModel],    # name → model, trained in place
@@ -188,6 +191,7 @@ def fit(models: dict[str, FewShotModel],    # name → model, trained in place
     described = json.dumps([asdict(opt), seed, {n: asdict(methods[n]) for n in sorted(models)}])
     if checkpoint and Path(checkpoint).is_file():
         saved = load_checkpoint(checkpoint)
+        if not {"step", "described", "history", "models", "optimisers"} <= saved.keys(): raise ValueError(f"{checkpoint} is not a checkpoint to go on from; give one that fit wrote, or a new path.")
         if saved["described"] != described: raise ValueError(f"{checkpoint} was written with other settings; use the same, or a new folder.")
         for n in models: models[n].load_state_dict(saved["models"][n]); optimisers[n].load_state_dict(saved["optimisers"][n])
         history, start = saved["history"], saved["step"]

@@ -233,7 +233,6 @@ def test_delta_outside_the_range_of_a_cosine(delta):
     with pytest.raises(ValueError, match="delta is"): sample_latent(high, known, torch.Generator(), delta=delta)
 
 
-@pytest.mark.xfail(strict=True, reason="sample_latent checks delta only when it draws the centre itself")
 @pytest.mark.parametrize("delta", [-1, 1, 65])
 def test_delta_is_checked_with_a_given_centre_too(delta):
     with pytest.raises(ValueError, match="delta is"):

@@ -216,7 +216,6 @@ def test_a_damaged_checkpoint_is_named(damage, steps, tmp_path):
     assert same(net.state_dict(), state)
 
 
-@pytest.mark.xfail(strict=True, reason="fit looks for its own entries without asking whether they are there")
 def test_a_file_that_is_no_checkpoint_is_named(steps, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(model().state_dict(), path)
