@@ -75,7 +75,7 @@ def online_steps(backbone: Backbone,
         query, support = episode_features(backbone, b.query, b.support, b.support_mask)
         yield Step(query, support, b.support_mask, b.target.long(), b.known)
 
-# %% ../nbs/11_training.ipynb #fd62089b
+# %% ../nbs/11_training.ipynb #6aa0d856
 def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     "A name for a backbone's exact weights."
     digest = hashlib.sha1(backbone.name.encode())
@@ -98,7 +98,7 @@ def view_features(folder: Path,                # of this backbone, data set and 
     device = next(backbone.parameters()).device
     mid, f3 = backbone(x[None].to(device))
     high = backbone.layer4(torch.cat([f3, f3 * soft_mask(binary_mask(class_map, cls)[None].to(device), f3.shape[-2:])]))
-    arrays = class_map.numpy(), torch.cat([mid, high[:1], high[1:]], 1)[0].half().cpu().numpy()
+    arrays = class_map.numpy(), torch.cat([mid, high[:1], high[1:]], 1)[0].half().cpu().contiguous().numpy()  # one layout, read or made: the same digits
     for path, array in zip(paths, arrays):
         with atomic_file(path) as f: np.save(f, array)
     return arrays
