@@ -23,11 +23,11 @@ import torch.nn.functional as F
 import torchvision.models as tv
 from torch import nn
 
-from celp_nb.backbones import dilate_, episode_features, feature_channels, load_backbone, read_weights
+from celp_nb.backbones import dilate_, episode_features, feature_channels, load_backbone, lowered, read_weights
 from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.latent import DELTA, sample_latent
 from celp_nb.pfenet import COCO_BINS, PFENet, bin_size
-from celp_nb.training import Method, Optimisation, Step, sgd, train_step
+from celp_nb.training import Method, Optimisation, Step, optimiser_for, train_step
 
 NUMBER = 7  # seeds the centres
 
@@ -105,11 +105,11 @@ def plain_step(backbone, model, optimiser, method, data):
     return main.item()
 
 
-def our_step(backbone, model, optimiser, method, data, autocast=None):
-    with torch.autocast(data["query"].device.type, autocast or torch.bfloat16, enabled=autocast is not None):
+def our_step(backbone, model, optimiser, method, data, precision=None):
+    with lowered(data["query"].device, precision):
         query, support = episode_features(backbone, data["query"], data["support"], data["support_mask"])
     step = Step(query, support, data["support_mask"], data["target"], data["known"])
-    return train_step(model, optimiser, method, step, 1e-3, NUMBER, autocast=autocast)["main"]
+    return train_step(model, optimiser, method, step, 1e-3, NUMBER, precision=precision)["main"]
 
 
 def blobs(g, *shape, side):
@@ -142,13 +142,13 @@ def variants(args, device):
     "name → a function that makes one training step."
     ours, plain, model, data = make(args, device)
     method, opt = Method(delta=args.delta), Optimisation(batch=args.batch, lr=1e-3)
-    def of(step, backbone, **more):
-        own = copy.deepcopy(model)
-        optimiser = sgd(own, opt)
+    def of(step, backbone, layout=torch.channels_last, **more):
+        own = copy.deepcopy(model).to(memory_format=layout)
+        optimiser = optimiser_for(own, opt)
         return lambda: step(backbone, own, optimiser, method, data, **more)
-    made = {"plain": of(plain_step, plain)}
+    made = {"plain": of(plain_step, plain, torch.contiguous_format)}
     if args.precision in ("float32", "both"): made["float32"] = of(our_step, ours)
-    if args.precision in ("bf16", "both"): made["bf16"] = of(our_step, ours, autocast=torch.bfloat16)
+    if args.precision in ("bf16", "both"): made["bf16"] = of(our_step, ours, precision=torch.bfloat16)
     return made, (ours, plain, model, data)
 
 

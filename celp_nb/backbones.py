@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TINY_WEIGHTS', 'BACKBONES', 'dilate_', 'Features', 'Backbone', 'resize', 'tiny_layers', 'tiny_net', 'deepen_stem_',
            'resnet_layers', 'vgg_layers', 'mobilenet_layers', 'load_weights_', 'read_weights', 'load_backbone',
-           'freeze_', 'soft_mask', 'image_features', 'feature_channels', 'support_features', 'episode_features']
+           'freeze_', 'soft_mask', 'keep_foreground', 'lowered', 'image_features', 'feature_channels',
+           'support_features', 'episode_features']
 
 # %% ../nbs/03_backbones.ipynb #a5ef46ab
 from pathlib import Path
@@ -198,12 +199,26 @@ def freeze_(net: nn.Module,  # a network in evaluation mode, changed in place
             before, last = child, key
     return net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-# %% ../nbs/03_backbones.ipynb #b3ffc9c6
+# %% ../nbs/03_backbones.ipynb #d0ca566f
 def soft_mask(mask: Tensor,            # (N, H, W) integer: 1 foreground, anything else not
               size: tuple[int, int],   # (h, w) of the feature map
              ) -> Tensor:              # (N, 1, h, w) float in [0, 1]
     "The foreground of a mask at the size of a feature map, bilinearly, so that border positions count in part."
     return resize((mask == 1).float().unsqueeze(1), size)
+
+
+def keep_foreground(features: Tensor,  # (N, C, h, w) float
+                    mask: Tensor,      # (N, H, W) integer: 1 foreground, anything else not
+                   ) -> Tensor:        # (N, C, h, w) float
+    "A feature map without its background."
+    return features * soft_mask(mask, features.shape[-2:])
+
+
+def lowered(device: torch.device,
+            precision: torch.dtype | None,  # torch.bfloat16; None: float32, nothing changes
+           ) -> torch.autocast:
+    "A context in which convolutions and matrix products run in lower precision."
+    return torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
 
 
 @torch.no_grad()
@@ -228,8 +243,7 @@ def support_features(backbone: Backbone,
                     ) -> Features:
     "Middle features of whole images and high features of their foreground alone: what a support needs."
     mid, f3 = backbone(image)
-    m = soft_mask(mask, f3.shape[-2:])
-    return Features(mid, backbone.layer4(f3 * m))
+    return Features(mid, backbone.layer4(keep_foreground(f3, mask)))
 
 
 @torch.no_grad()
@@ -241,7 +255,6 @@ def episode_features(backbone: Backbone,
     "`image_features` of the queries and `support_features` of the supports, in one pass through the backbone."
     B, K = support.shape[:2]
     mid, f3 = backbone(torch.cat([query, support.flatten(0, 1)]))
-    m = soft_mask(support_mask.flatten(0, 1), f3.shape[-2:])
-    high = backbone.layer4(torch.cat([f3[:B], f3[B:] * m]))
+    high = backbone.layer4(torch.cat([f3[:B], keep_foreground(f3[B:], support_mask.flatten(0, 1))]))
     shots = lambda x: x.unflatten(0, (B, K))
     return Features(mid[:B], high[:B]), Features(shots(mid[B:]), shots(high[B:]))

@@ -17,7 +17,7 @@ from .latent import prototype
 from .pfenet import PASCAL_BINS, PFENet, cross_entropy
 from .priors import Conditioning, latent_prior, support_prior
 
-# %% ../nbs/09_contrast.ipynb #15a66308
+# %% ../nbs/09_contrast.ipynb #e870d8d4
 class FewShotModel(nn.Module):
     "The shared reduction of the middle features and a decoder; everything that is trained."
     def __init__(self,
@@ -29,6 +29,7 @@ class FewShotModel(nn.Module):
         super().__init__()
         self.reduce = nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
         self.decoder = decoder
+        self.to(memory_format=torch.channels_last)  # as the backbone's features are
 
     def forward(self, query: Features,       # (B, …)
                 support: Features,           # (B, K, …)

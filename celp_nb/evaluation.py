@@ -6,7 +6,7 @@
 __all__ = ['CUTS', 'FeatureMemory', 'feature_memory', 'episode_inputs', 'at_native_size', 'evaluate', 'scores', 'all_foreground',
            'prior_predictors', 'best_prior']
 
-# %% ../nbs/12_evaluation.ipynb #42ca58ff
+# %% ../nbs/12_evaluation.ipynb #f45af397
 from functools import lru_cache
 from typing import Callable, NamedTuple
 
@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, Features, feature_channels, resize, soft_mask
+from .backbones import Backbone, Features, feature_channels, keep_foreground, resize
 from .datasets import ImageSet, binary_mask, fit_square, known_mask, read_image
 from .episodes import Episodes
 from .metrics import counts, summarise
 from .priors import support_prior
 
-# %% ../nbs/12_evaluation.ipynb #22e81838
+# %% ../nbs/12_evaluation.ipynb #ab769e89
 class FeatureMemory(NamedTuple):
     "What evaluation needs of a test set's images, each computed once while it fits in memory."
     mid: Callable[[int], Tensor]              # image → (C_mid, h, w)
@@ -51,8 +51,7 @@ def feature_memory(backbone: Backbone,
     @lru_cache(entries)
     @torch.no_grad()
     def foreground(i, c):
-        f3 = mid(i)[1]
-        return backbone.layer4(f3 * soft_mask(binary_mask(class_map(i), c)[None].to(device), f3.shape[-2:]))[0]
+        return backbone.layer4(keep_foreground(mid(i)[1], binary_mask(class_map(i), c)[None].to(device)))[0]
     return FeatureMemory(lambda i: mid(i)[0][0], high, foreground, class_map)
 
 # %% ../nbs/12_evaluation.ipynb #24b9d7f4

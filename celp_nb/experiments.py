@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'FOLDER', 'FREE', 'COLOURS', 'Tick', 'RunConfig', 'one_of', 'resolve', 'open_set', 'Fold', 'Setup',
-           'draw_fold', 'prepare', 'watcher', 'draw_curves', 'smoothed', 'loss_curves', 'loss_figure', 'save_figure',
-           'build_model', 'losses_of', 'model_file', 'load_model', 'train_fold', 'write_table', 'episode_list',
-           'score_fold', 'evaluate_fold', 'code_version', 'summary', 'markdown_table', 'report_text',
+           'code_version', 'draw_fold', 'prepare', 'watcher', 'draw_curves', 'smoothed', 'loss_curves', 'loss_figure',
+           'save_figure', 'build_model', 'losses_of', 'model_file', 'load_model', 'train_fold', 'write_table',
+           'episode_list', 'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text',
            'predictions_figure', 'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run',
            'evaluate_run', 'replay', 'object_mask', 'photograph', 'predict']
 
-# %% ../nbs/14_experiments.ipynb #53d7c005
+# %% ../nbs/14_experiments.ipynb #87c7a976
 import json
 import os
 import subprocess
@@ -41,9 +41,10 @@ from .episodes import Episodes, atomic_file, class_images, fold_classes, images_
 from .evaluation import CUTS, FeatureMemory, all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
 from .latent import DELTA, SIGMA, sample_latent
 from .pfenet import COCO_BINS, PFENet
+from .similarity import check_delta
 from .training import METHODS, Method, Optimisation, backbone_fingerprint, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint
 
-# %% ../nbs/14_experiments.ipynb #2f8f7dbc
+# %% ../nbs/14_experiments.ipynb #66ee1bef
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -62,6 +63,7 @@ class RunConfig:
     iterations: int | None = None  # training steps a fold; by default 400 for the samples, 5000 for a folder
     batch: int = 4  # episodes a step
     lr: float | None = None  # learning rate of the first step; by default 0.2 for the samples, 0.025 (the published code's) for a folder
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # sgd as published; adamw (lr 0.001) learns far more in few steps
     weight_decay: float = 1e-4
     width: int | None = None  # channels of the decoder; by default 64 for the samples, 256 (the paper's) for a folder
     dropout: float | None = None  # share of the reduced features' channels dropped in training; by default 0.1 for the samples, 0.5 for a folder
@@ -75,7 +77,7 @@ class RunConfig:
     views: int = 8  # fixed augmentations of each image in the cache
     workers: int = 0  # processes that read and augment
     seed: int = 0  # of initial weights, episodes, augmentation, dropout and centres
-    precision: Literal["float32", "bf16"] = "float32"  # of the decoder in training
+    precision: Literal["float32", "bf16"] = "float32"  # of backbone and decoder in training; bf16 is faster where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     trivial: bool = True  # score trivial predictors too
     skip_unreadable: bool = False  # leave unreadable images out, with a count, instead of stopping
@@ -85,7 +87,7 @@ SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iter
 FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "lr": 2.5e-2, "width": 256, "dropout": 0.5, "pairs": 200}
 FREE = ("workers", "device")  # may change when a run is resumed
 
-# %% ../nbs/14_experiments.ipynb #c10e886a
+# %% ../nbs/14_experiments.ipynb #a353f403
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -101,13 +103,13 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     c = RunConfig(**{**defaults, **given})
     one_of("backbone", c.backbone, BACKBONES)
     for m in c.methods or [""]: one_of("method", m, METHODS)
-    for what, options in [("protocol", ("pairs", "turns")), ("precision", ("float32", "bf16")), ("device", ("auto", "cpu", "cuda"))]:
+    for what, options in [("protocol", ("pairs", "turns")), ("precision", ("float32", "bf16")), ("optimiser", ("sgd", "adamw")), ("device", ("auto", "cpu", "cuda"))]:
         one_of(what, getattr(c, what), options)
     for f in c.folds or [""]: one_of("fold", f, range(c.n_folds))
     for k in ("iterations", "batch", "width", "pairs", "views", "lr", "reference"):
         if not getattr(c, k) > 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be more than 0.")
     if not c.shots or min(c.shots) < 1: raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
-    if not -1 < c.delta < 1: raise ValueError(f"delta is {c.delta}, but a cosine lies in (-1, 1); the paper's is {DELTA}.")
+    check_delta(c.delta)
     if not 0 <= c.dropout < 1: raise ValueError(f"dropout is {c.dropout}; give a share from 0 to less than 1.")
     if not 0 < c.scale[0] <= c.scale[1]: raise ValueError(f"scale is {c.scale}; give the smaller factor first, both above 0.")
     if c.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device is cuda, but PyTorch sees no GPU here; use cpu or auto.")
@@ -117,7 +119,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
         if not Path(c.weights).is_file(): raise FileNotFoundError(f"there is no weights file {c.weights}; give the path of a state dict, or leave it out for {c.backbone}'s own.")
     return replace(c, side=round_side(c.side), crop=round_side(c.crop), data=c.data if c.data == "samples" else path(c.data), extra=tuple(map(path, c.extra)))
 
-# %% ../nbs/14_experiments.ipynb #c294590b
+# %% ../nbs/14_experiments.ipynb #5984934c
 def open_set(folder: str,  # "samples" or a folder
              split: str,   # "train" or "val"
              skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
@@ -149,6 +151,16 @@ class Setup(NamedTuple):
     backbone: Backbone
     fingerprint: str       # of the backbone's weights
     memory: FeatureMemory  # of `val`, shared by all folds
+    commit: str            # of `code_version`, when the run began
+
+
+def code_version() -> str:  # a commit, with "+" where files differ from it; or the version
+    "Which code made a result."
+    root = Path(celp_nb.__file__).resolve().parent.parent
+    git = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, check=True).stdout.strip()
+    if not (root / ".git").exists(): return celp_nb.__version__
+    try: return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError): return celp_nb.__version__
 
 
 def draw_fold(config: RunConfig,  # resolved
@@ -186,7 +198,7 @@ def prepare(config: RunConfig) -> Setup:
     backbone = load_backbone(c.backbone, c.weights)
     fingerprint = backbone_fingerprint(backbone)
     backbone.to("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
-    return Setup(c, train, val, folds, backbone, fingerprint, feature_memory(backbone, val, c.side))
+    return Setup(c, train, val, folds, backbone, fingerprint, feature_memory(backbone, val, c.side), code_version())
 
 # %% ../nbs/14_experiments.ipynb #b345052f
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
@@ -266,7 +278,7 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/14_experiments.ipynb #60f3f416
+# %% ../nbs/14_experiments.ipynb #01976a7d
 def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5) -> FewShotModel:
     "An untrained PFENet with its reduction."
     return FewShotModel(in_channels, PFENet(width, bins), width, dropout)
@@ -312,8 +324,9 @@ def train_fold(setup: Setup,
         tick(c.iterations, "found, read back")
         return {m: load_model(f, setup.fingerprint)[0].to(device) for m, f in files.items()}
     items = TrainingEpisodes(setup.train, fold.training, fold.train_classes, Recipe(c.crop, round(c.crop * c.reference / c.side), c.scale), c.seed)
-    if c.cache: steps = lambda start: cached_steps(c.cache, setup.backbone, items, c.batch, c.views, start)
-    else: steps = lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers)
+    precision = torch.bfloat16 if c.precision == "bf16" else None
+    if c.cache: steps = lambda start: cached_steps(c.cache, setup.backbone, items, c.batch, c.views, start, precision)
+    else: steps = lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers, precision)
     in_channels, models, live = feature_channels(setup.backbone)[0], {}, {m: [] for m in c.methods}
     for m in c.methods:
         torch.manual_seed(c.seed)
@@ -322,8 +335,8 @@ def train_fold(setup: Setup,
         for m in c.methods: live[m].append(losses[m])
         tick(step + 1, "  ".join(f"{m} {np.mean([h['main'] for h in live[m][-20:]]):.3f}" for m in c.methods), lambda: loss_curves(live))
     place = Path(folder) / f"fold{fold.number}"
-    history = fit(models, {m: losses_of(c, m) for m in c.methods}, steps, Optimisation(c.iterations, c.batch, c.lr, weight_decay=c.weight_decay), c.seed,
-                  place / "last.pt", max(50, c.iterations // 20), report, torch.bfloat16 if c.precision == "bf16" else None)
+    history = fit(models, {m: losses_of(c, m) for m in c.methods}, steps, Optimisation(c.iterations, c.batch, c.lr, weight_decay=c.weight_decay, optimiser=c.optimiser), c.seed,
+                  place / "last.pt", max(50, c.iterations // 20), report, precision)
     table = pd.DataFrame([{"step": i, "method": m, **h} for m in c.methods for i, h in enumerate(history[m])])
     write_table(place / "losses.csv", table)
     save_figure(place / "losses.png", loss_figure(history, f"{setup.train.name}, fold {fold.number}, seed {c.seed}: training loss"))
@@ -337,7 +350,7 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     "Write a CSV, whole or not at all."
     with atomic_file(path, "w") as f: table.to_csv(f, index=False)
 
-# %% ../nbs/14_experiments.ipynb #c2dadaef
+# %% ../nbs/14_experiments.ipynb #2c6147b2
 def episode_list(setup: Setup,
                  fold: Fold,
                  path: str | Path,  # a CSV file
@@ -377,15 +390,6 @@ def evaluate_fold(setup: Setup,
     return summary(setup, fold, rows)
 
 
-def code_version() -> str:  # a commit, with "+" where files differ from it; or the version
-    "Which code made a result."
-    root = Path(celp_nb.__file__).resolve().parent.parent
-    git = lambda *a: subprocess.run(["git", "-C", str(root), *a], capture_output=True, text=True, check=True).stdout.strip()
-    if not (root / ".git").exists(): return celp_nb.__version__
-    try: return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.CalledProcessError): return celp_nb.__version__
-
-
 def summary(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     "A fold's scores, in percent, labelled with all that tells them apart from others."
     c, table = setup.config, scores(rows)
@@ -393,7 +397,7 @@ def summary(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, "fold", fold.number)
     table.insert(0, "backbone", c.backbone)
     table.insert(0, "data", setup.val.name)
-    return table.assign(iterations=c.iterations, seed=c.seed, commit=code_version())
+    return table.assign(iterations=c.iterations, seed=c.seed, commit=setup.commit)
 
 # %% ../nbs/14_experiments.ipynb #d2481e31
 def markdown_table(results: pd.DataFrame,  # of `run`

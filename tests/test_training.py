@@ -2,6 +2,8 @@
 import copy
 import math
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from celp_nb.episodes import Episodes, fold_classes, images_in_turn
 from celp_nb.evaluation import all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
 from celp_nb.pfenet import PFENet
 from celp_nb.priors import support_prior
-from celp_nb.training import (METHODS, Method, Optimisation, Step, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint, sgd, train_step)
+from celp_nb.training import (METHODS, Method, Optimisation, Step, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint, optimiser_for, train_step)
 
 SIDE = 81
 
@@ -91,7 +93,7 @@ def test_schedule():
 
 def test_a_step_is_one_step_of_sgd_at_its_rate(steps):
     data, ours = next(steps(0)), model()
-    plain, optimiser = copy.deepcopy(ours), sgd(ours, SHORT)
+    plain, optimiser = copy.deepcopy(ours), optimiser_for(ours, SHORT)
     train_step(ours, optimiser, Method(0.0), data, 0.125, 7)
     torch.manual_seed(7)
     plain.train()
@@ -99,6 +101,17 @@ def test_a_step_is_one_step_of_sgd_at_its_rate(steps):
     (losses.main + losses.auxiliary).backward()
     for (name, a), b in zip(ours.named_parameters(), plain.parameters()):
         assert torch.allclose(a, b - 0.125 * (b.grad + 1e-4 * b), atol=1e-6), name
+
+
+def test_adamw_moves_every_weight_by_the_rate_at_first(steps):
+    "Without decay, the first step of Adam is the sign of the gradient times the rate."
+    data, net = next(steps(0)), model()
+    before = copy.deepcopy(net.state_dict())
+    opt = Optimisation(optimiser="adamw", weight_decay=0.0)
+    train_step(net, optimiser_for(net, opt), Method(0.0), data, 1e-3, 0)
+    for name, value in net.named_parameters():
+        moved = value.grad.abs() > 1e-5
+        assert torch.allclose(value[moved], (before[name] - 1e-3 * value.grad.sign())[moved], atol=2e-6), name
 
 
 def test_fit_follows_the_schedule_and_reports_every_step(steps):
@@ -139,25 +152,27 @@ def test_side_by_side_is_alone(steps):
 class Killed(Exception): pass
 
 
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
 @pytest.mark.parametrize("killed_at, every", [(3, 2), (5, 2), (1, 1)])
-def test_resuming_is_the_same_to_the_bit(killed_at, every, steps, tmp_path):
+def test_resuming_is_the_same_to_the_bit(killed_at, every, optimiser, steps, tmp_path):
+    opt = replace(SHORT, optimiser=optimiser)
     methods = {"PFENet": METHODS["PFENet"], "PFENet+CE": LATENT}
     straight = {n: model() for n in methods}
-    expected = fit(straight, methods, steps, SHORT, 0)
+    expected = fit(straight, methods, steps, opt, 0)
     path, asked = tmp_path / "run" / "last.pt", []
     def kill(step, losses):
         if step == killed_at: raise Killed
-    with pytest.raises(Killed): fit({n: model() for n in methods}, methods, steps, SHORT, 0, path, every, kill)
+    with pytest.raises(Killed): fit({n: model() for n in methods}, methods, steps, opt, 0, path, every, kill)
     resumed = {n: model(seed=9) for n in methods}  # its own weights do not matter
     torch.manual_seed(99)
     def noting(start):
         asked.append(start)
         return steps(start)
-    history = fit(resumed, methods, noting, SHORT, 0, path, every)
+    history = fit(resumed, methods, noting, opt, 0, path, every)
     assert asked == [killed_at // every * every]
     assert history == expected and all(same(resumed[n].state_dict(), straight[n].state_dict()) for n in methods)
     done = {n: model(seed=9) for n in methods}  # and a run that is over is only loaded
-    assert fit(done, methods, lambda start: pytest.fail("nothing is left to do"), SHORT, 0, path) == expected
+    assert fit(done, methods, lambda start: pytest.fail("nothing is left to do"), opt, 0, path) == expected
     assert same(done["PFENet"].state_dict(), straight["PFENet"].state_dict())
 
 
@@ -186,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(steps, tmp_path):
 
 def test_weights_and_momentum_are_untouched_by_a_bad_step(steps):
     data, net = next(steps(0)), model()
-    optimiser = sgd(net, SHORT)
+    optimiser = optimiser_for(net, SHORT)
     train_step(net, optimiser, Method(0.0), data, 0.01, 0)
     before, momentum = copy.deepcopy(net.state_dict()), copy.deepcopy(optimiser.state_dict()["state"])
     with pytest.raises(FloatingPointError, match="PFENet is nan"):
@@ -248,10 +263,11 @@ def test_too_few_episodes(steps):
 
 def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, tmp_path):
     first, second = (list(cached_steps(tmp_path, backbone, training, 2, views=2)) for _ in range(2))
-    files = sorted(tmp_path.rglob("*.npy"))
+    files = sorted(tmp_path.rglob("*.pt"))
+    assert files
     for a, b in zip(first, second):
         assert torch.equal(a.query.mid, b.query.mid) and torch.equal(a.support.high, b.support.high) and torch.equal(a.target, b.target)
-    assert sorted(tmp_path.rglob("*.npy")) == files and len(first) == 12
+    assert sorted(tmp_path.rglob("*.pt")) == files and len(first) == 12
     for n in (0, 5, 11):
         for b in range(2):
             i, step = 2 * n + b, first[n]
@@ -275,8 +291,23 @@ def test_caches_of_different_backbones_and_recipes_do_not_mix(backbone, training
     other_backbone = load_backbone("tiny", "random")
     other_recipe = TrainingEpisodes(scenes, training.episodes, TRAIN_CLASSES, Recipe(side=SIDE, reference=161, blur=3), 0)
     other_seed = TrainingEpisodes(scenes, training.episodes, TRAIN_CLASSES, RECIPE, 1)
-    for b, t in [(backbone, training), (other_backbone, training), (backbone, other_recipe), (backbone, other_seed)]: next(cached_steps(tmp_path, b, t, 2, views=1))
-    assert len(list(tmp_path.iterdir())) == 4
+    edited = scenes.pixels.copy()
+    edited[0, 0] += 1  # a mask was painted over
+    other_masks = TrainingEpisodes(replace(scenes, pixels=edited), training.episodes, TRAIN_CLASSES, RECIPE, 0)
+    copies = [tmp_path / "images" / p.name for p in scenes.image_paths]
+    for p, c in zip(scenes.image_paths, copies): c.parent.mkdir(exist_ok=True); shutil.copyfile(p, c)
+    other_files = TrainingEpisodes(replace(scenes, image_paths=copies), training.episodes, TRAIN_CLASSES, RECIPE, 0)
+    folder, cases = tmp_path / "cache", [(backbone, training), (other_backbone, training), (backbone, other_recipe), (backbone, other_seed), (backbone, other_masks), (backbone, other_files)]
+    for b, t in cases: next(cached_steps(folder, b, t, 2, views=1))
+    next(cached_steps(folder, backbone, training, 2, views=1, precision=torch.bfloat16))
+    assert len(list(folder.iterdir())) == len(cases) + 1
+
+
+def test_lower_precision_is_used_and_close(backbone, training):
+    exact, lower = (next(online_steps(backbone, training, 2, precision=p)) for p in (None, torch.bfloat16))
+    assert exact.query.high.dtype == torch.float32 and lower.query.high.dtype == lower.support.mid.dtype == torch.bfloat16
+    for a, b in zip(exact.query + exact.support, lower.query + lower.support):
+        assert 0 < (a - b).abs().max() <= 0.05 * a.abs().max()
 
 
 # --- evaluation
