@@ -199,7 +199,7 @@ def freeze_(net: nn.Module,  # a network in evaluation mode, changed in place
             before, last = child, key
     return net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-# %% ../nbs/03_backbones.ipynb #d0ca566f
+# %% ../nbs/03_backbones.ipynb #c03b698a
 def soft_mask(mask: Tensor,            # (N, H, W) integer: 1 foreground, anything else not
               size: tuple[int, int],   # (h, w) of the feature map
              ) -> Tensor:              # (N, 1, h, w) float in [0, 1]
@@ -255,6 +255,7 @@ def episode_features(backbone: Backbone,
     "`image_features` of the queries and `support_features` of the supports, in one pass through the backbone."
     B, K = support.shape[:2]
     mid, f3 = backbone(torch.cat([query, support.flatten(0, 1)]))
-    high = backbone.layer4(torch.cat([f3[:B], keep_foreground(f3[B:], support_mask.flatten(0, 1))]))
+    f3[B:] = keep_foreground(f3[B:], support_mask.flatten(0, 1))
+    high = backbone.layer4(f3)
     shots = lambda x: x.unflatten(0, (B, K))
     return Features(mid[:B], high[:B]), Features(shots(mid[B:]), shots(high[B:]))

@@ -64,7 +64,7 @@ def latent_conditioning(main: Conditioning,
     return Conditioning(main.query, v, latent_prior(v, main.query), main.query.unsqueeze(1).expand(-1, K, -1, -1, -1),
                         pseudo.unsqueeze(1).expand(-1, K, -1, -1), pseudo == 255)
 
-# %% ../nbs/09_contrast.ipynb #3ff9e06f
+# %% ../nbs/09_contrast.ipynb #2857c675
 class Losses(NamedTuple):
     "The three terms of eq. 13, and what they were made of."
     main: Tensor             # L¹: query mask
@@ -90,7 +90,8 @@ def two_path_losses(model: FewShotModel,
     cond, B = support_conditioning(model, query, support, support_mask, target == 255), len(target)
     asked = torch.zeros(B, dtype=torch.bool, device=target.device) if pseudo is None else (pseudo == 1).flatten(1).any(1)
     if asked.any():
-        latent = latent_conditioning(Conditioning(*(x[asked] for x in cond)), pseudo[asked])
+        some = slice(None) if asked.all() else asked  # a mask would copy every feature
+        latent = latent_conditioning(Conditioning(*(x[some] for x in cond)), pseudo[some])
         cond = Conditioning(*(torch.cat(pair) for pair in zip(cond, latent)))
     logits, auxiliary = model.decoder(cond, target)
     zero = logits.new_zeros((), dtype=torch.float32)

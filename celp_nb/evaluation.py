@@ -6,7 +6,7 @@
 __all__ = ['CUTS', 'FeatureMemory', 'feature_memory', 'episode_inputs', 'at_native_size', 'evaluate', 'scores', 'all_foreground',
            'prior_predictors', 'best_prior']
 
-# %% ../nbs/12_evaluation.ipynb #f45af397
+# %% ../nbs/12_evaluation.ipynb #a9d1066c
 from functools import lru_cache
 from typing import Callable, NamedTuple
 
@@ -15,13 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .backbones import Backbone, Features, feature_channels, keep_foreground, resize
+from .backbones import Backbone, Features, feature_channels, keep_foreground, lowered, resize
 from .datasets import ImageSet, binary_mask, fit_square, known_mask, read_image
 from .episodes import Episodes
 from .metrics import counts, summarise
 from .priors import support_prior
 
-# %% ../nbs/12_evaluation.ipynb #ab769e89
+# %% ../nbs/12_evaluation.ipynb #d7854ef3
 class FeatureMemory(NamedTuple):
     "What evaluation needs of a test set's images, each computed once while it fits in memory."
     mid: Callable[[int], Tensor]              # image → (C_mid, h, w)
@@ -34,35 +34,38 @@ def feature_memory(backbone: Backbone,
                    data: ImageSet,
                    side: int,              # of the square that images are fitted into, 8n + 1 pixels
                    gigabytes: float = 4.0,  # that features may take up
+                   precision: torch.dtype | None = None,  # of the backbone and of what is remembered: torch.bfloat16 where the hardware has it; None: float32
                   ) -> FeatureMemory:
     "Features of `data`'s images on demand, remembered up to a budget."
     device = next(backbone.parameters()).device
     floats = 2 * sum(feature_channels(backbone)) * ((side - 1) // 8 + 1) ** 2  # an entry of all memories: mid and layer3, high and foreground
-    entries = max(8, int(gigabytes * 1e9 / (4 * floats)))
+    entries = max(8, int(gigabytes * 1e9 / (floats * (precision or torch.float32).itemsize)))
     @lru_cache(entries)
     def class_map(i): return fit_square(read_image(data, i), data.read_mask(i), side)[1]
     @lru_cache(entries)
     @torch.no_grad()
     def mid(i):  # and layer3 alone
-        return backbone(fit_square(read_image(data, i), data.read_mask(i), side)[0][None].to(device))
+        with lowered(device, precision): return backbone(fit_square(read_image(data, i), data.read_mask(i), side)[0][None].to(device))
     @lru_cache(entries)
     @torch.no_grad()
-    def high(i): return backbone.layer4(mid(i)[1])[0]
+    def high(i):
+        with lowered(device, precision): return backbone.layer4(mid(i)[1])[0]
     @lru_cache(entries)
     @torch.no_grad()
     def foreground(i, c):
-        return backbone.layer4(keep_foreground(mid(i)[1], binary_mask(class_map(i), c)[None].to(device)))[0]
+        with lowered(device, precision): return backbone.layer4(keep_foreground(mid(i)[1], binary_mask(class_map(i), c)[None].to(device)))[0]
     return FeatureMemory(lambda i: mid(i)[0][0], high, foreground, class_map)
 
-# %% ../nbs/12_evaluation.ipynb #24b9d7f4
+# %% ../nbs/12_evaluation.ipynb #10b711b3
 def episode_inputs(memory: FeatureMemory,
                    episodes: Episodes,
                    e: int,  # which episode
                   ) -> tuple[Features, Features, Tensor]:  # query (1, …), support (1, K, …), support masks (1, K, S, S) uint8
     "What a model is given in an episode: nothing of the query's mask."
     c, q, supports = int(episodes.cls[e]), int(episodes.query[e]), episodes.support[e].tolist()
-    query = Features(memory.mid(q)[None], memory.high(q)[None])
-    support = Features(torch.stack([memory.mid(s) for s in supports])[None], torch.stack([memory.foreground(s, c) for s in supports])[None])
+    together = lambda maps: torch.stack(maps).float()[None]
+    query = Features(together([memory.mid(q)])[0], together([memory.high(q)])[0])
+    support = Features(together([memory.mid(s) for s in supports]), together([memory.foreground(s, c) for s in supports]))
     masks = torch.stack([binary_mask(memory.class_map(s), c) for s in supports])[None].to(query.mid.device)
     empty = [s for s, m in zip(supports, masks[0]) if not (m == 1).any()]
     if empty: raise ValueError(f"support image number {empty[0]} shows no pixel of class {c} at this size; draw supports with more foreground, or raise the side.")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'FOLDER', 'FREE', 'COLOURS', 'Tick', 'RunConfig', 'one_of', 'resolve', 'open_set', 'Fold', 'Setup',
-           'code_version', 'draw_fold', 'prepare', 'watcher', 'draw_curves', 'smoothed', 'loss_curves', 'loss_figure',
-           'save_figure', 'build_model', 'losses_of', 'model_file', 'load_model', 'train_fold', 'write_table',
-           'episode_list', 'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text',
+           'precision_of', 'code_version', 'draw_fold', 'prepare', 'watcher', 'draw_curves', 'smoothed', 'loss_curves',
+           'loss_figure', 'save_figure', 'build_model', 'losses_of', 'model_file', 'load_model', 'train_fold',
+           'write_table', 'episode_list', 'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text',
            'predictions_figure', 'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run',
            'evaluate_run', 'replay', 'object_mask', 'photograph', 'predict']
 
@@ -44,7 +44,7 @@ from .pfenet import COCO_BINS, PFENet
 from .similarity import check_delta
 from .training import METHODS, Method, Optimisation, backbone_fingerprint, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint
 
-# %% ../nbs/14_experiments.ipynb #66ee1bef
+# %% ../nbs/14_experiments.ipynb #697ca125
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -77,7 +77,7 @@ class RunConfig:
     views: int = 8  # fixed augmentations of each image in the cache
     workers: int = 0  # processes that read and augment
     seed: int = 0  # of initial weights, episodes, augmentation, dropout and centres
-    precision: Literal["float32", "bf16"] = "float32"  # of backbone and decoder in training; bf16 is faster where the hardware has it
+    precision: Literal["float32", "bf16"] = "float32"  # of the backbone, and of the decoder in training; bf16 is faster where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     trivial: bool = True  # score trivial predictors too
     skip_unreadable: bool = False  # leave unreadable images out, with a count, instead of stopping
@@ -119,7 +119,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
         if not Path(c.weights).is_file(): raise FileNotFoundError(f"there is no weights file {c.weights}; give the path of a state dict, or leave it out for {c.backbone}'s own.")
     return replace(c, side=round_side(c.side), crop=round_side(c.crop), data=c.data if c.data == "samples" else path(c.data), extra=tuple(map(path, c.extra)))
 
-# %% ../nbs/14_experiments.ipynb #5984934c
+# %% ../nbs/14_experiments.ipynb #e9bce0ca
 def open_set(folder: str,  # "samples" or a folder
              split: str,   # "train" or "val"
              skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
@@ -152,6 +152,11 @@ class Setup(NamedTuple):
     fingerprint: str       # of the backbone's weights
     memory: FeatureMemory  # of `val`, shared by all folds
     commit: str            # of `code_version`, when the run began
+
+
+def precision_of(config: RunConfig) -> torch.dtype | None:  # None: float32
+    "A run's precision as PyTorch names it."
+    return torch.bfloat16 if config.precision == "bf16" else None
 
 
 def code_version() -> str:  # a commit, with "+" where files differ from it; or the version
@@ -198,7 +203,7 @@ def prepare(config: RunConfig) -> Setup:
     backbone = load_backbone(c.backbone, c.weights)
     fingerprint = backbone_fingerprint(backbone)
     backbone.to("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
-    return Setup(c, train, val, folds, backbone, fingerprint, feature_memory(backbone, val, c.side), code_version())
+    return Setup(c, train, val, folds, backbone, fingerprint, feature_memory(backbone, val, c.side, precision=precision_of(c)), code_version())
 
 # %% ../nbs/14_experiments.ipynb #b345052f
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
@@ -278,7 +283,7 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/14_experiments.ipynb #01976a7d
+# %% ../nbs/14_experiments.ipynb #f1534104
 def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5) -> FewShotModel:
     "An untrained PFENet with its reduction."
     return FewShotModel(in_channels, PFENet(width, bins), width, dropout)
@@ -324,9 +329,8 @@ def train_fold(setup: Setup,
         tick(c.iterations, "found, read back")
         return {m: load_model(f, setup.fingerprint)[0].to(device) for m, f in files.items()}
     items = TrainingEpisodes(setup.train, fold.training, fold.train_classes, Recipe(c.crop, round(c.crop * c.reference / c.side), c.scale), c.seed)
-    precision = torch.bfloat16 if c.precision == "bf16" else None
-    if c.cache: steps = lambda start: cached_steps(c.cache, setup.backbone, items, c.batch, c.views, start, precision)
-    else: steps = lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers, precision)
+    if c.cache: steps = lambda start: cached_steps(c.cache, setup.backbone, items, c.batch, c.views, start, precision_of(c))
+    else: steps = lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers, precision_of(c))
     in_channels, models, live = feature_channels(setup.backbone)[0], {}, {m: [] for m in c.methods}
     for m in c.methods:
         torch.manual_seed(c.seed)
@@ -336,7 +340,7 @@ def train_fold(setup: Setup,
         tick(step + 1, "  ".join(f"{m} {np.mean([h['main'] for h in live[m][-20:]]):.3f}" for m in c.methods), lambda: loss_curves(live))
     place = Path(folder) / f"fold{fold.number}"
     history = fit(models, {m: losses_of(c, m) for m in c.methods}, steps, Optimisation(c.iterations, c.batch, c.lr, weight_decay=c.weight_decay, optimiser=c.optimiser), c.seed,
-                  place / "last.pt", max(50, c.iterations // 20), report, precision)
+                  place / "last.pt", max(50, c.iterations // 20), report, precision_of(c))
     table = pd.DataFrame([{"step": i, "method": m, **h} for m in c.methods for i, h in enumerate(history[m])])
     write_table(place / "losses.csv", table)
     save_figure(place / "losses.png", loss_figure(history, f"{setup.train.name}, fold {fold.number}, seed {c.seed}: training loss"))

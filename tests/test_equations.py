@@ -17,7 +17,7 @@ from celp_nb.contrast import FewShotModel, Losses, cross_entropy, latent_conditi
 from celp_nb.latent import candidates, draw_centre, masked_average, prototype, pseudo_mask, sample_latent, similar_region
 from celp_nb.pfenet import PFENet, bin_size, dense_comparison
 from celp_nb.priors import Conditioning, latent_prior, min_max, support_prior
-from celp_nb.similarity import cosine, known_positions, self_similarity, similar_count
+from celp_nb.similarity import cosine, known_positions, self_similarity, similar_count, similarity_rows
 
 few = settings(derandomize=True, deadline=None, max_examples=25)
 
@@ -243,23 +243,42 @@ def test_delta_is_checked_with_a_given_centre_too(delta):
 
 
 def test_the_centre_is_drawn_uniformly():
-    P = torch.tensor([[True, False, True, True, False]]).expand(6000, -1)
-    counts = draw_centre(P, torch.Generator().manual_seed(0)).bincount(minlength=5)
+    "Positions 0, 2 and 3 are alike, 4 is like them but known, 1 is like none."
+    high = torch.tensor([[1.0, 0.0, 1.0, 1.0, 1.0], [0.0, 1.0, 0.0, 0.0, 0.0]]).view(1, 2, 1, 5).expand(6000, -1, -1, -1)
+    known = torch.tensor([[False, False, False, False, True]]).expand(6000, -1)
+    counts = draw_centre(high, known, torch.Generator().manual_seed(0), 0.5, 2).bincount(minlength=5)
     assert counts[1] == counts[4] == 0
     assert (counts[[0, 2, 3]] - 2000).abs().max() < 5 * math.sqrt(6000 * (1 / 3) * (2 / 3))
 
 
+@pytest.mark.parametrize("at", [0, 63, 64, 130, 198])
+def test_the_only_pair_is_found_wherever_it_comes(at):
+    "Of 200 positions two are alike: one the last of the shuffle, the other early or late in it. In a second image all are alike."
+    order = torch.rand(2, 200, generator=torch.Generator().manual_seed(5)).argsort(1, descending=True)
+    high = torch.stack([torch.eye(200), torch.ones(200, 200)])
+    high[0][:, order[0, at]] = high[0][:, order[0, 199]]
+    centre = draw_centre(high.view(2, 200, 10, 20), torch.zeros(2, 200, dtype=torch.bool), torch.Generator().manual_seed(5), 0.5, 2)
+    assert centre.tolist() == [order[0, at], order[1, 0]]
+
+
 def test_no_candidate_no_centre():
-    assert draw_centre(torch.tensor([[False, False], [False, True]]), torch.Generator().manual_seed(0)).tolist() == [-1, 1]
+    high, known = torch.ones(3, 1, 9, 9), torch.zeros(3, 81, dtype=torch.bool)
+    known[0], known[1, :71] = True, True  # nothing to ask about; ten positions of one kind; all of one kind
+    assert [c >= 0 for c in draw_centre(high, known, torch.Generator().manual_seed(0), 0.5, 11).tolist()] == [False, False, True]
 
 
 @few
-@given(cases(), st.integers(0, 99))
-def test_the_same_generator_draws_the_same_centre(case, seed):
-    draw = lambda: draw_centre(tensor(case.region), torch.Generator().manual_seed(seed))
-    centre = draw()
-    assert torch.equal(centre, draw())
-    assert all(c in np.flatnonzero(p) if p.any() else c == -1 for c, p in zip(centre.tolist(), case.region))
+@given(cases(), delta_values, st.integers(0, 6), st.integers(0, 99))
+def test_the_centre_is_the_first_candidate_of_a_shuffle(case, delta, sigma, seed):
+    B, _, h, w = case.high.shape
+    D = np.stack([slow_similarity(x.reshape(len(x), -1).astype(float)) for x in case.high])
+    assume(np.abs(D - delta).min() > 1e-5)
+    draw = torch.rand(B, h * w, generator=torch.Generator().manual_seed(seed))
+    slow = []
+    for b in range(B):
+        P = [i for i in range(h * w) if not case.region[b, i] and sum(D[b, i, j] > delta and not case.region[b, j] for j in range(h * w)) >= sigma]
+        slow.append(max(P, key=lambda i: draw[b, i], default=-1))
+    assert draw_centre(tensor(case.high), tensor(case.region), torch.Generator().manual_seed(seed), delta, sigma).tolist() == slow
 
 
 @few
@@ -270,7 +289,8 @@ def test_equation_4(case, delta, random):
     assume(np.abs(D - delta).min() > 1e-5)
     centre = [random.randint(-1, h * w - 1) for _ in range(B)]
     slow = [[bool(c >= 0 and D[b, c, j] > delta and not case.region[b, j]) for j in range(h * w)] for b, c in enumerate(centre)]
-    assert similar_region(self_similarity(tensor(case.high)), tensor(case.region), torch.tensor(centre), delta).tolist() == slow
+    rows = similarity_rows(tensor(case.high), torch.tensor(centre).unsqueeze(1))
+    assert rows.shape == (B, 1, h * w) and similar_region(rows[:, 0], tensor(case.region), delta).tolist() == slow
 
 
 @few
@@ -585,7 +605,7 @@ def test_the_order_of_the_batch_does_not_matter(batch, order):
     D = self_similarity(query.high)
     known = known_positions(pseudo, query.high.shape[-2:])
     centre = torch.arange(len(target)) % D.shape[1]
-    for f in (lambda o: D[o], lambda o: similar_count(D[o], known[o], 0.2), lambda o: similar_region(D[o], known[o], centre[o], 0.2),
+    for f in (lambda o: D[o], lambda o: similar_count(D[o], known[o], 0.2), lambda o: similar_region(D[o, centre[o]], known[o], 0.2),
               lambda o: sample_latent(query.high[o], pseudo[o], centre=centre[o], delta=0.2)[0]):
         assert torch.equal(f(order), f(list(range(len(target))))[order])
 
