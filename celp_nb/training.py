@@ -25,7 +25,7 @@ from .datasets import Batch, TrainingEpisodes, augment, binary_mask, fingerprint
 from .episodes import atomic_file
 from .latent import DELTA, SIGMA, sample_latent
 
-# %% ../nbs/11_training.ipynb #54b4a6bc
+# %% ../nbs/11_training.ipynb #979490bc
 @dataclass(frozen=True)
 class Method:
     "The loss of eq. 13."
@@ -47,7 +47,7 @@ class Optimisation:
     momentum: float = 0.9      # of SGD
     weight_decay: float = 1e-4
     power: float = 0.9         # of the poly schedule
-    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw, with a learning rate of 1e-3, where there are hundreds of steps instead of a hundred thousand
+    optimiser: Literal["sgd", "adamw"] = "sgd"  # adamw, with a learning rate of 5e-4, where there are hundreds of steps instead of a hundred thousand
 
     def lr_at(self, step: int) -> float:
         "The poly schedule: from `lr` at step 0 to 0 at the end."
