@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SAMPLES', 'FOLDER', 'FREE', 'COLOURS', 'Tick', 'RunConfig', 'one_of', 'resolve', 'open_set', 'Fold', 'Setup',
            'precision_of', 'code_version', 'draw_fold', 'prepare', 'watcher', 'draw_curves', 'smoothed', 'loss_curves',
-           'loss_figure', 'save_figure', 'build_model', 'losses_of', 'model_file', 'load_model', 'train_fold',
-           'write_table', 'episode_list', 'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text',
-           'predictions_figure', 'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run',
-           'evaluate_run', 'replay', 'object_mask', 'photograph', 'predict']
+           'loss_figure', 'save_figure', 'losses_of', 'model_file', 'train_fold', 'write_table', 'episode_list',
+           'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text', 'predictions_figure',
+           'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run', 'evaluate_run',
+           'replay', 'object_mask', 'photograph', 'predict']
 
-# %% ../nbs/14_experiments.ipynb #87c7a976
+# %% ../nbs/14_experiments.ipynb #509f8bea
 import json
 import os
 import subprocess
@@ -40,9 +40,9 @@ from .datasets import (COCO_CLASSES, OKABE_ITO, STRIDE, VOID, ImageSet, Recipe, 
 from .episodes import Episodes, atomic_file, class_images, fold_classes, images_in_turn, pairs_per_class, read_episodes, write_episodes
 from .evaluation import CUTS, FeatureMemory, all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
 from .latent import DELTA, SIGMA, sample_latent
-from .pfenet import COCO_BINS, PFENet
+from .pfenet import COCO_BINS
 from .similarity import check_delta
-from .training import METHODS, Method, Optimisation, backbone_fingerprint, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint
+from .training import METHODS, Method, Optimisation, backbone_fingerprint, build_model, cached_steps, fit, load_model, online_steps, save_checkpoint
 
 # %% ../nbs/14_experiments.ipynb #efd0e447
 @dataclass(frozen=True)
@@ -283,12 +283,7 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/14_experiments.ipynb #f1534104
-def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5) -> FewShotModel:
-    "An untrained PFENet with its reduction."
-    return FewShotModel(in_channels, PFENet(width, bins), width, dropout)
-
-
+# %% ../nbs/14_experiments.ipynb #3cdc2007
 def losses_of(config: RunConfig, name: str) -> Method:
     "A method's losses with the run's settings."
     method = METHODS[name]
@@ -298,21 +293,6 @@ def losses_of(config: RunConfig, name: str) -> Method:
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
-
-
-def load_model(path: str | Path,
-               fingerprint: str | None = None,  # of the backbone it will be used with; None: not compared
-              ) -> tuple[FewShotModel, dict]:   # in evaluation mode; and all else that the file says
-    "Read a trained model. Raises FileNotFoundError, or ValueError naming the file when it is no model or of another backbone."
-    saved = load_checkpoint(path)
-    missing = {"model", "method", "fold", "backbone", "weights", "fingerprint", "in_channels", "width", "bins", "side", "seed"} - set(saved)
-    if missing: raise ValueError(f"{path} holds no trained model ({min(missing)!r} is missing); give a file such as runs/samples/fold0/PFENet+CE.pt.")
-    if fingerprint not in (None, saved["fingerprint"]):
-        raise ValueError(f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, not {fingerprint}; use the backbone and weights file of its training.")
-    model = build_model(saved["in_channels"], saved["width"], saved["bins"])
-    try: model.load_state_dict(saved["model"])
-    except RuntimeError as e: raise ValueError(f"{path} holds another decoder than it says ({str(e).splitlines()[-1].strip()[:80]}); train again.") from e
-    return model.eval(), saved
 
 
 def train_fold(setup: Setup,

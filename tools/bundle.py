@@ -1,0 +1,14 @@
+"""Copy the models of a training run into the package, in half precision.
+
+    celp train --name bundled --folds 0
+    python tools/bundle.py runs/bundled
+"""
+import sys
+from pathlib import Path
+
+from celp_nb.training import BUNDLED, load_checkpoint, save_checkpoint
+
+for method, target in BUNDLED.items():
+    saved = load_checkpoint(Path(sys.argv[1]) / "fold0" / f"{method}.pt")
+    save_checkpoint(target, **{**saved, "model": {k: v.half() for k, v in saved["model"].items()}})
+    print(f"{target}: {target.stat().st_size / 1e6:.2f} MB")
