@@ -1,0 +1,68 @@
+"""One pilot of the search for a regime on voc-mini: trains PFENet on classes 11-20, scores it on classes 6-10, both on `train` images.
+
+    OMP_NUM_THREADS=1 python results/voc-mini/pilot.py --width 256 --lr 5e-4 --iterations 1200     # the settings of a row of the README
+
+The training images are those without any pixel of classes 6-10; fold 0's test classes (1-5) and all `val` images stay unseen. Episodes: 20 a
+class, seed 7. bf16 backbone throughout. --shared is the folder with data/ and weights/.
+"""
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from celp_nb.backbones import feature_channels, load_backbone
+from celp_nb.datasets import Recipe, TrainingEpisodes, coco_layout, merge, voc_layout
+from celp_nb.episodes import images_in_turn, pairs_per_class
+from celp_nb.evaluation import all_foreground, best_prior, evaluate, feature_memory, prior_predictors, scores
+from celp_nb.pfenet import COCO_BINS
+from celp_nb.training import METHODS, Optimisation, build_model, cached_steps, fit
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--shared", type=Path, default=Path("../shared"))
+parser.add_argument("--cache", default="/tmp/pilot-views", help="folder for the features of fixed views")
+parser.add_argument("--views", type=int, default=2)
+parser.add_argument("--side", type=int, default=241)
+parser.add_argument("--width", type=int, default=128)
+parser.add_argument("--optimiser", default="adamw", choices=["sgd", "adamw"])
+parser.add_argument("--lr", type=float, default=1e-3)
+parser.add_argument("--dropout", type=float, default=0.1)
+parser.add_argument("--iterations", type=int, default=600)
+parser.add_argument("--he", action="store_true", help="He initialisation of the decoder instead of PyTorch's default")
+parser.add_argument("--coco", action="store_true", help="add coco-mini's classes that VOC lacks to the training")
+parser.add_argument("--trivial", action="store_true", help="score the trivial predictors too")
+args = parser.parse_args()
+
+HELD, SHOWN = range(6, 11), range(11, 21)
+voc = voc_layout(args.shared / "data/voc-mini", "train")
+data = merge(voc, coco_layout(args.shared / "data/coco-mini", "train2014"))
+pixels = data.pixels.copy()
+pixels[(pixels[:, [c - 1 for c in HELD]] > 0).any(1)] = 0  # an image without pixels of any class is never drawn
+if not args.coco: pixels[len(voc.ids):] = 0
+classes = [c for c in [*SHOWN, *range(21, pixels.shape[1] + 1)] if (pixels[:, c - 1] >= 2048).sum() >= 2]
+print(f"{len(classes)} classes in {(pixels[:, [c - 1 for c in classes]] >= 2048).any(1).sum()} images")
+
+backbone = load_backbone("resnet50", args.shared / "weights/resnet50_imagenet_fp16.pth")
+episodes = images_in_turn(pixels, classes, args.iterations * 4, 1, 0, class_names=data.class_names)
+items = TrainingEpisodes(data, episodes, classes, Recipe(args.side), 0)
+torch.manual_seed(0)
+model = build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout)
+if args.he:
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d): nn.init.normal_(layer.weight, 0, (2 / layer.weight[0].numel()) ** 0.5)
+
+start, losses = time.time(), []
+def report(step, of):
+    losses.append(of["PFENet"]["main"])
+    if (step + 1) % 100 == 0: print(f"{step + 1}: main loss {np.mean(losses[-100:]):.3f}, {time.time() - start:.0f} s", flush=True)
+fit({"PFENet": model}, METHODS, lambda first: cached_steps(args.cache, backbone, items, 4, args.views, first, torch.bfloat16),
+    Optimisation(args.iterations, 4, args.lr, optimiser=args.optimiser), 0, report=report, precision=torch.bfloat16)
+
+asked = pairs_per_class(voc.pixels, HELD, 20, 5, 7, class_names=voc.class_names)
+predictors = {"PFENet": model} | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {})
+table = scores(evaluate(predictors, feature_memory(backbone, voc, args.side, precision=torch.bfloat16), voc, asked, classes, (1, 5)))
+print(json.dumps({k: str(v) for k, v in vars(args).items()}))
+print((best_prior(table) if args.trivial else table).round(1).to_string())
