@@ -24,7 +24,7 @@ def candidates(N: Tensor,      # (B, n) integer, eq. 2
     "P of eq. 3: unknown positions with at least `sigma` similar ones."
     return (N >= sigma) & ~known
 
-# %% ../nbs/05_latent_prototypes.ipynb #261fc5de
+# %% ../nbs/05_latent_prototypes.ipynb #6f1ec79e
 BLOCK = 64  # positions asked at a time
 
 
@@ -45,7 +45,7 @@ def draw_centre(high: Tensor,    # (B, C_h, h, w) float, high features of the qu
         if ((centre >= 0) | at[:, -1]).all(): break  # known positions come last
     return centre
 
-# %% ../nbs/05_latent_prototypes.ipynb #aa989af0
+# %% ../nbs/05_latent_prototypes.ipynb #3a575948
 def similar_region(row: Tensor,    # (B, hw) float32, the centre's row of D
                    known: Tensor,  # (B, hw) bool
                    delta: float,   # in (-1, 1)
@@ -62,7 +62,7 @@ def pseudo_mask(region: Tensor,         # (B, hw) bool, eq. 4
     one = resize(region.float().unflatten(1, size).unsqueeze(1), known.shape[-2:]).squeeze(1) >= KNOWN_FROM
     return torch.where(known == 1, 0, torch.where(one, 1, 255))
 
-# %% ../nbs/05_latent_prototypes.ipynb #04ecaf32
+# %% ../nbs/05_latent_prototypes.ipynb #41691705
 def masked_average(features: Tensor,  # (N, C, h, w) float
                    weight: Tensor,    # (N, 1, h, w) float in [0, 1]
                   ) -> Tensor:        # (N, C) float
@@ -76,7 +76,7 @@ def prototype(features: Tensor,  # (N, C, h, w) float
     "v_s of eq. 11 and v_l of eq. 7 from a mask at image size."
     return masked_average(features, soft_mask(mask, features.shape[-2:]))
 
-# %% ../nbs/05_latent_prototypes.ipynb #f705ab6d
+# %% ../nbs/05_latent_prototypes.ipynb #350aa9fc
 @torch.no_grad()
 def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the query
                   known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes in the image are 1, void 255

@@ -21,7 +21,7 @@ def min_max(x: Tensor,  # (B, h, w) float
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     return (x - low) / (high - low + EPS)
 
-# %% ../nbs/06_priors.ipynb #3090b3a1
+# %% ../nbs/06_priors.ipynb #366fa452
 def best_match(query: Tensor,    # (C_h, n) float, vectors in columns
                support: Tensor,  # (C_h, h, w) float
                mask: Tensor,     # (H, W) integer: 1 is the class
@@ -43,14 +43,14 @@ def support_prior(query_high: Tensor,    # (B, C_h, h, w) float
     maps = [best_match(q.flatten(1), s, m) for q, shots, masks in zip(query_high, support_high, support_mask) for s, m in zip(shots, masks)]
     return min_max(torch.stack(maps).unflatten(1, (h, w))).unflatten(0, (B, K)).mean(1, keepdim=True)
 
-# %% ../nbs/06_priors.ipynb #8145c2ad
+# %% ../nbs/06_priors.ipynb #c964eebf
 def latent_prior(v: Tensor,    # (B, C) float, latent prototype
                  mid: Tensor,  # (B, C, h, w) float, reduced middle features of the query
                 ) -> Tensor:   # (B, 1, h, w) float32 in [0, 1]
     "H′ of eq. 8 and 9, over the whole map as published (without ⊙ M′)."
     return min_max(cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1).unflatten(1, mid.shape[-2:])).unsqueeze(1)
 
-# %% ../nbs/06_priors.ipynb #f0a315f5
+# %% ../nbs/06_priors.ipynb #a9c9d1f5
 class Conditioning(NamedTuple):
     "One question to a decoder: these query features, this prototype, this prior; where the prototype came from, for those who look again."
     query: Tensor         # (B, C, h, w) float, reduced middle features

@@ -39,7 +39,7 @@ def similarity_rows(high: Tensor,       # (B, C_h, h, w) float, high features of
     asked = x.gather(2, positions.clamp(min=0).unsqueeze(1).expand(-1, x.shape[1], -1))
     return cosine(asked, x).masked_fill((positions < 0).unsqueeze(2), -1.0)
 
-# %% ../nbs/04_similarity.ipynb #622cbfed
+# %% ../nbs/04_similarity.ipynb #e430587d
 KNOWN_FROM = 0.25  # as published: a position is foreground from this resized mask value on
 
 

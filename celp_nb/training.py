@@ -118,7 +118,7 @@ def load_model(path: str | Path,
     except RuntimeError as e: raise ValueError(f"{path} holds another decoder than it says ({str(e).splitlines()[-1].strip()[:80]}); train again.") from e
     return model.eval(), saved
 
-# %% ../nbs/11_training.ipynb #dc4f87c7
+# %% ../nbs/11_training.ipynb #ccf1088b
 def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     "A name for a backbone's exact weights."
     digest = hashlib.sha1(backbone.name.encode())
@@ -165,7 +165,7 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
                 ) -> Iterator[Step]:
     "Steps whose features come from `views` fixed augmentations of each image, kept on disk."
     data, device = episodes.image_set, next(backbone.parameters()).device
-    described = json.dumps([data.name, fingerprint(data.image_paths), data.pixels.tolist(), asdict(episodes.recipe), episodes.seed, str(precision)])
+    described = json.dumps([data.name, fingerprint(data.image_paths), hashlib.sha1(np.ascontiguousarray(data.pixels)).hexdigest(), asdict(episodes.recipe), episodes.seed, str(precision)])
     folder = Path(folder) / f"{backbone_fingerprint(backbone)}-{hashlib.sha1(described.encode()).hexdigest()[:10]}"
     def row(i):
         c, images = int(episodes.episodes.cls[i]), [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()]

@@ -399,6 +399,15 @@ def test_a_small_memory_gives_the_same(backbone, photographs):
     assert large.equals(small)
 
 
+def test_a_memory_of_lower_precision_is_close_and_half_the_size(backbone, photographs):
+    data, _ = photographs
+    exact, lower = feature_memory(backbone, data, 57), feature_memory(backbone, data, 57, precision=torch.bfloat16)
+    episodes = Episodes(np.array([1]), np.array([0]), np.array([[1, 2]]))
+    for a, b in zip(episode_inputs(exact, episodes, 0)[:2], episode_inputs(lower, episodes, 0)[:2]):
+        for x, y in zip(a, b): assert y.dtype == torch.float32 and 0 < (x - y).abs().max() <= 0.05 * x.abs().max()
+    for part in (lower.mid(0), lower.high(0), lower.foreground(1, 1)): assert part.dtype == torch.bfloat16
+
+
 def test_the_query_mask_reaches_no_predictor(backbone, photographs):
     "Another ground truth, void included, and every predictor is given the very same tensors."
     data, masks = photographs
