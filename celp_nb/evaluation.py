@@ -56,7 +56,7 @@ def feature_memory(backbone: Backbone,
         with lowered(device, precision): return backbone.layer4(keep_foreground(mid(i)[1], binary_mask(class_map(i), c)[None].to(device)))[0]
     return FeatureMemory(lambda i: mid(i)[0][0], high, foreground, class_map)
 
-# %% ../nbs/12_evaluation.ipynb #10b711b3
+# %% ../nbs/12_evaluation.ipynb #6b0e83d9
 def episode_inputs(memory: FeatureMemory,
                    episodes: Episodes,
                    e: int,  # which episode
@@ -71,7 +71,7 @@ def episode_inputs(memory: FeatureMemory,
     if empty: raise ValueError(f"support image number {empty[0]} shows no pixel of class {c} at this size; draw supports with more foreground, or raise the side.")
     return query, support, masks
 
-
+# %% ../nbs/12_evaluation.ipynb #be03cd53
 def at_native_size(logits: Tensor,  # (1, 2, h, w) float, of a square that holds the image at top left
                    height: int, width: int,  # of the original image, pixels
                   ) -> Tensor:      # (2, height, width) float
@@ -79,7 +79,7 @@ def at_native_size(logits: Tensor,  # (1, 2, h, w) float, of a square that holds
     side = max(height, width)
     return resize(logits.float(), (side, side))[0, :, :height, :width]
 
-
+# %% ../nbs/12_evaluation.ipynb #f18d20a3
 @torch.no_grad()
 def evaluate(predictors: dict[str, Callable[[Features, Features, Tensor], Tensor]],  # name → query, support, support masks → logits (1, 2, h, w); a `FewShotModel` is one
              memory: FeatureMemory,
@@ -114,7 +114,7 @@ def scores(rows: pd.DataFrame,  # of `evaluate`
         table.append({"method": method, "shots": K, **{k: 100 * s[k] for k in ("miou", "fb_iou", "confusion")}, "episodes": len(part)})
     return pd.DataFrame(table)
 
-# %% ../nbs/12_evaluation.ipynb #033fd4e2
+# %% ../nbs/12_evaluation.ipynb #b99e8fc4
 CUTS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
 
 

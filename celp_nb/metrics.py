@@ -3,11 +3,11 @@
 # %% auto #0
 __all__ = ['COUNTS', 'counts', 'ratio', 'summarise']
 
-# %% ../nbs/10_metrics.ipynb #2a171f4e
+# %% ../nbs/10_metrics.ipynb #2408023a
 import pandas as pd
 import torch
 
-# %% ../nbs/10_metrics.ipynb #73a5d1aa
+# %% ../nbs/10_metrics.ipynb #69b38c9d
 COUNTS = ("inter_fg", "union_fg", "inter_bg", "union_bg", "predicted", "on_known", "valid")
 
 
@@ -51,7 +51,7 @@ def counts(
         "valid": valid,
     }
 
-# %% ../nbs/10_metrics.ipynb #9d4f1798
+# %% ../nbs/10_metrics.ipynb #32b1c67b
 def ratio(
     part: int,  # a count, 0 .. whole
     whole: int,  # the count it is a share of
