@@ -1,0 +1,329 @@
+"""The explorer without a browser: its pictures against the functions of the equations, its controls wired, mistakes as sentences."""
+import html
+import io
+import json
+import re
+import threading
+import time
+from datetime import datetime
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from celp_nb import cli
+from celp_nb import explorer as ex
+from celp_nb.backbones import load_backbone
+from celp_nb.datasets import known_mask, read_image, samples
+from celp_nb.episodes import fold_classes, pairs_per_class
+from celp_nb.evaluation import feature_memory
+from celp_nb.latent import candidates, sample_latent
+from celp_nb.similarity import self_similarity, similar_count
+
+VAL = samples("val")
+HIDDEN = fold_classes(len(VAL.class_names), 0)
+SHOWN = [c for c in range(1, len(VAL.class_names) + 1) if c not in HIDDEN]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sc():
+    return ex.scene(load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161)
+
+
+def pixels(png):
+    return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def png_file(size=(40, 30), colour=(200, 30, 30), exif=None):
+    out = io.BytesIO()
+    Image.new("RGB", size, colour).save(out, "JPEG" if exif else "PNG", **({"exif": exif} if exif else {}))
+    return out.getvalue()
+
+
+# --- functions
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 10_000), st.floats(-0.99, 0.99))
+def test_counting_by_bisection_is_equation_2(h, w, seed, delta):
+    rng = torch.Generator().manual_seed(seed)
+    D = self_similarity(torch.randint(-1, 2, (1, 3, h, w), generator=rng).float())  # few values: many ties
+    mask = torch.randint(0, 2, (h * 3, w * 3), generator=rng).to(torch.uint8)
+    kn = ex.known(D, mask, (h, w))
+    for at in (delta, float(D.flatten()[seed % D.numel()].clamp(-0.99, 0.99))):  # also exactly at an entry
+        assert torch.equal(ex.ranked_count(kn.ranked, at), similar_count(D, kn.positions, at))
+
+
+@pytest.mark.parametrize("delta, sigma, i", [(0.65, 11, 230), (-0.5, 0, 3), (0.95, 300, 100)])
+def test_maps_are_those_of_the_equations(sc, delta, sigma, i):
+    size = tuple(sc.features.high.shape[-2:])
+    kn = ex.known(sc.D, known_mask(sc.class_map, SHOWN), size)
+    m = ex.maps(sc.D, kn, sc.features.mid, i, delta, sigma)
+    assert torch.equal(m.row.flatten(), sc.D[0, i])
+    N = similar_count(sc.D, kn.positions, delta)
+    assert torch.equal(m.candidate.flatten(), candidates(N, kn.positions, sigma)[0])
+    pseudo, _ = sample_latent(sc.features.high, kn.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma)
+    assert torch.equal(m.pseudo, pseudo)
+    drawn = pixels(ex.map_pictures(sc.photo, kn, m)["pseudo-mask"][0]).astype(int)
+    red, blue = drawn[..., 0] - drawn[..., 2] > 100, drawn[..., 2] - drawn[..., 0] > 100
+    assert (torch.from_numpy(red) == (pseudo[0] == 1)).all() and (torch.from_numpy(blue) == (pseudo[0] == 0)).all()
+
+
+def test_a_threshold_that_no_cosine_reaches_is_refused(sc):
+    kn = ex.known(sc.D, sc.class_map * 0, (21, 21))
+    with pytest.raises(ValueError, match="delta is 1.0"):
+        ex.maps(sc.D, kn, sc.features.mid, 0, 1.0, 0)
+
+
+def test_draws_are_uniform_candidates_and_repeatable():
+    P = torch.zeros(4, 5, dtype=torch.bool)
+    assert ex.draw(P, 0) is None
+    P[1, 2] = P[3, 4] = P[0, 0] = True
+    drawn = [ex.draw(P, seed) for seed in range(300)]
+    assert set(drawn) == {7, 19, 0} and min(drawn.count(i) for i in (7, 19, 0)) > 70
+    assert drawn[:5] == [ex.draw(P, seed) for seed in range(5)]
+
+
+def test_every_pixel_gets_its_nearest_position():
+    values = np.arange(9).reshape(3, 3)
+    big = ex.spread(values, 17)
+    assert big.shape == (17, 17) and (big[::8, ::8] == values).all()
+    assert set(big[:, 0][:4]) == {0} and set(big[:, 0][5:12]) == {3}
+
+
+@pytest.mark.parametrize("size", [(21, 21), (60, 60), (5, 9)])
+def test_a_click_on_a_position_finds_it(size):
+    for point in [(0, 0), (size[0] - 1, size[1] - 1), (size[0] // 2, 1)]:
+        assert ex.position_at(*ex.place_of(point, size), size) == point
+    assert ex.position_at(-0.1, 1.2, size) == (size[0] - 1, 0)
+
+
+def test_a_box_and_a_polygon_become_masks():
+    void = torch.zeros(20, 20, dtype=torch.uint8)
+    void[15:] = 255
+    box = ex.drawn_mask("box", ex.read_corners("2,3 10,5", 20), void)
+    assert (box == 1).sum() == 9 * 3 and box[2, 3] == box[10, 5] == 1 and (box[15:] == 255).all()
+    assert torch.equal(box, ex.drawn_mask("box", [(10, 5), (2, 3)], void))
+    triangle = ex.drawn_mask("polygon", [(0, 0), (0, 10), (10, 0)], void)
+    assert triangle[1, 1] == 1 and triangle[9, 9] == 0
+    for shape, corners in [("nothing", []), ("box", [(1, 1)]), ("polygon", [(1, 1), (2, 2)])]:
+        assert not (ex.drawn_mask(shape, corners, void) == 1).any()
+
+
+@pytest.mark.parametrize("text, quoted", [("5", "5"), ("1,2 3;4", "3;4"), ("1,20", "1,20"), ("-1,3", "-1,3"), ("a,b", "a,b")])
+def test_a_corner_that_is_none_is_quoted(text, quoted):
+    with pytest.raises(ValueError, match=f"'{re.escape(quoted)}' is no corner"):
+        ex.read_corners(text, 20)
+
+
+def test_uploads():
+    image = ex.uploaded_image("a.png", png_file())
+    assert image.shape == (30, 40, 3) and (image == (200, 30, 30)).all()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert ex.uploaded_image("phone.jpg", png_file(exif=turned)).shape == (40, 30, 3)
+    for name, content in [("notes.txt", b"no picture"), ("cut.png", png_file()[:60]), ("empty.png", b"")]:
+        with pytest.raises(ValueError, match=f"'{name}' cannot be read as an image"):
+            ex.uploaded_image(name, content)
+    with pytest.raises(ValueError, match="'dot.png' has 3×4 pixels"):
+        ex.uploaded_image("dot.png", png_file((4, 3)))
+
+
+def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
+    backbone, words = ex.backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
+    assert backbone.name == "tiny" and "instead of resnet50" in words and "none.pth" in words
+    model, side, words = ex.model_or_none(str(tmp_path / "none.pt"), backbone)
+    assert model is None and side == 161 and "none.pt" in words
+
+
+def test_an_episode_says_each_score_and_shows_each_picture():
+    models, backbone, side, _ = ex.fold_models("")
+    episodes = pairs_per_class(VAL.pixels, HIDDEN, 1, 1, seed=0)
+    shown = ex.episode_pictures(feature_memory(backbone, VAL, side, 0.1), models, VAL, episodes, 2, SHOWN)
+    assert list(shown) == ["support", "query", "prior", "PFENet", "PFENet+CE"]
+    for method in models:
+        assert re.search(r"IoU \d+\.\d %", shown[method][1])
+        assert pixels(shown[method][0]).shape == read_image(VAL, int(episodes.query[2])).shape
+
+
+# --- the newest state alone
+
+
+def test_old_states_are_forgotten():
+    done, gate, started = [], threading.Event(), threading.Event()
+
+    def job(state, newer):
+        started.set()
+        gate.wait(10)
+        done.append((state, newer()))
+
+    worker = ex.Latest(job)
+    worker.submit("first")
+    assert started.wait(10)
+    for k in range(50):
+        worker.submit(k)
+    assert not done  # submit has not waited
+    gate.set()
+    worker.join()
+    assert done == [("first", True), (49, False)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_defect_in_one_state_does_not_silence_the_next():
+    done = []
+
+    def job(state, newer):
+        if state == "bad":
+            raise KeyError("a defect")
+        done.append(state)
+
+    worker = ex.Latest(job)
+    worker.submit("bad")
+    worker.join()
+    worker.submit("good")
+    worker.join()
+    assert done == ["good"]
+
+
+# --- the panel
+
+
+def widgets_in(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from widgets_in(child)
+
+
+class Panel:
+    "A panel's controls by label and pictures by name."
+
+    def __init__(self, panel):
+        every = list(widgets_in(panel))
+        self.control = {w.description: w for w in every if getattr(w, "description", "") and not isinstance(w, ex.W.HTML)}
+        self.picture = {w.name: w for w in every if isinstance(w, ex.Picture)}
+        self.lines = [w for w in every if isinstance(w, ex.W.HTML)]
+
+    @property
+    def said(self):
+        return html.unescape(" ".join(w.value for w in self.lines))
+
+    def wait(self, true, what):
+        end = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < end, f"{what}; the panel says: {self.said}"
+            time.sleep(0.02)
+
+    def point(self):
+        return self.control["Row"].value, self.control["Column"].value
+
+
+@pytest.fixture
+def panel():
+    panel = Panel(ex.image_panel(VAL, SHOWN, 0))
+    panel.wait(lambda: "answer: the" in panel.picture["answer"].caption or "empty" in panel.picture["answer"].caption, "no first answer")
+    return panel
+
+
+def expected_pseudo(sc, point, delta, known=None):
+    mask = known_mask(sc.class_map, SHOWN) if known is None else known
+    pseudo, _ = sample_latent(sc.features.high, mask[None], centre=torch.tensor([point[0] * 21 + point[1]]), delta=delta, sigma=0)
+    return ex.pseudo_png(sc.photo, pseudo)
+
+
+def test_every_control_has_a_label_and_a_tip():
+    controls = ex.image_controls(VAL)
+    assert all(c.description and c.tooltip for c in controls.values())
+    assert len({c.description for c in controls.values()}) == len(controls)
+
+
+def test_the_slider_moves_the_pseudo_mask(panel, sc):
+    point = panel.point()
+    for delta in (0.3, 0.8, 0.9):
+        panel.control["δ"].value = delta
+        panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, point, delta), f"no pseudo-mask for {delta}")
+    assert panel.point() == point
+
+
+def test_sigma_moves_the_candidates_alone(panel, sc):
+    before = panel.picture["pseudo-mask"].png
+    panel.control["σ"].value = 150
+    N = similar_count(sc.D, ex.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), ex.DELTA)
+    P = candidates(N, ex.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), 150).sum()
+    panel.wait(lambda: f"green, {int(P)} of 441" in panel.picture["candidates"].caption, f"not {int(P)} candidates")
+    assert panel.picture["pseudo-mask"].png == before
+
+
+def test_a_click_a_row_and_a_draw_set_the_point(panel, sc):
+    x, y = ex.place_of((4, 9), (21, 21))
+    panel.picture["photograph"]._handle_custom_msg({"x": x, "y": y}, [])
+    panel.wait(lambda: panel.point() == (4, 9) and panel.picture["pseudo-mask"].png == expected_pseudo(sc, (4, 9), ex.DELTA), "the click")
+    panel.control["Row"].value = 15
+    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, (15, 9), ex.DELTA), "the row")
+    panel.control["Draw again"].click()
+    panel.wait(lambda: panel.point() != (15, 9), "the draw")
+    drawn = panel.point()
+    panel.control["δ"].value = 0.4
+    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, drawn, 0.4), "the drawn point stays")
+
+
+def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, sc):
+    panel.control["Known"].value = "box"
+    panel.control["A click"].value = "corner"
+    for place in [(0.25, 0.25), (0.5, 0.75)]:
+        panel.picture["photograph"]._handle_custom_msg({"x": place[0], "y": place[1]}, [])
+    assert panel.control["Corners"].value == "40,40 120,80"
+    box = ex.drawn_mask("box", [(40, 40), (120, 80)], sc.class_map)
+    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), ex.DELTA, box), "the box")
+    panel.control["Corners"].value = "40,40 900,80"
+    panel.wait(lambda: "'900,80' is no corner" in panel.said, "no sentence")
+
+
+def upload(panel, name, content):
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content), "last_modified": datetime.now()}
+    panel.control["Upload an image"].set_trait("value", (file,))
+
+
+def test_a_bad_upload_is_a_sentence_and_a_good_one_an_image(panel):
+    before = {name: p.png for name, p in panel.picture.items()}
+    upload(panel, "<b>notes</b>.txt", b"no picture")
+    assert "'<b>notes</b>.txt' cannot be read as an image" in panel.said and "<b>notes" not in panel.lines[1].value
+    assert {name: p.png for name, p in panel.picture.items()} == before
+    upload(panel, "red.png", png_file())
+    assert "cannot be read" not in panel.said
+    panel.wait(lambda: (pixels(panel.picture["photograph"].png)[20, 20] == (200, 30, 30)).all(), "the upload is not shown")
+    assert panel.control["Image"].label == "red.png (uploaded)"
+
+
+# --- celp explore
+
+
+def installed(monkeypatch, *names):
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name if name in names else None)
+
+
+def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
+    installed(monkeypatch, "voila", "jupyterlab")
+    command = cli.page_server(tmp_path, 8901, browser=True)
+    assert command[2] == "voila" and command[3] == str(tmp_path / "explorer.ipynb") and "--no-browser" not in command
+    assert "explorer()" in json.loads((tmp_path / "explorer.ipynb").read_text())["cells"][0]["source"]
+    installed(monkeypatch, "jupyterlab")
+    command = cli.page_server(tmp_path, 8901, browser=False)
+    assert command[2] == "jupyterlab" and command[3].endswith("13_explorer.ipynb") and command[-1] == "--no-browser"
+
+
+def test_explore_without_either_names_the_extra(monkeypatch, capsys):
+    installed(monkeypatch)
+    assert cli.main(["explore"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "celp_nb[explore]" in said

@@ -1,0 +1,112 @@
+"""Build the notebooks, as they are committed with their outputs, into a static site.
+
+    pip install -r tools/requirements-pages.txt
+    python tools/pages.py                # writes _docs/index.html and a page a notebook
+    python tools/pages.py --out DIR
+
+Nothing is executed and nothing of the site is loaded from elsewhere: MathJax comes with it, so equations render offline.
+A link that leads nowhere, or anything else that Sphinx warns of, stops the build.
+"""
+import argparse
+import re
+import shutil
+import sys
+import tempfile
+from configparser import ConfigParser
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parent.parent
+CSS = """.bd-page-width { max-width: 110rem; }
+.bd-main .bd-content .bd-article-container { max-width: 75rem; }
+div.cell pre { font-size: 78%; }
+div.cell_output pre { white-space: pre-wrap; }
+"""  # notebooks have lines of up to 150 characters
+DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
+
+
+def notebooks() -> list[Path]:
+    "Reading order: numbered notebooks, then the appendices."
+    return sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+def settings() -> dict[str, str]:
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def linked(text: str, stems: set[str]) -> str:
+    "Names of notebooks, as `05_latent_prototypes` or *05_latent_prototypes*, become links; what is a link already stays."
+    def link(m): return f"[{m[2]}]({m[2]}.ipynb)" if m[2] in stems else m[0]
+    return re.sub(r"(?<![\[*`])([*`])(\d\d_\w+|A\d_\w+)\1(?![\]*`])", link, text)
+
+
+def for_reading(path: Path, stems: set[str]) -> nbformat.NotebookNode:
+    "A notebook without nbdev's directives: what they hide is folded away, and names of notebooks are links."
+    nb = nbformat.read(path, 4)
+    for cell in nb.cells:
+        if cell.cell_type == "markdown":
+            cell.source = linked(cell.source, stems)
+        if cell.cell_type == "code":
+            names = set(DIRECTIVE.findall(cell.source))
+            cell.source = DIRECTIVE.sub("", cell.source)
+            if "hide" in names: cell.metadata["tags"] = ["hide-input"]
+    nb.cells = [cell for cell in nb.cells if cell.source.strip()]
+    return nb
+
+
+def front_page(stems: list[str], git_url: str, branch: str) -> str:
+    "The README with its links turned from the repository to the site, and a table of contents for the side bar."
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](\1)", text)
+    text = re.sub(r"(?<!!)(\[[^\]]*\])\((?!https?:|#|\w+\.ipynb\))([^)]+)\)", rf"\1({git_url}/blob/{branch}/\2)", text)
+    def toc(caption, members): return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *members, "```", ""])
+    return text + toc("Notebooks", [s for s in stems if s[0].isdigit()]) + toc("Appendix", [s for s in stems if not s[0].isdigit()])
+
+
+def write_sources(folder: Path, git_url: str, branch: str) -> None:
+    "What Sphinx reads: the front page, its pictures, and the notebooks."
+    stems = [path.stem for path in notebooks()]
+    for path in notebooks(): nbformat.write(for_reading(path, set(stems)), folder / path.name)
+    front = front_page(stems, git_url, branch)
+    (folder / "index.md").write_text(front, encoding="utf-8")
+    (folder / "_static").mkdir()
+    (folder / "_static" / "pages.css").write_text(CSS, encoding="utf-8")
+    for picture in re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", front):
+        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / picture, folder / picture)
+
+
+def build(out: Path) -> None:
+    "Write the site to `out`, or leave what is there and exit when Sphinx is not content."
+    from sphinx.application import Sphinx  # here, so that the rest can be used and tested without it
+
+    cfg = settings()
+    with tempfile.TemporaryDirectory() as tmp:
+        source, site = Path(tmp) / "source", Path(tmp) / "site"
+        source.mkdir()
+        write_sources(source, cfg["git_url"], cfg["branch"])
+        options = {
+            "project": cfg["title"], "author": cfg["author"], "copyright": cfg["copyright"], "language": "en",
+            "extensions": ["myst_nb", "sphinx-mathjax-offline"],
+            "nb_execution_mode": "off", "nb_merge_streams": True, "nb_render_markdown_format": "myst",
+            "nb_ipywidgets_js": {},  # would come from a CDN; without it a widget shows its picture or text
+            "myst_enable_extensions": ["dollarmath", "amsmath"], "myst_heading_anchors": 3,
+            "html_theme": "sphinx_book_theme", "html_title": cfg["title"], "html_copy_source": False, "html_show_sphinx": False, "html_static_path": [str(source / "_static")], "html_css_files": ["pages.css"],
+            "html_theme_options": {"repository_url": cfg["git_url"], "use_repository_button": True, "use_download_button": False, "show_toc_level": 2},
+        }
+        app = Sphinx(source, None, site, Path(tmp) / "doctrees", "html", options, status=None, warningiserror=True)
+        app.build()
+        if app.statuscode: sys.exit("the site was not built: mend what is warned of above.")
+        (site / ".nojekyll").touch()  # or Pages leaves out folders that begin with _
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(site, out)
+    print(f"{len(notebooks())} notebooks and the front page: {out / 'index.html'}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / settings()["doc_path"], help="folder of the site; replaced (default: _docs)")
+    build(parser.parse_args().out.resolve())
