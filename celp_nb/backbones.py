@@ -6,19 +6,24 @@
 __all__ = ['TINY_WEIGHTS', 'BACKBONES', 'dilate_', 'Features', 'Backbone', 'resize', 'tiny_layers', 'tiny_net', 'deepen_stem_',
            'resnet_layers', 'vgg_layers', 'mobilenet_layers', 'load_weights_', 'read_weights', 'load_backbone',
            'freeze_', 'soft_mask', 'keep_foreground', 'lowered', 'image_features', 'feature_channels',
-           'support_features', 'episode_features']
+           'support_features', 'episode_features', 'backbone_or_tiny', 'photograph_or_sample']
 
-# %% ../nbs/03_backbones.ipynb #a5ef46ab
+# %% ../nbs/03_backbones.ipynb #136c44fe
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import celp_nb
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock
+
+from .datasets import fit_square, open_image
 
 # %% ../nbs/03_backbones.ipynb #f5422399
 def dilate_(stage: nn.Module,   # a stage of a network, changed in place
@@ -259,3 +264,22 @@ def episode_features(backbone: Backbone,
     high = backbone.layer4(f3)
     shots = lambda x: x.unflatten(0, (B, K))
     return Features(mid[:B], high[:B]), Features(shots(mid[B:]), shots(high[B:]))
+
+# %% ../nbs/03_backbones.ipynb #df207600
+@lru_cache(4)
+def backbone_or_tiny(name: str,
+                     weights: str,  # a file, "imagenet", or "" for its own
+                    ) -> tuple[Backbone, str]:  # and what is used, in words
+    "A backbone, or tiny with the reason where its weights are not to be had; asked again, the same."
+    try: return load_backbone(name, weights or None), f"{name} with {weights or ('the bundled weights' if name == 'tiny' else 'torchvision’s weights')}"
+    except (ValueError, OSError, RuntimeError) as error: return load_backbone("tiny"), f"tiny with the bundled weights instead of {name}: {error}"
+
+
+def photograph_or_sample(sample: np.ndarray,  # (H, W, 3) uint8, a bundled image
+                        ) -> tuple[Backbone, Tensor, Tensor, str]:  # backbone; (1, 3, S, S) float, ImageNet-normalised; (1, S, S) uint8, 0, and 255 where there is no image; and what is used, in words
+    "ResNet-50 with $CELP_WEIGHTS and the photograph $CELP_PHOTO, or tiny and the sample. Raises UnreadableImage or FileNotFoundError for a photograph that cannot be read."
+    weights, photo = os.environ.get("CELP_WEIGHTS", ""), os.environ.get("CELP_PHOTO", "")
+    backbone, words = backbone_or_tiny("resnet50" if weights else "tiny", weights)
+    image = np.array(open_image(Path(photo)).convert("RGB")) if photo else sample
+    x, nothing = fit_square(image, np.zeros(image.shape[:2], np.uint8), 161 if backbone.name == "tiny" else 473)
+    return backbone, x[None], nothing[None], f"{words}; {photo or 'a bundled sample'}"

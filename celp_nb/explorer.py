@@ -6,11 +6,11 @@
 __all__ = ['VIRIDIS', 'REGION', 'KNOWN_TINT', 'SCRIPT', 'STYLE', 'BLANK', 'PICTURES', 'OWN', 'Scene', 'scene', 'Known', 'known',
            'ranked_count', 'read_corners', 'drawn_mask', 'uploaded_image', 'Maps', 'maps', 'draw', 'reduced', 'answer',
            'spread', 'palette_png', 'map_png', 'tinted_png', 'photo_png', 'pseudo_png', 'map_pictures', 'Picture',
-           'Latest', 'Choice', 'backbone_or_tiny', 'model_or_none', 'mask_for', 'position_at', 'place_of',
-           'class_words', 'Kept', 'look', 'control', 'image_controls', 'image_panel', 'connect', 'iou',
-           'episode_pictures', 'fold_models', 'episode_panel', 'explorer']
+           'Latest', 'Choice', 'model_or_none', 'mask_for', 'position_at', 'place_of', 'class_words', 'Kept', 'look',
+           'control', 'image_controls', 'image_panel', 'connect', 'iou', 'episode_pictures', 'fold_models',
+           'episode_panel', 'explorer']
 
-# %% ../nbs/13_explorer.ipynb #15f16c5b
+# %% ../nbs/13_explorer.ipynb #82df63f8
 import html
 import io
 import threading
@@ -29,7 +29,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageOps
 from torch import Tensor
 
-from .backbones import Backbone, Features, image_features, load_backbone, resize
+from .backbones import Backbone, Features, backbone_or_tiny, image_features, load_backbone, resize
 from .contrast import FewShotModel, latent_conditioning
 from .datasets import OKABE_ITO, STRIDE, VOID, ImageSet, UnreadableImage, binary_mask, denormalise, fit_square, known_mask, open_image, overlay, read_image, samples
 from .episodes import Episodes, fold_classes, pairs_per_class
@@ -348,16 +348,7 @@ class Choice(NamedTuple):
     delta: float
     sigma: int
 
-# %% ../nbs/13_explorer.ipynb #324c0f13
-@lru_cache(4)
-def backbone_or_tiny(name: str,
-                     weights: str,  # a file, or "" for its own
-                    ) -> tuple[Backbone, str]:  # and what is used, in words
-    "A backbone, or tiny with the reason where its weights are not to be had."
-    try: return load_backbone(name, weights or None), f"{name} with {weights or ('the bundled weights' if name == 'tiny' else 'torchvision’s weights')}"
-    except (ValueError, OSError, RuntimeError) as error: return load_backbone("tiny"), f"tiny with the bundled weights instead of {name}: {error}"
-
-
+# %% ../nbs/13_explorer.ipynb #6b3b4681
 @lru_cache(4)
 def model_or_none(path: str,         # a checkpoint, or "" for none
                   backbone: Backbone,

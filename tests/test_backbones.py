@@ -5,13 +5,15 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision.models as tv
+from PIL import Image
 from torch import nn
 
 from celp_nb import backbones
-from celp_nb.backbones import (BACKBONES, TINY_WEIGHTS, Backbone, deepen_stem_, dilate_, episode_features, feature_channels, freeze_, image_features,
+from celp_nb.backbones import (BACKBONES, TINY_WEIGHTS, Backbone, deepen_stem_, dilate_, episode_features, feature_channels, freeze_, image_features, photograph_or_sample,
                                load_backbone, load_weights_, read_weights, resize, soft_mask, support_features, tiny_net)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -378,3 +380,23 @@ def test_what_is_outside_the_support_mask_does_not_reach_its_high_features(netwo
 
 def test_every_public_name_has_its_sentence():
     assert all(getattr(backbones, n).__doc__ for n in backbones.__all__ if callable(getattr(backbones, n)))
+
+
+# --- photographs, where they can be had
+
+
+def test_a_photograph_and_weights_are_taken_from_the_environment(tmp_path, monkeypatch):
+    sample = np.full((161, 161, 3), 7, np.uint8)
+    for name in ("CELP_WEIGHTS", "CELP_PHOTO"): monkeypatch.delenv(name, raising=False)
+    net, x, nothing, words = photograph_or_sample(sample)
+    assert net.name == "tiny" and x.shape == (1, 3, 161, 161) and not nothing.any() and words == "tiny with the bundled weights; a bundled sample"
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save(photo)
+    monkeypatch.setenv("CELP_PHOTO", str(photo))
+    _, x, nothing, words = photograph_or_sample(sample)
+    assert str(photo) in words and (nothing[0, :78] == 0).all() and (nothing[0, 82:] == 255).all()  # twice as wide as high
+    monkeypatch.setenv("CELP_WEIGHTS", str(tmp_path / "none.pth"))
+    net, _, _, words = photograph_or_sample(sample)
+    assert net.name == "tiny" and "instead of resnet50" in words and "none.pth" in words
+    photo.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="photo.png"): photograph_or_sample(sample)
