@@ -56,16 +56,15 @@ def feature_memory(backbone: Backbone,
         with lowered(device, precision): return backbone.layer4(keep_foreground(mid(i)[1], binary_mask(class_map(i), c)[None].to(device)))[0]
     return FeatureMemory(lambda i: mid(i)[0][0], high, foreground, class_map)
 
-# %% ../nbs/12_evaluation.ipynb #6b0e83d9
+# %% ../nbs/12_evaluation.ipynb #3553e40f
 def episode_inputs(memory: FeatureMemory,
                    episodes: Episodes,
                    e: int,  # which episode
                   ) -> tuple[Features, Features, Tensor]:  # query (1, …), support (1, K, …), support masks (1, K, S, S) uint8
     "What a model is given in an episode: nothing of the query's mask."
     c, q, supports = int(episodes.cls[e]), int(episodes.query[e]), episodes.support[e].tolist()
-    together = lambda maps: torch.stack(maps).float()[None]
-    query = Features(together([memory.mid(q)])[0], together([memory.high(q)])[0])
-    support = Features(together([memory.mid(s) for s in supports]), together([memory.foreground(s, c) for s in supports]))
+    query = Features(memory.mid(q)[None].float(), memory.high(q)[None].float())
+    support = Features(torch.stack([memory.mid(s) for s in supports])[None].float(), torch.stack([memory.foreground(s, c) for s in supports])[None].float())
     masks = torch.stack([binary_mask(memory.class_map(s), c) for s in supports])[None].to(query.mid.device)
     empty = [s for s, m in zip(supports, masks[0]) if not (m == 1).any()]
     if empty: raise ValueError(f"support image number {empty[0]} shows no pixel of class {c} at this size; draw supports with more foreground, or raise the side.")
