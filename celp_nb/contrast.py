@@ -17,7 +17,7 @@ from .latent import prototype
 from .pfenet import PASCAL_BINS, PFENet, cross_entropy
 from .priors import Conditioning, latent_prior, support_prior
 
-# %% ../nbs/09_contrast.ipynb #f6846d70
+# %% ../nbs/09_contrast.ipynb #9430a615
 class FewShotModel(nn.Module):
     "The shared reduction of the middle features and a decoder; everything that is trained."
     def __init__(self,
@@ -39,7 +39,7 @@ class FewShotModel(nn.Module):
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/09_contrast.ipynb #ce90b4d8
+# %% ../nbs/09_contrast.ipynb #84070ee6
 def support_conditioning(model: FewShotModel,
                          query: Features,       # (B, …)
                          support: Features,     # (B, K, …)
@@ -64,7 +64,7 @@ def latent_conditioning(main: Conditioning,
     return Conditioning(main.query, v, latent_prior(v, main.query), main.query.unsqueeze(1).expand(-1, K, -1, -1, -1),
                         pseudo.unsqueeze(1).expand(-1, K, -1, -1), pseudo == 255)
 
-# %% ../nbs/09_contrast.ipynb #c7fe6307
+# %% ../nbs/09_contrast.ipynb #6a0944ae
 class Losses(NamedTuple):
     "The three terms of eq. 13, and what they were made of."
     main: Tensor             # L¹: query mask
@@ -77,7 +77,7 @@ class Losses(NamedTuple):
         "Eq. 13, with the weights where Table 6 and the published code put them."
         return self.main + auxiliary * self.auxiliary + contrast * self.contrast
 
-# %% ../nbs/09_contrast.ipynb #849ad5a7
+# %% ../nbs/09_contrast.ipynb #d9ffbda1
 def two_path_losses(model: FewShotModel,
                     query: Features,        # (B, …)
                     support: Features,      # (B, K, …)
@@ -98,7 +98,7 @@ def two_path_losses(model: FewShotModel,
     return Losses(loss(logits[:B], target), zero if auxiliary is None else auxiliary,
                   loss(logits[B:], pseudo[asked]) if asked.any() else zero, logits[:B], logits[B:])
 
-# %% ../nbs/09_contrast.ipynb #35708f8e
+# %% ../nbs/09_contrast.ipynb #e9802ea1
 PUBLISHED = {"down_feat.0": "reduce.0", "init_merge.{}.0": "decoder.merge.{}", "alpha_conv.{}.0": "decoder.carry.{}", "beta_conv.{}": "decoder.refine.{}",
              "inner_cls.{}": "decoder.inner.{}", "res1.0": "decoder.fuse", "res2": "decoder.refine_all", "cls": "decoder.classify"}
 DEEP_STEM = {"0.": "conv1.", "1.": "bn1.", "3.": "conv2.", "4.": "bn2.", "6.": "conv3.", "7.": "bn3."}  # of layer0
@@ -125,7 +125,7 @@ def published_backbone_name(name: str,   # an official backbone entry, "layer0.0
         return f"features.{VGG_OFFSETS[layer] + int(index)}.{rest}"
     return DEEP_STEM[rest[:2]] + rest[2:] if layer == "layer0" else name
 
-# %% ../nbs/09_contrast.ipynb #59232afa
+# %% ../nbs/09_contrast.ipynb #942c4901
 def load_published(state: dict,  # names → tensors, of a published PFENet-based model
                    bins: tuple[float, ...] = PASCAL_BINS,  # scales it was trained with: not in the file
                   ) -> tuple[Backbone, FewShotModel]:  # both in evaluation mode
