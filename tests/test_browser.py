@@ -1,5 +1,6 @@
 """The explorer in a real browser: JupyterLab runs the notebook, Voilà shows the page of `celp explore`; sliders are dragged, points clicked, files uploaded."""
 import base64
+import copy
 import importlib.util
 import io
 import json
@@ -14,6 +15,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -44,6 +46,7 @@ def serve(command, folder, url):
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     env |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
     env |= {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    env["JUPYTERLAB_SETTINGS_DIR"] = str(folder / "settings")
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     with open(folder / "server.log", "wb") as log:
         server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
@@ -64,6 +67,22 @@ def serve(command, folder, url):
             server.wait(15)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
+
+
+HOLD = """def held(function):  # for the tests: pictures wait while there is a file named hold
+    def wait(*args):
+        while Path("hold").exists(): time.sleep(0.01)
+        return function(*args)
+    return wait
+map_pictures = held(map_pictures)"""
+
+
+def chapter(folder):
+    "The notebook, with a cell before its last code cell that lets a test hold the pictures back."
+    nb = nbformat.read(ROOT / "nbs/13_explorer.ipynb", 4)
+    at = max(i for i, cell in enumerate(nb.cells) if cell.cell_type == "code")
+    nb.cells.insert(at, nbformat.v4.new_code_cell(HOLD))
+    nbformat.write(nb, folder / "13_explorer.ipynb")
 
 
 def wait_for_kernel(port):
@@ -95,7 +114,10 @@ def browser(tmp_path_factory):
 def lab(browser, tmp_path_factory):
     "JupyterLab with the notebook, all cells run."
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copy(ROOT / "nbs/13_explorer.ipynb", folder)
+    chapter(folder)
+    settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
     port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip", "127.0.0.1", "--port", str(port), "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
                "--LabApp.extension_manager=readonly"]
@@ -113,15 +135,15 @@ def lab(browser, tmp_path_factory):
         except Exception:
             page.screenshot(path=SEEN)
             raise
-        yield Page(page)
+        yield Page(page, folder)
         page.close()
 
 
 class Page:
     "What a reader does with the panel, and what they see."
 
-    def __init__(self, page):
-        self.page = page
+    def __init__(self, page, folder):
+        self.page, self.folder = page, folder
 
     def see(self, name):  # (S, S, 3) uint8
         "A picture as the browser has it."
@@ -147,12 +169,52 @@ class Page:
         return self.page.locator(f".{kind}", has=self.page.locator("label", has_text=label)).first
 
     def number(self, label):
-        return int(self.labelled("widget-text", label).locator("input").input_value())
+        return int(self.text(label))
 
     def type(self, label, text):
         box = self.labelled("widget-text", label).locator("input")
-        box.fill(text)
+        box.fill(str(text))
         box.press("Enter")
+
+    def choose(self, label, option):
+        self.labelled("widget-dropdown", label).locator("select").select_option(label=option)
+
+    def press(self, words):
+        self.page.locator("button", has_text=words).click()
+
+    def click(self, row, column):
+        "A pixel of the photograph, 161 pixels wide and high, or the one beside it: the mouse knows whole points of the screen."
+        box = self.page.locator("figure[data-name=photograph] img").bounding_box()
+        self.page.mouse.click(*(box[start] + box[length] * place / 160 for start, length, place in (("x", "width", column), ("y", "height", row))))
+
+    def text(self, label):
+        return self.labelled("widget-text", label).locator("input").input_value()
+
+    def corners(self):
+        return [tuple(map(int, word.split(","))) for word in self.text("Corners").split()]
+
+    def click_corners(self, *places):
+        "Corners by clicks; what became of them."
+        for place in places:
+            self.click(*place)
+        self.wait(lambda: len(self.corners()) == len(places), f"the clicks are no corners: {self.text('Corners')}")
+        assert np.abs(np.subtract(self.corners(), places)).max() <= 1
+        return self.corners()
+
+    def point(self):
+        return self.number("Row"), self.number("Column")
+
+    def set_point(self, point):
+        self.type("Row", point[0])
+        self.type("Column", point[1])
+
+    def count_pictures(self, name):
+        "From now on; read the count with `counted`."
+        self.page.locator(f"figure[data-name='{name}'] img").evaluate(
+            "img => { window.counted = 0; new MutationObserver(changes => { window.counted += changes.length }).observe(img, { attributeFilter: ['src'] }) }")
+
+    def counted(self):
+        return self.page.evaluate("window.counted")
 
     def slider(self, label):
         return float(self.labelled("widget-slider", label).locator(".widget-readout").inner_text())
@@ -178,6 +240,10 @@ class Page:
         self.page.locator(".widget-html", has_text=words).first.wait_for()
 
 
+def decoded(png):
+    return np.array(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
 class Bench:
     "The same image by the functions of the earlier notebooks."
 
@@ -185,16 +251,37 @@ class Bench:
         from celp_nb import explorer as ex
         from celp_nb.backbones import image_features, load_backbone
         from celp_nb.datasets import denormalise, fit_square, known_mask
+        from celp_nb.similarity import self_similarity
 
-        x, class_map = fit_square(image, class_map, 161)
-        self.photo, self.high, self.known = denormalise(x), image_features(load_backbone("tiny"), x[None]).high, known_mask(class_map, classes)[None]
-        self.ex = ex
+        x, self.class_map = fit_square(image, class_map, 161)
+        self.photo, self.high, self.known = denormalise(x), image_features(load_backbone("tiny"), x[None]).high, known_mask(self.class_map, classes)[None]
+        self.D, self.ex = self_similarity(self.high), ex
+
+    def with_mask(self, drawn):
+        "The same image with a mask, (S, S) bool, in place of what is annotated."
+        bench = copy.copy(self)
+        bench.known = torch.from_numpy(drawn).to(torch.uint8).masked_fill(self.class_map == 255, 255)[None]
+        return bench
+
+    def photograph(self):
+        return decoded(self.ex.photo_png(self.photo, self.known[0].numpy()))
+
+    def P(self, delta, sigma):  # (21, 21) bool
+        from celp_nb.latent import candidates
+        from celp_nb.similarity import known_positions, similar_count
+
+        known = known_positions(self.known, (21, 21))
+        return candidates(similar_count(self.D, known, delta), known, sigma).view(21, 21).numpy()
+
+    def candidates(self, delta, sigma):
+        layer = np.where(self.known[0].numpy() == 1, 2, self.ex.spread(self.P(delta, sigma), 161))
+        return decoded(self.ex.tinted_png(self.photo, layer, [self.ex.OKABE_ITO["green"], self.ex.KNOWN_TINT]))
 
     def pseudo(self, point, delta):
         from celp_nb.latent import sample_latent
 
         pseudo, _ = sample_latent(self.high, self.known, centre=torch.tensor([point[0] * 21 + point[1]]), delta=delta, sigma=0)
-        return np.array(Image.open(io.BytesIO(self.ex.pseudo_png(self.photo, pseudo))).convert("RGB"))
+        return decoded(self.ex.pseudo_png(self.photo, pseudo))
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +301,10 @@ def same(page, name, expected):
 
 
 def shows_its_state(page, bench):
-    "The pseudo-mask on the page is that of the point and δ that its controls say."
-    point, delta = (page.number("Row"), page.number("Column")), page.slider("δ")
+    "Photograph, candidates and pseudo-mask on the page are those of the mask, and of the point, δ and σ that its controls say."
+    point, delta, sigma = page.point(), page.slider("δ"), int(page.slider("σ"))
+    page.wait(lambda: same(page, "photograph", bench.photograph()), "the photograph does not show what is known")
+    page.wait(lambda: same(page, "candidates", bench.candidates(delta, sigma)), f"no candidates at δ = {delta}, σ = {sigma}")
     page.wait(lambda: same(page, "pseudo-mask", bench.pseudo(point, delta)), f"no pseudo-mask of {point} at δ = {delta}")
     return point, delta
 
@@ -227,9 +316,8 @@ def drag_and_click(page, bench):
     page.wait(lambda: page.slider("δ") < 0.5, "the slider has not moved")
     assert shows_its_state(page, bench)[0] == point
     assert not same(page, "pseudo-mask", before)
-    box = page.page.locator("figure[data-name=photograph] img").bounding_box()
-    page.page.mouse.click(box["x"] + box["width"] * 0.25, box["y"] + box["height"] * 0.6)
-    page.wait(lambda: (page.number("Row"), page.number("Column")) == (12, 5), "the click has not set the point")
+    page.click(96, 40)
+    page.wait(lambda: page.point() == (12, 5), "the click has not set the point")
     shows_its_state(page, bench)
 
 
@@ -250,6 +338,50 @@ def test_keyboard_in_jupyterlab(lab, sample):
     assert shows_its_state(lab, sample)[0][0] == 3
 
 
+def test_sigma_moves_the_candidates_in_jupyterlab(lab, sample):
+    point, delta = shows_its_state(lab, sample)
+    before, pseudo = lab.see("candidates"), lab.see("pseudo-mask")
+    lab.drag("σ", 0.6)
+    lab.wait(lambda: lab.slider("σ") > 100, "the slider has not moved")
+    assert shows_its_state(lab, sample) == (point, delta)
+    assert not same(lab, "candidates", before) and same(lab, "pseudo-mask", pseudo)
+    lab.keep("lab_sigma")
+
+
+def test_draw_again_finds_a_candidate(lab, sample):
+    delta, sigma = lab.slider("δ"), int(lab.slider("σ"))
+    P = sample.P(delta, sigma)
+    assert 0 < P.sum() < 300  # else any position would do
+    outside = tuple(int(k) for k in np.argwhere(~P)[0])
+    for _ in range(4):
+        lab.set_point(outside)
+        assert shows_its_state(lab, sample)[0] == outside
+        lab.press("Draw again")
+        lab.wait(lambda: lab.point() != outside, "no other point")
+        point, _ = shows_its_state(lab, sample)
+        assert P[point], f"{point} is no candidate"
+
+
+def test_fast_moves_do_not_stack_up(lab, sample):
+    handle, hold = lab.labelled("widget-slider", "δ").locator(".noUi-handle"), lab.folder / "hold"
+    lab.drag("δ", 0.3)
+    shows_its_state(lab, sample)
+    lab.count_pictures("pseudo-mask")
+    hold.touch()
+    try:
+        handle.focus()
+        for _ in range(30):  # one by one, each a message of its own
+            lab.page.keyboard.press("ArrowRight")
+            lab.page.wait_for_timeout(50)
+        lab.drag("δ", 0.8)
+        lab.wait(lambda: lab.slider("δ") > 0.7, "the slider does not move while a picture is worked on")
+        lab.page.wait_for_timeout(500)
+    finally:
+        hold.unlink()
+    shows_its_state(lab, sample)
+    assert lab.counted() <= 3, f"{lab.counted()} pictures where only the one in work and the last are wanted"
+
+
 def test_a_bad_upload_is_one_sentence(lab, tmp_path):
     (tmp_path / "notes.png").write_text("no picture")
     before = lab.see("photograph")
@@ -259,16 +391,62 @@ def test_a_bad_upload_is_one_sentence(lab, tmp_path):
     assert same(lab, "photograph", before)
 
 
-def test_a_good_upload_is_explored(lab, tmp_path):
+@pytest.fixture(scope="module")
+def square():
     image = np.full((120, 200, 3), (40, 120, 60), np.uint8)
     image[30:90, 40:110] = (220, 200, 30)
-    Image.fromarray(image).save(tmp_path / "square.png")
-    lab.upload(tmp_path / "square.png")
-    bench = Bench(image, np.zeros(image.shape[:2], np.uint8), [1])
-    lab.wait(lambda: same(lab, "photograph", bench.photo), "the upload is not shown")
+    return image
+
+
+@pytest.fixture(scope="module")
+def upload(lab, square):
+    "An image of the reader's on the page, and on the bench."
+    Image.fromarray(square).save(lab.folder / "square.png")
+    lab.upload(lab.folder / "square.png")
+    lab.drag("σ", 0.05)
+    return Bench(square, np.zeros(square.shape[:2], np.uint8), [1])
+
+
+def test_a_good_upload_is_explored(lab, upload):
+    lab.wait(lambda: same(lab, "photograph", upload.photo), "the upload is not shown")
     assert not lab.page.locator(".widget-html", has_text="cannot be read").count()
-    shows_its_state(lab, bench)
+    shows_its_state(lab, upload)
     lab.keep("lab_upload")
+
+
+def masked(*boxes):  # of (top, left, bottom, right), all of them inside
+    drawn = np.zeros((161, 161), bool)
+    for top, left, bottom, right in boxes:
+        drawn[top: bottom + 1, left: right + 1] = True
+    return drawn
+
+
+def test_a_box_on_an_upload(lab, upload):
+    shows_its_state(lab, upload)
+    lab.set_point((3, 15))
+    before = lab.see("pseudo-mask")
+    lab.choose("Known", "box")
+    lab.press("adds a corner")
+    (bottom, left), (top, right) = lab.click_corners((88, 24), (16, 96))
+    shows_its_state(lab, upload.with_mask(masked((top, left, bottom, right))))
+    assert not same(lab, "pseudo-mask", before)
+    lab.keep("lab_box")
+    lab.type("Corners", "20,100 60,150")
+    shows_its_state(lab, upload.with_mask(masked((20, 100, 60, 150))))
+
+
+def test_a_polygon_on_an_upload(lab, upload):
+    lab.choose("Known", "polygon")
+    lab.type("Corners", "16,16 16,120 40,120 40,48 90,48 90,16")
+    angle = upload.with_mask(masked((16, 16, 40, 120), (16, 16, 90, 48)))
+    shows_its_state(lab, angle)
+    lab.type("Corners", "")
+    shows_its_state(lab, upload.with_mask(masked()))
+    triangle = lab.click_corners((8, 40), (12, 120), (88, 60))
+    shows_its_state(lab, upload.with_mask(upload.ex.drawn_mask("polygon", triangle, upload.class_map).numpy() == 1))
+    lab.keep("lab_polygon")
+    lab.type("Corners", "8,40 8,200 88,40")
+    lab.says("'8,200' is no corner")
 
 
 def test_an_episode_in_jupyterlab(lab):
@@ -280,6 +458,17 @@ def test_an_episode_in_jupyterlab(lab):
     lab.keep("lab_episode")
 
 
+def test_models_that_are_not_there_are_one_sentence(lab):
+    status = lab.page.locator(".jp-OutputArea-output .widget-html:visible")
+    before, said = lab.see("PFENet"), status.all_inner_texts()
+    lab.type("Own models", "runs/none/fold0")
+    lab.says("there is no checkpoint runs/none/fold0/PFENet.pt")
+    assert status.count() == 1 and "Traceback" not in status.inner_text() and same(lab, "PFENet", before)
+    lab.keep("lab_no_models")
+    lab.type("Own models", "")
+    lab.wait(lambda: status.all_inner_texts() == said, "the bundled models do not come back")
+
+
 def test_celp_explore_shows_the_panel(browser, sample, tmp_path):
     port = free_port()
     command = [sys.executable, "-c", "import sys; from celp_nb.cli import main; sys.exit(main())", "explore", "--port", str(port), "--no-browser"]
@@ -287,6 +476,6 @@ def test_celp_explore_shows_the_panel(browser, sample, tmp_path):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
         page.locator("figure[data-name=answer] figcaption", has_text="answer: ").wait_for()
-        drag_and_click(Page(page), sample)
-        Page(page).keep("voila")
+        drag_and_click(Page(page, tmp_path), sample)
+        Page(page, tmp_path).keep("voila")
         page.close()
