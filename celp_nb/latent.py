@@ -76,7 +76,7 @@ def prototype(features: Tensor,  # (N, C, h, w) float
     "v_s of eq. 11 and v_l of eq. 7 from a mask at image size."
     return masked_average(features, soft_mask(mask, features.shape[-2:]))
 
-# %% ../nbs/05_latent_prototypes.ipynb #350aa9fc
+# %% ../nbs/05_latent_prototypes.ipynb #5e22590b
 @torch.no_grad()
 def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the query
                   known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes in the image are 1, void 255
