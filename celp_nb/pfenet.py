@@ -24,7 +24,7 @@ def dense_comparison(weight: Tensor,     # (D, 2C + 1, 1, 1) float, of the 1×1 
     shift = F.linear(prototype, weight[:, C:2 * C, 0, 0])
     return F.conv2d(query, weight[:, :C]) + F.conv2d(prior, weight[:, 2 * C:]) + shift[:, :, None, None]
 
-# %% ../nbs/07_pfenet.ipynb #3356e4bd
+# %% ../nbs/07_pfenet.ipynb #2e1c3c9d
 PASCAL_BINS, COCO_BINS = (60, 30, 15, 8), (1.0, 0.5, 0.25, 0.125)
 
 
@@ -53,7 +53,7 @@ def bin_size(bin: float,             # > 1: positions; ≤ 1: share of the map
     "The size of one scale of the Feature Enrichment Module."
     return (int(bin), int(bin)) if bin > 1 else (max(1, int(size[0] * bin)), max(1, int(size[1] * bin)))
 
-# %% ../nbs/07_pfenet.ipynb #42eb0096
+# %% ../nbs/07_pfenet.ipynb #131c047d
 class PFENet(nn.Module):
     "The Feature Enrichment Module of PFENet as a decoder: a `Conditioning` in, logits and its own loss (eq. 14) out."
     def __init__(self,
