@@ -7,7 +7,7 @@ __all__ = ['COUNTS', 'counts', 'ratio', 'summarise']
 import pandas as pd
 import torch
 
-# %% ../nbs/10_metrics.ipynb #69b38c9d
+# %% ../nbs/10_metrics.ipynb #022c8eba
 COUNTS = ("inter_fg", "union_fg", "inter_bg", "union_bg", "predicted", "on_known", "valid")
 
 
@@ -51,7 +51,7 @@ def counts(
         "valid": valid,
     }
 
-# %% ../nbs/10_metrics.ipynb #32b1c67b
+# %% ../nbs/10_metrics.ipynb #238c48e2
 def ratio(
     part: int,  # a count, 0 .. whole
     whole: int,  # the count it is a share of
