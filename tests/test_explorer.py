@@ -179,8 +179,7 @@ def test_old_states_are_forgotten():
     assert done == [("first", True), (49, False)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_defect_in_one_state_does_not_silence_the_next():
+def test_a_defect_in_one_state_does_not_silence_the_next(capsys):
     done = []
 
     def job(state, newer):
@@ -191,9 +190,27 @@ def test_a_defect_in_one_state_does_not_silence_the_next():
     worker = ex.Latest(job)
     worker.submit("bad")
     worker.join()
+    assert "KeyError: 'a defect'" in capsys.readouterr().err
     worker.submit("good")
     worker.join()
     assert done == ["good"]
+
+
+def test_a_state_that_waits_behind_a_defect_is_done():
+    done, gate, started = [], threading.Event(), threading.Event()
+
+    def job(state, newer):
+        started.set()
+        gate.wait(10)
+        done.append(1 / state)
+
+    worker = ex.Latest(job)
+    worker.submit(0)
+    assert started.wait(10)
+    worker.submit(2)
+    gate.set()
+    worker.join()
+    assert done == [0.5]
 
 
 # --- the panel
@@ -253,6 +270,26 @@ def test_the_slider_moves_the_pseudo_mask(panel, sc):
         panel.control["δ"].value = delta
         panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, point, delta), f"no pseudo-mask for {delta}")
     assert panel.point() == point
+
+
+def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch):
+    plain, gate, started, worked = ex.maps, threading.Event(), threading.Event(), []
+
+    def maps(*args):
+        worked.append(args[-2])
+        started.set()
+        gate.wait(30)
+        return plain(*args)
+
+    monkeypatch.setattr(ex, "maps", maps)
+    moves = [k / 50 for k in range(1, 41)]
+    panel.control["δ"].value = moves[0]
+    assert started.wait(30)
+    for delta in moves[1:]:
+        panel.control["δ"].value = delta
+    gate.set()
+    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), moves[-1]), "the last move is not shown")
+    assert worked == [moves[0], moves[-1]]
 
 
 def test_sigma_moves_the_candidates_alone(panel, sc):
