@@ -40,6 +40,7 @@ def test_front_page_links_to_the_site_and_else_to_the_repository():
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text)
     assert {"01_episodes", "A0_scenes"} <= {t.removesuffix(".ipynb") for t in targets if t.endswith(".ipynb")} <= STEMS
     assert all(t.endswith(".ipynb") or t.startswith(("https://", "#")) for t in targets)
+    assert "[13_explorer](13_explorer.ipynb) in a browser" in " ".join(text.split())
     contents = re.findall(r"^(\d\d_\w+|A\d_\w+)$", text, re.M)
     assert contents == sorted(STEMS)
 

@@ -61,6 +61,7 @@ def front_page(stems: list[str], git_url: str, branch: str) -> str:
     "The README with its links turned from the repository to the site, and a table of contents for the side bar."
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](\1)", text)
+    text = linked(text, set(stems))
     text = re.sub(r"(?<!!)(\[[^\]]*\])\((?!https?:|#|\w+\.ipynb\))([^)]+)\)", rf"\1({git_url}/blob/{branch}/\2)", text)
     def toc(caption, members): return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *members, "```", ""])
     return text + toc("Notebooks", [s for s in stems if s[0].isdigit()]) + toc("Appendix", [s for s in stems if not s[0].isdigit()])
@@ -95,7 +96,8 @@ def build(out: Path) -> None:
             "nb_ipywidgets_js": {},  # would come from a CDN; without it a widget shows its picture or text
             "myst_enable_extensions": ["dollarmath", "amsmath"], "myst_heading_anchors": 3,
             "html_theme": "sphinx_book_theme", "html_title": cfg["title"], "html_copy_source": False, "html_show_sphinx": False, "html_static_path": [str(source / "_static")], "html_css_files": ["pages.css"],
-            "html_theme_options": {"repository_url": cfg["git_url"], "use_repository_button": True, "use_download_button": False, "show_toc_level": 2},
+            "html_theme_options": {"repository_url": cfg["git_url"], "use_repository_button": True, "use_download_button": False, "show_toc_level": 2,
+                                   "navbar_persistent": []},  # the side bar has a search field already
         }
         app = Sphinx(source, None, site, Path(tmp) / "doctrees", "html", options, status=None, warningiserror=True)
         app.build()
