@@ -10,7 +10,7 @@ __all__ = ['SAMPLES', 'FOLDER', 'FREE', 'COLOURS', 'Tick', 'RunConfig', 'one_of'
            'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run', 'evaluate_run',
            'replay', 'object_mask', 'photograph', 'predict']
 
-# %% ../nbs/14_experiments.ipynb #509f8bea
+# %% ../nbs/14_experiments.ipynb #c7c0483f
 import json
 import os
 import subprocess
@@ -38,13 +38,13 @@ from .contrast import FewShotModel
 from .datasets import (COCO_CLASSES, OKABE_ITO, STRIDE, VOID, ImageSet, Recipe, TrainingEpisodes, binary_mask, coco_layout, fit_square, known_mask,
                               merge, open_image, overlay, pascal5i, read_image, read_png_mask, round_side, samples, show_images, voc_layout)
 from .episodes import Episodes, atomic_file, class_images, fold_classes, images_in_turn, pairs_per_class, read_episodes, write_episodes
-from .evaluation import CUTS, FeatureMemory, all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
+from .evaluation import CUTS, FeatureMemory, all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, padding_of, prior_predictors, scores, voting
 from .latent import DELTA, SIGMA, sample_latent
 from .pfenet import COCO_BINS
 from .similarity import check_delta
-from .training import METHODS, Method, Optimisation, backbone_fingerprint, build_model, cached_steps, fit, load_model, online_steps, save_checkpoint
+from .training import DECODERS, METHODS, Method, Optimisation, backbone_fingerprint, build_model, cached_steps, fit, load_model, online_steps, save_checkpoint
 
-# %% ../nbs/14_experiments.ipynb #efd0e447
+# %% ../nbs/14_experiments.ipynb #09b57fdf
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -65,7 +65,8 @@ class RunConfig:
     optimiser: Literal["sgd", "adamw"] | None = None  # by default sgd for the samples, adamw for a folder: of few photographs sgd as published learns to answer "nothing"
     lr: float | None = None  # learning rate of the first step; by default 0.2 for the samples, 0.0005 for a folder; with sgd the published code's is 0.025
     weight_decay: float = 1e-4
-    width: int | None = None  # channels of the decoder; by default 64 for the samples, 256 (the paper's) for a folder
+    transformer_lr: float | None = None  # learning rate of a transformer's AdamW, the same at every step; by default 0.001 for the samples, 0.0001 (the paper's) for a folder
+    width: int | None = None  # channels of the decoder; by default 64 for the samples, 256 for a folder; the paper's are 256 (PFENet) and 384 (CyCTR)
     dropout: float = 0.1  # share of the reduced features' channels dropped in training; the paper's is 0.5
     bins: tuple[float, ...] = COCO_BINS  # scales of the decoder: positions, or shares of the map
     delta: float = DELTA  # similarity threshold of eq. 2 and 4, in (-1, 1)
@@ -80,14 +81,15 @@ class RunConfig:
     precision: Literal["float32", "bf16"] = "float32"  # of the backbone, and of the decoder in training; bf16 is faster where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     trivial: bool = True  # score trivial predictors too
+    voting: bool = False  # of several shots, also score votes of as many single passes (Table 7): v-k is foreground where at least k say so
     skip_unreadable: bool = False  # leave unreadable images out, with a count, instead of stopping
 
 
-SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iterations": 400, "optimiser": "sgd", "lr": 0.2, "width": 64, "pairs": 40}
-FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "width": 256, "pairs": 200}
+SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iterations": 400, "optimiser": "sgd", "lr": 0.2, "transformer_lr": 1e-3, "width": 64, "pairs": 40}
+FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200}
 FREE = ("workers", "device")  # may change when a run is resumed
 
-# %% ../nbs/14_experiments.ipynb #a353f403
+# %% ../nbs/14_experiments.ipynb #a87c6402
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -106,7 +108,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     for what, options in [("protocol", ("pairs", "turns")), ("precision", ("float32", "bf16")), ("optimiser", ("sgd", "adamw")), ("device", ("auto", "cpu", "cuda"))]:
         one_of(what, getattr(c, what), options)
     for f in c.folds or [""]: one_of("fold", f, range(c.n_folds))
-    for k in ("iterations", "batch", "width", "pairs", "views", "lr", "reference"):
+    for k in ("iterations", "batch", "width", "pairs", "views", "lr", "transformer_lr", "reference"):
         if not getattr(c, k) > 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be more than 0.")
     if not c.shots or min(c.shots) < 1: raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
     check_delta(c.delta)
@@ -119,7 +121,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
         if not Path(c.weights).is_file(): raise FileNotFoundError(f"there is no weights file {c.weights}; give the path of a state dict, or leave it out for {c.backbone}'s own.")
     return replace(c, side=round_side(c.side), crop=round_side(c.crop), data=c.data if c.data == "samples" else path(c.data), extra=tuple(map(path, c.extra)))
 
-# %% ../nbs/14_experiments.ipynb #e9bce0ca
+# %% ../nbs/14_experiments.ipynb #9bb4f825
 def open_set(folder: str,  # "samples" or a folder
              split: str,   # "train" or "val"
              skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
@@ -205,7 +207,7 @@ def prepare(config: RunConfig) -> Setup:
     backbone.to("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
     return Setup(c, train, val, folds, backbone, fingerprint, feature_memory(backbone, val, c.side, precision=precision_of(c)), code_version())
 
-# %% ../nbs/14_experiments.ipynb #b345052f
+# %% ../nbs/14_experiments.ipynb #99b698b1
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
 Tick = Callable[..., None]  # of steps done, a comment, and a function that makes curves: name → (x, y)
 
@@ -250,7 +252,7 @@ def draw_curves(bar,           # a master_bar
         bar.graph_ax.legend()
         bar.graph_out.update(bar.graph_ax.figure)
 
-# %% ../nbs/14_experiments.ipynb #8a779275
+# %% ../nbs/14_experiments.ipynb #921791cd
 def smoothed(values: list[float],
              points: int = 50,  # at most
             ) -> tuple[np.ndarray, np.ndarray]:  # steps, and the mean of the values around each; NaN where there are none
@@ -283,7 +285,7 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/14_experiments.ipynb #3cdc2007
+# %% ../nbs/14_experiments.ipynb #9761ffd6
 def losses_of(config: RunConfig, name: str) -> Method:
     "A method's losses with the run's settings."
     method = METHODS[name]
@@ -309,17 +311,19 @@ def train_fold(setup: Setup,
         tick(c.iterations, "found, read back")
         return {m: load_model(f, setup.fingerprint)[0].to(device) for m, f in files.items()}
     items = TrainingEpisodes(setup.train, fold.training, fold.train_classes, Recipe(c.crop, round(c.crop * c.reference / c.side), c.scale), c.seed)
-    if c.cache: steps = lambda start: cached_steps(c.cache, setup.backbone, items, c.batch, c.views, start, precision_of(c))
-    else: steps = lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers, precision_of(c))
+    whole = any(DECODERS[METHODS[m].decoder].whole_support for m in c.methods)
+    if c.cache: steps = lambda start: cached_steps(c.cache, setup.backbone, items, c.batch, c.views, start, precision_of(c), whole)
+    else: steps = lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers, precision_of(c), whole)
     in_channels, models, live = feature_channels(setup.backbone)[0], {}, {m: [] for m in c.methods}
     for m in c.methods:
         torch.manual_seed(c.seed)
-        models[m] = build_model(in_channels, c.width, c.bins, c.dropout).to(device)
+        models[m] = build_model(in_channels, c.width, c.bins, c.dropout, METHODS[m].decoder).to(device)
     def report(step, losses):
         for m in c.methods: live[m].append(losses[m])
         tick(step + 1, "  ".join(f"{m} {np.mean([h['main'] for h in live[m][-20:]]):.3f}" for m in c.methods), lambda: loss_curves(live))
     place = Path(folder) / f"fold{fold.number}"
-    history = fit(models, {m: losses_of(c, m) for m in c.methods}, steps, Optimisation(c.iterations, c.batch, c.lr, weight_decay=c.weight_decay, optimiser=c.optimiser), c.seed,
+    opt = Optimisation(c.iterations, c.batch, c.lr, weight_decay=c.weight_decay, optimiser=c.optimiser, transformer_lr=c.transformer_lr)
+    history = fit(models, {m: losses_of(c, m) for m in c.methods}, steps, opt, c.seed,
                   place / "last.pt", max(50, c.iterations // 20), report, precision_of(c))
     table = pd.DataFrame([{"step": i, "method": m, **h} for m in c.methods for i, h in enumerate(history[m])])
     write_table(place / "losses.csv", table)
@@ -334,7 +338,7 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     "Write a CSV, whole or not at all."
     with atomic_file(path, "w") as f: table.to_csv(f, index=False)
 
-# %% ../nbs/14_experiments.ipynb #2c6147b2
+# %% ../nbs/14_experiments.ipynb #668d332e
 def episode_list(setup: Setup,
                  fold: Fold,
                  path: str | Path,  # a CSV file
@@ -357,7 +361,8 @@ def score_fold(setup: Setup,
     "Put every episode to every method and, if wanted, to the trivial predictors."
     tick = watch(f"fold {fold.number} evaluate", len(episodes.cls))
     trivial = {"all foreground": all_foreground, **prior_predictors(CUTS[1::2])} if setup.config.trivial else {}
-    return evaluate({**trivial, **models}, setup.memory, setup.val, episodes, fold.train_classes, setup.config.shots, lambda e: tick(e + 1))
+    votes = {f"{m} {k}": v for m, model in models.items() for k, v in voting(model, max(setup.config.shots)).items()} if setup.config.voting else {}
+    return evaluate({**trivial, **models, **votes}, setup.memory, setup.val, episodes, fold.train_classes, setup.config.shots, lambda e: tick(e + 1), any(m.whole_support for m in models.values()))
 
 
 def evaluate_fold(setup: Setup,
@@ -383,7 +388,7 @@ def summary(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, "data", setup.val.name)
     return table.assign(iterations=c.iterations, seed=c.seed, commit=setup.commit)
 
-# %% ../nbs/14_experiments.ipynb #d2481e31
+# %% ../nbs/14_experiments.ipynb #deed320c
 def markdown_table(results: pd.DataFrame,  # of `run`
                   ) -> str:
     "Tables 1 and 3 in shape: mIoU per fold and in the mean, then FB-IoU and known-class confusion, in percent."
@@ -406,7 +411,7 @@ def report_text(setup: Setup, results: pd.DataFrame) -> str:
             f"last checkpoint; {results.episodes.iloc[0]} episodes a fold. {warning}\n\n{markdown_table(results)}"
             + ("\nThe prior's cut is the best of nine *on the test episodes*.\n" if c.trivial else ""))
 
-# %% ../nbs/14_experiments.ipynb #24474a68
+# %% ../nbs/14_experiments.ipynb #3fc3b02e
 @torch.no_grad()
 def predictions_figure(setup: Setup,
                        fold: Fold,
@@ -419,12 +424,13 @@ def predictions_figure(setup: Setup,
         k, q, s = int(episodes.cls[e]), int(episodes.query[e]), int(episodes.support[e, 0])
         photo, truth = read_image(setup.val, q), torch.as_tensor(setup.val.read_mask(q))
         height, width = truth.shape
-        query, support, masks = episode_inputs(setup.memory, episodes.shots(1), e)
+        query, support, masks = episode_inputs(setup.memory, episodes.shots(1), e, any(m.whole_support for m in models.values()))
+        padding = padding_of(height, width, c.side).to(query.high.device)
         known = known_mask(setup.memory.class_map(q)[None], fold.train_classes).to(query.high.device)
         generator = torch.Generator(query.high.device).manual_seed(c.seed)
         pseudo = sample_latent(query.high, known, generator, delta=c.delta, sigma=c.sigma)[0]
         pseudo = at_native_size((pseudo == 1).float()[None], height, width)[0] >= 0.5
-        answers = {m: at_native_size(model(query, support, masks), height, width).argmax(0) for m, model in models.items()}
+        answers = {m: at_native_size(model(query, support, masks, padding), height, width).argmax(0) for m, model in models.items()}
         seen = overlay(photo, known_mask(truth, fold.train_classes), OKABE_ITO["blue"])
         images += [overlay(read_image(setup.val, s), binary_mask(setup.val.read_mask(s), k)), photo, overlay(seen, binary_mask(truth, k)),
                    *(overlay(photo, a.cpu()) for a in answers.values()), overlay(photo, pseudo.cpu(), OKABE_ITO["orange"])]
@@ -432,7 +438,7 @@ def predictions_figure(setup: Setup,
     return show_images(images, titles, columns=4 + len(models), size=1.7,
                        suptitle=f"{setup.val.name} val, fold {fold.number}, {c.iterations} steps, seed {c.seed}, 1 shot: first episode of each class")
 
-# %% ../nbs/14_experiments.ipynb #d6636d1e
+# %% ../nbs/14_experiments.ipynb #4463e9fe
 def read_config(folder: str | Path) -> RunConfig:
     "A run's settings. Raises FileNotFoundError, or ValueError naming what is wrong with the file."
     path = Path(folder) / "config.json"
@@ -537,7 +543,7 @@ def replay(folder: str | Path,    # of a trained run
     models = {m: load_model(model_file(folder, fold, m), setup.fingerprint)[0].to(next(setup.backbone.parameters()).device) for m in setup.config.methods}
     return summary(setup, setup.folds[0], score_fold(setup, setup.folds[0], models, episode_list(setup, setup.folds[0], episodes), watcher(1)))
 
-# %% ../nbs/14_experiments.ipynb #58e8afd9
+# %% ../nbs/14_experiments.ipynb #b743bf84
 def object_mask(path: str | Path,    # a palette or grey image
                 value: int | None = None,  # which value is the object; needed where there are several
                ) -> np.ndarray:      # (H, W) uint8 {0, 1, 255}
@@ -585,7 +591,8 @@ def predict(checkpoint: str | Path,     # of a trained model, such as runs/sampl
     if not (support_map == 1).any(): raise ValueError(f"{support_mask}: the object is too small to be seen at {saved['side']} pixels; crop the support image around it.")
     asked = fit_square(query, np.zeros(query.shape[:2], np.uint8), saved["side"])[0]
     masks = support_map[None, None]
-    with torch.no_grad(): logits = model(*episode_features(backbone, asked[None], support[None, None], masks), masks)
+    features = episode_features(backbone, asked[None], support[None, None], masks, model.whole_support)
+    with torch.no_grad(): logits = model(*features, masks, padding_of(*query.shape[:2], saved["side"]))
     found = at_native_size(logits, *query.shape[:2]).argmax(0).numpy().astype(np.uint8)
     drawn = out.with_name(f"{out.stem}_overlay.png")
     for path, picture in [(out, found * 255), (drawn, overlay(query, found))]:

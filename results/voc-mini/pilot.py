@@ -1,4 +1,4 @@
-"""One pilot of the search for a regime on voc-mini: trains PFENet on classes 11-20, scores it on classes 6-10, both on `train` images.
+"""One pilot of the search for a regime on voc-mini: trains a method on classes 11-20, scores it on classes 6-10, both on `train` images.
 
     OMP_NUM_THREADS=1 python results/voc-mini/pilot.py --width 256 --lr 5e-4 --iterations 1200     # the settings of a row of the README
 
@@ -19,16 +19,18 @@ from celp_nb.datasets import Recipe, TrainingEpisodes, coco_layout, merge, voc_l
 from celp_nb.episodes import images_in_turn, pairs_per_class
 from celp_nb.evaluation import all_foreground, best_prior, evaluate, feature_memory, prior_predictors, scores
 from celp_nb.pfenet import COCO_BINS
-from celp_nb.training import METHODS, Optimisation, build_model, cached_steps, fit
+from celp_nb.training import DECODERS, METHODS, Optimisation, build_model, cached_steps, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shared", type=Path, default=Path("../shared"))
 parser.add_argument("--cache", default="/tmp/pilot-views", help="folder for the features of fixed views")
 parser.add_argument("--views", type=int, default=2)
+parser.add_argument("--method", default="PFENet", choices=METHODS)
 parser.add_argument("--side", type=int, default=241)
 parser.add_argument("--width", type=int, default=128)
 parser.add_argument("--optimiser", default="adamw", choices=["sgd", "adamw"])
 parser.add_argument("--lr", type=float, default=1e-3)
+parser.add_argument("--transformer-lr", type=float, default=1e-4)
 parser.add_argument("--dropout", type=float, default=0.1)
 parser.add_argument("--iterations", type=int, default=600)
 parser.add_argument("--he", action="store_true", help="He initialisation of the decoder instead of PyTorch's default")
@@ -49,20 +51,21 @@ backbone = load_backbone("resnet50", args.shared / "weights/resnet50_imagenet_fp
 episodes = images_in_turn(pixels, classes, args.iterations * 4, 1, 0, class_names=data.class_names)
 items = TrainingEpisodes(data, episodes, classes, Recipe(args.side), 0)
 torch.manual_seed(0)
-model = build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout)
+method = METHODS[args.method]
+model, whole = build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout, method.decoder), DECODERS[method.decoder].whole_support
 if args.he:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d): nn.init.normal_(layer.weight, 0, (2 / layer.weight[0].numel()) ** 0.5)
 
 start, losses = time.time(), []
 def report(step, of):
-    losses.append(of["PFENet"]["main"])
+    losses.append(of[args.method]["main"])
     if (step + 1) % 100 == 0: print(f"{step + 1}: main loss {np.mean(losses[-100:]):.3f}, {time.time() - start:.0f} s", flush=True)
-fit({"PFENet": model}, METHODS, lambda first: cached_steps(args.cache, backbone, items, 4, args.views, first, torch.bfloat16),
-    Optimisation(args.iterations, 4, args.lr, optimiser=args.optimiser), 0, report=report, precision=torch.bfloat16)
+fit({args.method: model}, METHODS, lambda first: cached_steps(args.cache, backbone, items, 4, args.views, first, torch.bfloat16, whole),
+    Optimisation(args.iterations, 4, args.lr, optimiser=args.optimiser, transformer_lr=args.transformer_lr), 0, report=report, precision=torch.bfloat16)
 
 asked = pairs_per_class(voc.pixels, HELD, 20, 5, 7, class_names=voc.class_names)
-predictors = {"PFENet": model} | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {})
-table = scores(evaluate(predictors, feature_memory(backbone, voc, args.side, precision=torch.bfloat16), voc, asked, classes, (1, 5)))
+predictors = {args.method: model} | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {})
+table = scores(evaluate(predictors, feature_memory(backbone, voc, args.side, precision=torch.bfloat16), voc, asked, classes, (1, 5), whole=whole))
 print(json.dumps({k: str(v) for k, v in vars(args).items()}))
 print((best_prior(table) if args.trivial else table).round(1).to_string())
