@@ -34,7 +34,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw, ImageOps
 from torch import Tensor
 
-# %% ../nbs/13_explorer.ipynb #5f5b5951
+# %% ../nbs/13_explorer.ipynb #ee2e69ae
 from .backbones import Backbone, Features, backbone_or_tiny, image_features, load_backbone, resize
 from .contrast import FewShotModel, latent_conditioning
 from .datasets import OKABE_ITO, STRIDE, VOID, ImageSet, UnreadableImage, binary_mask, denormalise, fit_square, known_mask, open_image, overlay, read_image, samples
@@ -44,7 +44,7 @@ from .latent import DELTA, SIGMA, candidates, pseudo_mask, similar_region
 from .metrics import counts, ratio
 from .priors import Conditioning, support_prior
 from .similarity import check_delta, known_positions, self_similarity
-from .training import BUNDLED, METHODS, backbone_fingerprint, load_model
+from .training import BUNDLED, backbone_fingerprint, load_model
 
 # %% ../nbs/13_explorer.ipynb #b1f90556
 class Scene(NamedTuple):
@@ -507,7 +507,7 @@ def look(choice: Choice,
         if not newer(): show("answer", *answer_picture(s, m))
     except (ValueError, OSError, RuntimeError) as error: tell(str(error))
 
-# %% ../nbs/13_explorer.ipynb #55f37535
+# %% ../nbs/13_explorer.ipynb #68da2cdb
 class Screen:
     "Pictures by name, and a line over them."
     def __init__(self,
@@ -526,20 +526,19 @@ class Screen:
     def beside(self, controls: dict[str, W.Widget], *notes: W.HTML) -> W.VBox:
         "The whole panel; notes stand between line and pictures."
         pictures = W.Box([*self.pictures.values()], layout={"flex_flow": "row wrap"})
-        return W.VBox([W.HBox([W.VBox([*controls.values()], layout={"min_width": "375px"}), W.VBox([self.line, *notes, pictures])])])
+        return W.VBox([W.HBox([W.VBox([*controls.values()], layout={"min_width": "385px"}), W.VBox([self.line, *notes, pictures])])])
 
-# %% ../nbs/13_explorer.ipynb #49502210
+# %% ../nbs/13_explorer.ipynb #d6d741e1
 def control(kind: type,  # of widget
             label: str,
             tip: str,    # shown when the pointer rests on it
             **values,    # of the widget's own traits
            ) -> W.Widget:
     "A labelled control, wide enough for its label."
-    style = {} if kind in (W.Button, W.FileUpload) else {"description_width": "80px"}
-    if kind is W.ToggleButtons: style["button_width"] = "129px"
-    return kind(description=label, tooltip=tip, style=style, layout={"width": "360px"}, **values)
+    style = {} if kind in (W.Button, W.FileUpload) else {"description_width": "90px"}
+    return kind(description=label, tooltip=tip, style=style, layout={"width": "370px"}, **values)
 
-# %% ../nbs/13_explorer.ipynb #9c9dc2bf
+# %% ../nbs/13_explorer.ipynb #b8b7bc14
 def image_controls(data: ImageSet) -> dict[str, W.Widget]:  # by name
     "The first panel's controls."
     names = [(class_words(data, i), ("sample", i)) for i in range(len(data.ids))]
@@ -552,7 +551,7 @@ def image_controls(data: ImageSet) -> dict[str, W.Widget]:  # by name
         "file": control(W.Text, "File", "a model of celp train or celp run, for 'another file'", placeholder="runs/NAME/fold0/PFENet+CE.pt", continuous_update=False),
         "known": control(W.Dropdown, "Known", "what counts as annotated: a sample’s training classes of fold 0, what you draw, or nothing", options={"annotated classes (not fold 0’s)": "classes", "box": "box", "polygon": "polygon", "nothing": "nothing"}),
         "corners": control(W.Text, "Corners", "row,column in pixels, a blank between corners: two of a box, three or more of a polygon", placeholder="20,30 90,120", continuous_update=False),
-        "click": control(W.ToggleButtons, "A click", "what a click on the photograph does", options=[("sets the point", "point"), ("adds a corner", "corner")]),
+        "click": control(W.Dropdown, "A click", "what a click on the photograph does", options=[("sets the point", "point"), ("adds a corner", "corner")]),
         "delta": control(W.FloatSlider, "δ", "similarity threshold of eq. 2 and 4", value=DELTA, min=0, max=0.99, step=0.01),
         "sigma": control(W.IntSlider, "σ", "fewest similar positions of a candidate, eq. 3", value=SIGMA, min=0, max=200),
         "row": control(W.BoundedIntText, "Row", "of the chosen position, from the top"),
@@ -721,7 +720,7 @@ def fold_models(folder: str,  # of a fold of an own run; "" for the bundled mode
     models = {m: load_model(path, backbone_fingerprint(backbone))[0] for m, path in files.items()}
     return models, backbone, saved["side"], f"{saved['backbone']}; models of {folder or 'the package, trained on fold 0 of the samples'}; {saved['side']} pixels."
 
-# %% ../nbs/13_explorer.ipynb #505e62f2
+# %% ../nbs/13_explorer.ipynb #e7cca07d
 def episode_job(data: ImageSet,
                 episodes: Episodes,
                 classes: list[int],  # known to the models
@@ -739,7 +738,9 @@ def episode_job(data: ImageSet,
             models, memory, words = loaded(folder)
             for name, (png, caption) in episode_pictures(memory, models, data, episodes, e, classes).items(): screen.show(name, png, caption)
             screen.tell(words)
-        except (ValueError, OSError, RuntimeError) as error: screen.tell(str(error))
+        except (ValueError, OSError, RuntimeError) as error:
+            screen.tell(str(error))
+            for method in BUNDLED: screen.show(method, BLANK, f"{method}: no prediction")
 
     return job
 
@@ -755,7 +756,7 @@ def episode_controls(names: list[str],  # of the classes to choose from
         "folder": control(W.Text, "Own models", "folder with PFENet.pt and PFENet+CE.pt; empty: the bundled ones", placeholder="runs/NAME/fold0", continuous_update=False),
     }
 
-# %% ../nbs/13_explorer.ipynb #443db39a
+# %% ../nbs/13_explorer.ipynb #1c7f1af4
 def episode_panel(data: ImageSet,
                   hidden: list[int],    # classes to choose from
                   classes: list[int],   # known to the models
@@ -766,7 +767,7 @@ def episode_panel(data: ImageSet,
     def following(_): c["number"].value = (c["number"].value + 1) % each
 
     episodes = pairs_per_class(data.pixels, hidden, each, 1, seed=0, class_names=data.class_names)
-    c, screen = episode_controls([data.class_names[k - 1] for k in hidden], each), Screen(("support", "query", "prior", *METHODS))
+    c, screen = episode_controls([data.class_names[k - 1] for k in hidden], each), Screen(("support", "query", "prior", *BUNDLED))
     worker = Latest(episode_job(data, episodes, classes, screen))
     for name in ("class", "number", "folder"): c[name].observe(submit, "value")
     c["next"].on_click(following)

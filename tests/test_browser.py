@@ -426,7 +426,7 @@ def test_a_box_on_an_upload(lab, upload):
     lab.set_point((3, 15))
     before = lab.see("pseudo-mask")
     lab.choose("Known", "box")
-    lab.press("adds a corner")
+    lab.choose("A click", "adds a corner")
     (bottom, left), (top, right) = lab.click_corners((88, 24), (16, 96))
     shows_its_state(lab, upload.with_mask(masked((top, left, bottom, right))))
     assert not same(lab, "pseudo-mask", before)
@@ -459,14 +459,15 @@ def test_an_episode_in_jupyterlab(lab):
 
 
 def test_models_that_are_not_there_are_one_sentence(lab):
-    status = lab.page.locator(".jp-OutputArea-output .widget-html:visible")
-    before, said = lab.see("PFENet"), status.all_inner_texts()
+    line = lab.page.locator(".jp-OutputArea-output .widget-html:visible")
+    before, said = lab.see("PFENet"), line.all_inner_texts()
     lab.type("Own models", "runs/none/fold0")
     lab.says("there is no checkpoint runs/none/fold0/PFENet.pt")
-    assert status.count() == 1 and "Traceback" not in status.inner_text() and same(lab, "PFENet", before)
+    lab.page.locator("figure[data-name='PFENet+CE'] figcaption", has_text="no prediction").wait_for()
+    assert line.count() == 1 and "Traceback" not in line.inner_text()
     lab.keep("lab_no_models")
     lab.type("Own models", "")
-    lab.wait(lambda: status.all_inner_texts() == said, "the bundled models do not come back")
+    lab.wait(lambda: same(lab, "PFENet", before) and line.all_inner_texts() == said, "the bundled models do not come back")
 
 
 def test_celp_explore_shows_the_panel(browser, sample, tmp_path):
