@@ -18,7 +18,7 @@ from celp_nb.episodes import Episodes, fold_classes, images_in_turn
 from celp_nb.evaluation import all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
 from celp_nb.pfenet import PFENet
 from celp_nb.priors import support_prior
-from celp_nb.training import (METHODS, Method, Optimisation, Step, cached_steps, fit, load_checkpoint, online_steps, save_checkpoint, optimiser_for, train_step)
+from celp_nb.training import (METHODS, Method, Optimisation, Step, cached_steps, fit, load_checkpoint, online_steps, optimisers_for, save_checkpoint, train_step)
 
 SIDE = 81
 
@@ -54,7 +54,7 @@ def steps(backbone, training):
     return lambda start: iter(made[start:])
 
 
-BOTH = dict(METHODS)
+PLAIN = METHODS["PFENet"]
 LATENT = Method(delta=0.3, sigma=3)  # a region in nearly every image, whatever the weights
 SHORT = Optimisation(iterations=6, batch=2, lr=0.01)
 
@@ -93,8 +93,8 @@ def test_schedule():
 
 def test_a_step_is_one_step_of_sgd_at_its_rate(steps):
     data, ours = next(steps(0)), model()
-    plain, optimiser = copy.deepcopy(ours), optimiser_for(ours, SHORT)
-    train_step(ours, optimiser, Method(0.0), data, 0.125, 7)
+    plain, optimisers = copy.deepcopy(ours), optimisers_for(ours, PLAIN, SHORT)
+    train_step(ours, optimisers, PLAIN, data, 0.125, 7)
     torch.manual_seed(7)
     plain.train()
     losses = two_path_losses(plain, data.query, data.support, data.support_mask, data.target, None)
@@ -108,7 +108,7 @@ def test_adamw_moves_every_weight_by_the_rate_at_first(steps):
     data, net = next(steps(0)), model()
     before = copy.deepcopy(net.state_dict())
     opt = Optimisation(optimiser="adamw", weight_decay=0.0)
-    train_step(net, optimiser_for(net, opt), Method(0.0), data, 1e-3, 0)
+    train_step(net, optimisers_for(net, PLAIN, opt), PLAIN, data, 1e-3, 0)
     for name, value in net.named_parameters():
         moved = value.grad.abs() > 1e-5
         assert torch.allclose(value[moved], (before[name] - 1e-3 * value.grad.sign())[moved], atol=2e-6), name
@@ -191,28 +191,28 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(steps, tmp_path):
     made = list(steps(0))
     bad = made[3]._replace(query=Features(made[3].query.mid * math.nan, made[3].query.high))
     with pytest.raises(FloatingPointError, match=re.escape("step 3: the loss of a is nan; lower the learning rate (now ") + r".*last good checkpoint is .*last\.pt"):
-        fit(nets, {"a": Method(0.0)}, lambda start: iter(made[start:3] + [bad] + made[4:]), SHORT, 0, path, every=2)
+        fit(nets, {"a": PLAIN}, lambda start: iter(made[start:3] + [bad] + made[4:]), SHORT, 0, path, every=2)
     assert all(torch.isfinite(v).all() for v in nets["a"].state_dict().values())
     saved = load_checkpoint(path)
     assert saved["step"] == 2
     clean = {"a": model()}
-    assert fit(clean, {"a": Method(0.0)}, steps, SHORT, 0, path)["a"] == fit({"a": model()}, {"a": Method(0.0)}, steps, SHORT, 0)["a"]
+    assert fit(clean, {"a": PLAIN}, steps, SHORT, 0, path)["a"] == fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0)["a"]
 
 
 def test_weights_and_momentum_are_untouched_by_a_bad_step(steps):
     data, net = next(steps(0)), model()
-    optimiser = optimiser_for(net, SHORT)
-    train_step(net, optimiser, Method(0.0), data, 0.01, 0)
-    before, momentum = copy.deepcopy(net.state_dict()), copy.deepcopy(optimiser.state_dict()["state"])
+    optimisers = optimisers_for(net, PLAIN, SHORT)
+    train_step(net, optimisers, PLAIN, data, 0.01, 0)
+    before, momentum = copy.deepcopy(net.state_dict()), copy.deepcopy(optimisers[0].state_dict()["state"])
     with pytest.raises(FloatingPointError, match="PFENet is nan"):
-        train_step(net, optimiser, Method(0.0), data._replace(query=Features(data.query.mid * math.inf * 0, data.query.high)), 0.01, 1, "PFENet")
+        train_step(net, optimisers, PLAIN, data._replace(query=Features(data.query.mid * math.inf * 0, data.query.high)), 0.01, 1, "PFENet")
     assert same(net.state_dict(), before)
-    for i, s in optimiser.state_dict()["state"].items(): assert torch.equal(s["momentum_buffer"], momentum[i]["momentum_buffer"])
+    for i, s in optimisers[0].state_dict()["state"].items(): assert torch.equal(s["momentum_buffer"], momentum[i]["momentum_buffer"])
 
 
-@pytest.mark.parametrize("change", [dict(opt=Optimisation(iterations=6, batch=2, lr=0.02)), dict(seed=1), dict(methods={"a": Method(0.2)})])
+@pytest.mark.parametrize("change", [dict(opt=Optimisation(iterations=6, batch=2, lr=0.02)), dict(seed=1), dict(methods={"a": Method(contrast=0.2)})])
 def test_a_checkpoint_of_another_run_is_refused(change, steps, tmp_path):
-    path, settings = tmp_path / "last.pt", dict(methods={"a": Method(0.0)}, steps=steps, opt=SHORT, seed=0)
+    path, settings = tmp_path / "last.pt", dict(methods={"a": PLAIN}, steps=steps, opt=SHORT, seed=0)
     fit({"a": model()}, **settings, checkpoint=path)
     before, net = path.read_bytes(), model(seed=5)
     state = copy.deepcopy(net.state_dict())
@@ -223,18 +223,18 @@ def test_a_checkpoint_of_another_run_is_refused(change, steps, tmp_path):
 @pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"not a checkpoint", lambda b: b[:2000] + bytes(len(b) - 4000) + b[-2000:]])
 def test_a_damaged_checkpoint_is_named(damage, steps, tmp_path):
     path = tmp_path / "last.pt"
-    fit({"a": model()}, {"a": Method(0.0)}, steps, SHORT, 0, path)
+    fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0, path)
     path.write_bytes(damage(path.read_bytes()))
     net = model(seed=5)
     state = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match=re.escape(str(path))): fit({"a": net}, {"a": Method(0.0)}, steps, SHORT, 0, path)
+    with pytest.raises(ValueError, match=re.escape(str(path))): fit({"a": net}, {"a": PLAIN}, steps, SHORT, 0, path)
     assert same(net.state_dict(), state)
 
 
 def test_a_file_that_is_no_checkpoint_is_named(steps, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(model().state_dict(), path)
-    with pytest.raises(ValueError, match="weights.pth"): fit({"a": model()}, {"a": Method(0.0)}, steps, SHORT, 0, path)
+    with pytest.raises(ValueError, match="weights.pth"): fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0, path)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
@@ -255,7 +255,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 
 def test_too_few_episodes(steps):
-    with pytest.raises(ValueError, match="ran out after 12 of 20 steps; draw 40"): fit({"a": model()}, {"a": Method(0.0)}, steps, Optimisation(20, 2), 0)
+    with pytest.raises(ValueError, match="ran out after 12 of 20 steps; draw 40"): fit({"a": model()}, {"a": PLAIN}, steps, Optimisation(20, 2), 0)
 
 
 # --- cached features
@@ -415,9 +415,9 @@ def test_the_query_mask_reaches_no_predictor(backbone, photographs):
     def seen(change):
         other = [change(m) if i == 0 else m for i, m in enumerate(masks)]
         altered, given = ImageSet(data.name, data.ids, data.image_paths, lambda i: other[i].copy(), data.class_names, data.pixels), []
-        def predict(query, support, mask):
-            given.extend([*query, *support, mask])
-            return all_foreground(query, support, mask)
+        def predict(query, support, mask, padding):
+            given.extend([*query, *support, mask, padding])
+            return all_foreground(query)
         evaluate({"spy": predict}, feature_memory(backbone, altered, 57), altered, episodes, [1])
         return given
     plain = seen(lambda m: m)
