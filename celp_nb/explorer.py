@@ -8,9 +8,9 @@ __all__ = ['VIRIDIS', 'REGION', 'KNOWN_TINT', 'ELEMENTS', 'SCRIPT', 'STYLE', 'BL
            'reduced', 'answer', 'spread', 'palette_png', 'map_png', 'tinted_png', 'photo_png', 'pseudo_png',
            'map_pictures', 'Picture', 'Latest', 'Choice', 'model_or_none', 'mask_for', 'read_source', 'position_at',
            'place_of', 'class_words', 'Kept', 'kept', 'Subject', 'subject', 'centre_of', 'standing', 'answer_picture',
-           'look', 'Screen', 'control', 'image_controls', 'ImagePanel', 'choice_of', 'clicked', 'uploaded', 'connect',
-           'image_panel', 'Question', 'question', 'iou', 'prediction_picture', 'episode_pictures', 'fold_models',
-           'episode_job', 'episode_controls', 'episode_panel', 'explorer']
+           'look', 'Screen', 'beside', 'control', 'image_controls', 'ImagePanel', 'place', 'choice_of', 'clicked',
+           'uploaded', 'connect', 'image_panel', 'Question', 'question', 'iou', 'prediction_picture',
+           'episode_pictures', 'fold_models', 'episode_job', 'episode_controls', 'episode_panel', 'explorer']
 
 # %% ../nbs/13_explorer.ipynb #bcd984b3
 import html
@@ -507,7 +507,7 @@ def look(choice: Choice,
         if not newer(): show("answer", *answer_picture(s, m))
     except (ValueError, OSError, RuntimeError) as error: tell(str(error))
 
-# %% ../nbs/13_explorer.ipynb #68da2cdb
+# %% ../nbs/13_explorer.ipynb #8ba38bb6
 class Screen:
     "Pictures by name, and a line over them."
     def __init__(self,
@@ -515,7 +515,11 @@ class Screen:
                 ):
         self.pictures, self.line = {name: Picture(name=name, caption=name) for name in names}, W.HTML("<p>Loading.</p>")
 
-    def show(self, name: str, png: bytes, caption: str) -> None:
+    def show(self,
+             name: str,     # of a picture
+             png: bytes,
+             caption: str,
+            ) -> None:
         "Both of a picture's parts in one message."
         with self.pictures[name].hold_sync(): self.pictures[name].png, self.pictures[name].caption = png, caption
 
@@ -523,12 +527,16 @@ class Screen:
         "Replace the line."
         self.line.value = f"<p>{html.escape(words)}</p>"
 
-    def beside(self, controls: dict[str, W.Widget], *notes: W.HTML) -> W.VBox:
-        "The whole panel; notes stand between line and pictures."
-        pictures = W.Box([*self.pictures.values()], layout={"flex_flow": "row wrap"})
-        return W.VBox([W.HBox([W.VBox([*controls.values()], layout={"min_width": "385px"}), W.VBox([self.line, *notes, pictures])])])
+# %% ../nbs/13_explorer.ipynb #a986fcf1
+def beside(controls: dict[str, W.Widget],  # by name, in the order in which they are shown
+           screen: Screen,
+           *notes: W.HTML,  # between line and pictures
+          ) -> W.VBox:
+    "The whole panel: controls left, screen right."
+    pictures = W.Box([*screen.pictures.values()], layout={"flex_flow": "row wrap"})
+    return W.VBox([W.HBox([W.VBox([*controls.values()], layout={"min_width": "385px"}), W.VBox([screen.line, *notes, pictures])])])
 
-# %% ../nbs/13_explorer.ipynb #d6d741e1
+# %% ../nbs/13_explorer.ipynb #0569b2f7
 def control(kind: type,  # of widget
             label: str,
             tip: str,    # shown when the pointer rests on it
@@ -538,7 +546,7 @@ def control(kind: type,  # of widget
     style = {} if kind in (W.Button, W.FileUpload) else {"description_width": "90px"}
     return kind(description=label, tooltip=tip, style=style, layout={"width": "370px"}, **values)
 
-# %% ../nbs/13_explorer.ipynb #b8b7bc14
+# %% ../nbs/13_explorer.ipynb #6877e4ed
 def image_controls(data: ImageSet) -> dict[str, W.Widget]:  # by name
     "The first panel's controls."
     names = [(class_words(data, i), ("sample", i)) for i in range(len(data.ids))]
@@ -559,14 +567,17 @@ def image_controls(data: ImageSet) -> dict[str, W.Widget]:  # by name
         "draw": control(W.Button, "Draw again", "another candidate at random"),
     }
 
-# %% ../nbs/13_explorer.ipynb #653c5dbd
+# %% ../nbs/13_explorer.ipynb #6be7f818
 class ImagePanel:
     "The first panel's controls, its pictures, and what the reader chose so far."
-    def __init__(self, data: ImageSet, classes: list[int]):
+    def __init__(self,
+                 data: ImageSet,      # to choose from
+                 classes: list[int],  # that count as annotated
+                ):
         self.controls, self.screen, self.note = image_controls(data), Screen(PICTURES), W.HTML()
         self.point, self.size, self.seed, self.last, self.lock = None, None, 0, None, threading.Lock()
         memories = kept(data, classes, self.screen.show)
-        self.worker = Latest(lambda choice, newer: look(choice, newer, memories, self.screen.show, partial(self.place, choice), self.screen.tell))
+        self.worker = Latest(lambda choice, newer: look(choice, newer, memories, self.screen.show, partial(place, self, choice), self.screen.tell))
 
     def submit(self, **changes) -> None:  # of `point` and `seed`
         "What the controls say becomes the newest choice."
@@ -576,15 +587,20 @@ class ImagePanel:
             self.last = choice_of(self.controls, self.point, self.seed)
             self.worker.submit(self.last)
 
-    def place(self, choice: Choice, point: tuple[int, int], size: tuple[int, int]) -> None:
-        "Show where i* lies, unless the reader has gone on."
-        with self.lock:
-            if self.last is not choice: return
-            self.point, self.size = point, size
-        for name, n, p in zip(("row", "column"), size, point): self.controls[name].max, self.controls[name].value = n - 1, p
-        self.screen.pictures["photograph"].at = place_of(point, size)
+# %% ../nbs/13_explorer.ipynb #d03363c1
+def place(panel: ImagePanel,
+          choice: Choice,          # for which it was found
+          point: tuple[int, int],  # (row, column) position
+          size: tuple[int, int],   # (h, w)
+         ) -> None:
+    "Show where i* lies, unless the reader has gone on."
+    with panel.lock:
+        if panel.last is not choice: return
+        panel.point, panel.size = point, size
+    for name, n, p in zip(("row", "column"), size, point): panel.controls[name].max, panel.controls[name].value = n - 1, p
+    panel.screen.pictures["photograph"].at = place_of(point, size)
 
-# %% ../nbs/13_explorer.ipynb #4b81b136
+# %% ../nbs/13_explorer.ipynb #1caff77d
 PICTURES = ("photograph", "similarity", "count", "candidates", "pseudo-mask", "latent prior", "answer")
 OWN = "another file"
 
@@ -598,7 +614,7 @@ def choice_of(controls: dict[str, W.Widget],  # of `image_controls`
     checkpoint = {"none": "", OWN: said["file"].strip()} | {name: str(path) for name, path in BUNDLED.items()}
     return Choice(said["image"], said["backbone"], said["weights"].strip(), checkpoint[said["checkpoint"]], said["known"], said["corners"], point, seed, said["delta"], said["sigma"])
 
-# %% ../nbs/13_explorer.ipynb #2099ef28
+# %% ../nbs/13_explorer.ipynb #0a0d4aa4
 def clicked(panel: ImagePanel,
             place: dict[str, float],  # {x, y}, shares of width and height
            ) -> None:
@@ -621,7 +637,7 @@ def uploaded(panel: ImagePanel,
         images.options = [(f"{name} (uploaded)", source), *(o for o in images.options if o[1][0] == "sample")]
         images.value = source
 
-# %% ../nbs/13_explorer.ipynb #5763c806
+# %% ../nbs/13_explorer.ipynb #05d9b119
 def connect(panel: ImagePanel) -> None:
     "Wire the controls to the worker, and submit what they say."
     def another_image(_):
@@ -638,7 +654,7 @@ def connect(panel: ImagePanel) -> None:
     panel.screen.pictures["photograph"].on_msg(lambda _, place, __: clicked(panel, place))
     panel.submit()
 
-# %% ../nbs/13_explorer.ipynb #4def1714
+# %% ../nbs/13_explorer.ipynb #5c6341e7
 def image_panel(data: ImageSet,       # to choose from
                 classes: list[int],   # that count as annotated
                 first: int = 0,       # image shown at the beginning
@@ -647,9 +663,9 @@ def image_panel(data: ImageSet,       # to choose from
     panel = ImagePanel(data, classes)
     panel.controls["image"].value, panel.screen.pictures["photograph"].clickable = ("sample", first), True
     connect(panel)
-    return panel.screen.beside(panel.controls, panel.note)
+    return beside(panel.controls, panel.screen, panel.note)
 
-# %% ../nbs/13_explorer.ipynb #84d7a905
+# %% ../nbs/13_explorer.ipynb #6b5ad70d
 class Question(NamedTuple):
     "One episode as it is shown and scored."
     name: str           # of the class
@@ -672,7 +688,7 @@ def question(data: ImageSet,
     return Question(data.class_names[cls - 1], read_image(data, q), binary_mask(truth, cls), known_mask(truth, classes),
                     (data.ids[q], data.ids[s]), read_image(data, s), binary_mask(data.read_mask(s), cls))
 
-# %% ../nbs/13_explorer.ipynb #f1800cb2
+# %% ../nbs/13_explorer.ipynb #d280b190
 def iou(found: Tensor,   # (H, W) bool
         target: Tensor,  # (H, W) integer {0, 1, 255}
         known: Tensor,   # (H, W) integer {0, 1, 255}
@@ -690,7 +706,7 @@ def prediction_picture(method: str,
     found = at_native_size(logits, *asked.target.shape).argmax(0).bool()
     return photo_png(asked.query, found.numpy(), OKABE_ITO["orange"]), f"{method}: prediction in orange, IoU {100 * iou(found, asked.target, asked.known):.1f} %"
 
-# %% ../nbs/13_explorer.ipynb #867067fe
+# %% ../nbs/13_explorer.ipynb #450a1d2d
 @torch.no_grad()
 def episode_pictures(memory: FeatureMemory,
                      models: dict[str, FewShotModel],
@@ -710,7 +726,7 @@ def episode_pictures(memory: FeatureMemory,
         **{method: prediction_picture(method, model(query, support, masks), asked) for method, model in models.items()},
     }
 
-# %% ../nbs/13_explorer.ipynb #9ffe2e19
+# %% ../nbs/13_explorer.ipynb #f899a8b2
 def fold_models(folder: str,  # of a fold of an own run; "" for the bundled models
                ) -> tuple[dict[str, FewShotModel], Backbone, int, str]:  # models, their backbone, side in pixels, what is used in words
     "The models of both methods. Raises FileNotFoundError or ValueError naming the file."
@@ -720,7 +736,7 @@ def fold_models(folder: str,  # of a fold of an own run; "" for the bundled mode
     models = {m: load_model(path, backbone_fingerprint(backbone))[0] for m, path in files.items()}
     return models, backbone, saved["side"], f"{saved['backbone']}; models of {folder or 'the package, trained on fold 0 of the samples'}; {saved['side']} pixels."
 
-# %% ../nbs/13_explorer.ipynb #e7cca07d
+# %% ../nbs/13_explorer.ipynb #fe76ddd4
 def episode_job(data: ImageSet,
                 episodes: Episodes,
                 classes: list[int],  # known to the models
@@ -744,7 +760,7 @@ def episode_job(data: ImageSet,
 
     return job
 
-# %% ../nbs/13_explorer.ipynb #af3f6608
+# %% ../nbs/13_explorer.ipynb #e0398b50
 def episode_controls(names: list[str],  # of the classes to choose from
                      each: int,         # episodes a class
                     ) -> dict[str, W.Widget]:  # by name
@@ -756,7 +772,7 @@ def episode_controls(names: list[str],  # of the classes to choose from
         "folder": control(W.Text, "Own models", "folder with PFENet.pt and PFENet+CE.pt; empty: the bundled ones", placeholder="runs/NAME/fold0", continuous_update=False),
     }
 
-# %% ../nbs/13_explorer.ipynb #1c7f1af4
+# %% ../nbs/13_explorer.ipynb #a49d6d95
 def episode_panel(data: ImageSet,
                   hidden: list[int],    # classes to choose from
                   classes: list[int],   # known to the models
@@ -772,9 +788,9 @@ def episode_panel(data: ImageSet,
     for name in ("class", "number", "folder"): c[name].observe(submit, "value")
     c["next"].on_click(following)
     submit()
-    return screen.beside(c)
+    return beside(c, screen)
 
-# %% ../nbs/13_explorer.ipynb #e1306afc
+# %% ../nbs/13_explorer.ipynb #55ab8e68
 def explorer() -> W.Tab:
     "Both panels; the last line of a notebook cell shows them."
     data = samples("val")
