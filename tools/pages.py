@@ -40,7 +40,7 @@ def settings() -> dict[str, str]:
 def linked(text: str, stems: set[str]) -> str:
     "Names of notebooks, as `05_latent_prototypes` or *05_latent_prototypes*, become links; what is a link already stays."
     def link(m): return f"[{m[2]}]({m[2]}.ipynb)" if m[2] in stems else m[0]
-    return re.sub(r"(?<![\[*`])([*`])(\d\d_\w+|A\d_\w+)\1(?![\]*`])", link, text)
+    return re.sub(r"(?<![\[*`])([*`])((?:\d\d[a-z]?|A\d)_\w+)\1(?![\]*`])", link, text)
 
 
 def for_reading(path: Path, stems: set[str]) -> nbformat.NotebookNode:
