@@ -18,7 +18,7 @@ from .latent import prototype
 from .losses import cross_entropy
 from .priors import Conditioning, latent_prior, support_prior
 
-# %% ../nbs/09_contrast.ipynb #2b44a434
+# %% ../nbs/09_contrast.ipynb #469b6f97
 class FewShotModel(nn.Module):
     "The shared reduction of the middle features and a decoder; everything that is trained."
     def __init__(self,
@@ -27,9 +27,11 @@ class FewShotModel(nn.Module):
                  width: int = 256,      # channels that the decoder works on
                  dropout: float = 0.5,  # of whole channels of the reduced features, in training
                  whole_support: bool = False,  # whether the prior compares `SupportFeatures.whole`, averaged to `width` channels, instead of `high`
+                 separate: bool = False,  # a reduction of its own for the support, as in the original PFENet
                 ):
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
+        reduction = lambda: nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
+        self.reduce, self.reduce_support = reduction(), reduction() if separate else None
         self.decoder, self.width, self.whole_support = decoder, width, whole_support
         self.to(memory_format=torch.channels_last)  # as the backbone's features are
 
@@ -41,7 +43,7 @@ class FewShotModel(nn.Module):
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/09_contrast.ipynb #bbd2a342
+# %% ../nbs/09_contrast.ipynb #cc548334
 def fewer_channels(high: Tensor,  # (…, C, h, w) float
                    channels: int, # wanted
                   ) -> Tensor:    # (…, channels, h, w) float
@@ -68,10 +70,10 @@ def support_conditioning(model: FewShotModel,
                         ) -> Conditioning:
     "The main path's question (eq. 11, 12): prototype and prior of the support, averaged over shots (section 4.4)."
     B, K = support_mask.shape[:2]
-    mid = model.reduce(torch.cat([query.mid, support.mid.flatten(0, 1)]))
-    mid_q, mid_s = mid[:B], mid[B:]
+    if model.reduce_support: mid_q, mid_s = model.reduce(query.mid), model.reduce_support(support.mid.flatten(0, 1))
+    else: mid_q, mid_s = model.reduce(torch.cat([query.mid, support.mid.flatten(0, 1)])).split([B, B * K])
     v = prototype(mid_s, support_mask.flatten(0, 1)).unflatten(0, (B, K)).mean(1)
-    if padding is None: padding = torch.zeros((B, *support_mask.shape[2:]), dtype=torch.bool, device=mid.device)
+    if padding is None: padding = torch.zeros((B, *support_mask.shape[2:]), dtype=torch.bool, device=mid_q.device)
     return Conditioning(mid_q, v, support_prior(*compared(model, query, support), support_mask), mid_s.unflatten(0, (B, K)), support_mask, padding)
 
 

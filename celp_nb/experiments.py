@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SAMPLES', 'FOLDER', 'FREE', 'COLOURS', 'Tick', 'RunConfig', 'one_of', 'resolve', 'open_set', 'Fold', 'Setup',
-           'precision_of', 'code_version', 'draw_fold', 'prepare', 'watcher', 'draw_curves', 'smoothed', 'loss_curves',
-           'loss_figure', 'save_figure', 'losses_of', 'model_file', 'train_fold', 'write_table', 'episode_list',
-           'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text', 'predictions_figure',
-           'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run', 'evaluate_run',
-           'replay', 'object_mask', 'photograph', 'predict']
+           'precision_of', 'code_version', 'evaluation_episodes', 'draw_fold', 'prepare', 'watcher', 'draw_curves',
+           'smoothed', 'loss_curves', 'loss_figure', 'save_figure', 'losses_of', 'model_file', 'train_fold',
+           'write_table', 'episode_list', 'score_fold', 'evaluate_fold', 'summary', 'markdown_table', 'report_text',
+           'predictions_figure', 'read_config', 'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run',
+           'evaluate_run', 'replay', 'object_mask', 'photograph', 'predict']
 
-# %% ../nbs/14_experiments.ipynb #c7c0483f
+# %% ../nbs/14_experiments.ipynb #5bee1e9f
 import json
 import os
 import subprocess
@@ -44,7 +44,7 @@ from .pfenet import COCO_BINS
 from .similarity import check_delta
 from .training import DECODERS, METHODS, Method, Optimisation, backbone_fingerprint, build_model, cached_steps, fit, load_model, online_steps, save_checkpoint
 
-# %% ../nbs/14_experiments.ipynb #09b57fdf
+# %% ../nbs/14_experiments.ipynb #535fadf9
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -89,7 +89,7 @@ SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iter
 FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200}
 FREE = ("workers", "device")  # may change when a run is resumed
 
-# %% ../nbs/14_experiments.ipynb #a87c6402
+# %% ../nbs/14_experiments.ipynb #64b4cbb7
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -121,7 +121,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
         if not Path(c.weights).is_file(): raise FileNotFoundError(f"there is no weights file {c.weights}; give the path of a state dict, or leave it out for {c.backbone}'s own.")
     return replace(c, side=round_side(c.side), crop=round_side(c.crop), data=c.data if c.data == "samples" else path(c.data), extra=tuple(map(path, c.extra)))
 
-# %% ../nbs/14_experiments.ipynb #9bb4f825
+# %% ../nbs/14_experiments.ipynb #cf8fed26
 def open_set(folder: str,  # "samples" or a folder
              split: str,   # "train" or "val"
              skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
@@ -170,6 +170,16 @@ def code_version() -> str:  # a commit, with "+" where files differ from it; or 
     except (OSError, subprocess.CalledProcessError): return celp_nb.__version__
 
 
+def evaluation_episodes(config: RunConfig,  # resolved
+                        val: ImageSet,
+                        test: list[int],    # classes
+                       ) -> Episodes:
+    "The questions of a fold; raises ValueError for a class with too few images."
+    draw, n = (images_in_turn, config.pairs * len(test)) if config.protocol == "turns" else (pairs_per_class, config.pairs)
+    try: return draw(val.pixels, test, n, max(config.shots), config.seed, class_names=val.class_names)
+    except ValueError as e: raise ValueError(f"{val.name}, evaluation split: {e}") from e
+
+
 def draw_fold(config: RunConfig,  # resolved
               train: ImageSet,
               val: ImageSet,      # its classes are the first of `train`'s
@@ -181,13 +191,9 @@ def draw_fold(config: RunConfig,  # resolved
     added = {c for c, images in class_images(train.pixels, range(C + 1, len(train.class_names) + 1)).items() if len(images) >= 2}
     classes = sorted(added.union(range(1, C + 1)).difference(test))
     if not classes: raise ValueError(f"fold {number} of {config.n_folds} hides all {C} classes, so there is none to train on; use more folds.")
-    turns = config.protocol == "turns"
-    draw, n = (images_in_turn, config.pairs * len(test)) if turns else (pairs_per_class, config.pairs)
     try: training = images_in_turn(train.pixels, classes, config.iterations * config.batch, 1, config.seed, class_names=train.class_names)
     except ValueError as e: raise ValueError(f"{train.name}, training split: {e}") from e
-    try: evaluation = draw(val.pixels, test, n, max(config.shots), config.seed, class_names=val.class_names)
-    except ValueError as e: raise ValueError(f"{val.name}, evaluation split: {e}") from e
-    return Fold(number, classes, test, training, evaluation)
+    return Fold(number, classes, test, training, evaluation_episodes(config, val, test))
 
 
 def prepare(config: RunConfig) -> Setup:
@@ -207,7 +213,7 @@ def prepare(config: RunConfig) -> Setup:
     backbone.to("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
     return Setup(c, train, val, folds, backbone, fingerprint, feature_memory(backbone, val, c.side, precision=precision_of(c)), code_version())
 
-# %% ../nbs/14_experiments.ipynb #99b698b1
+# %% ../nbs/14_experiments.ipynb #7d3cf0b4
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
 Tick = Callable[..., None]  # of steps done, a comment, and a function that makes curves: name → (x, y)
 
@@ -252,7 +258,7 @@ def draw_curves(bar,           # a master_bar
         bar.graph_ax.legend()
         bar.graph_out.update(bar.graph_ax.figure)
 
-# %% ../nbs/14_experiments.ipynb #921791cd
+# %% ../nbs/14_experiments.ipynb #c5e6750d
 def smoothed(values: list[float],
              points: int = 50,  # at most
             ) -> tuple[np.ndarray, np.ndarray]:  # steps, and the mean of the values around each; NaN where there are none
@@ -285,7 +291,7 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/14_experiments.ipynb #9761ffd6
+# %% ../nbs/14_experiments.ipynb #9ecebee4
 def losses_of(config: RunConfig, name: str) -> Method:
     "A method's losses with the run's settings."
     method = METHODS[name]
@@ -338,7 +344,7 @@ def write_table(path: str | Path, table: pd.DataFrame) -> None:
     "Write a CSV, whole or not at all."
     with atomic_file(path, "w") as f: table.to_csv(f, index=False)
 
-# %% ../nbs/14_experiments.ipynb #668d332e
+# %% ../nbs/14_experiments.ipynb #e47cfbac
 def episode_list(setup: Setup,
                  fold: Fold,
                  path: str | Path,  # a CSV file
@@ -388,7 +394,7 @@ def summary(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, "data", setup.val.name)
     return table.assign(iterations=c.iterations, seed=c.seed, commit=setup.commit)
 
-# %% ../nbs/14_experiments.ipynb #deed320c
+# %% ../nbs/14_experiments.ipynb #783ea3ff
 def markdown_table(results: pd.DataFrame,  # of `run`
                   ) -> str:
     "Tables 1 and 3 in shape: mIoU per fold and in the mean, then FB-IoU and known-class confusion, in percent."
@@ -411,7 +417,7 @@ def report_text(setup: Setup, results: pd.DataFrame) -> str:
             f"last checkpoint; {results.episodes.iloc[0]} episodes a fold. {warning}\n\n{markdown_table(results)}"
             + ("\nThe prior's cut is the best of nine *on the test episodes*.\n" if c.trivial else ""))
 
-# %% ../nbs/14_experiments.ipynb #3fc3b02e
+# %% ../nbs/14_experiments.ipynb #412abb1c
 @torch.no_grad()
 def predictions_figure(setup: Setup,
                        fold: Fold,
@@ -438,7 +444,7 @@ def predictions_figure(setup: Setup,
     return show_images(images, titles, columns=4 + len(models), size=1.7,
                        suptitle=f"{setup.val.name} val, fold {fold.number}, {c.iterations} steps, seed {c.seed}, 1 shot: first episode of each class")
 
-# %% ../nbs/14_experiments.ipynb #4463e9fe
+# %% ../nbs/14_experiments.ipynb #1541d511
 def read_config(folder: str | Path) -> RunConfig:
     "A run's settings. Raises FileNotFoundError, or ValueError naming what is wrong with the file."
     path = Path(folder) / "config.json"
@@ -543,7 +549,7 @@ def replay(folder: str | Path,    # of a trained run
     models = {m: load_model(model_file(folder, fold, m), setup.fingerprint)[0].to(next(setup.backbone.parameters()).device) for m in setup.config.methods}
     return summary(setup, setup.folds[0], score_fold(setup, setup.folds[0], models, episode_list(setup, setup.folds[0], episodes), watcher(1)))
 
-# %% ../nbs/14_experiments.ipynb #b743bf84
+# %% ../nbs/14_experiments.ipynb #fc0c6e95
 def object_mask(path: str | Path,    # a palette or grey image
                 value: int | None = None,  # which value is the object; needed where there are several
                ) -> np.ndarray:      # (H, W) uint8 {0, 1, 255}
