@@ -89,7 +89,7 @@ SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iter
 FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200}
 FREE = ("workers", "device")  # may change when a run is resumed
 
-# %% ../nbs/14_experiments.ipynb #5c9fc308
+# %% ../nbs/14_experiments.ipynb #d86604eb
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -111,6 +111,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     for k in ("iterations", "batch", "width", "pairs", "views", "lr", "transformer_lr", "reference"):
         if not getattr(c, k) > 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be more than 0.")
     if not c.shots or min(c.shots) < 1: raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
+    for m in c.methods: DECODERS[METHODS[m].decoder].build(c.width, c.bins)  # refuses a width that it cannot have
     check_delta(c.delta)
     if not 0 <= c.dropout < 1: raise ValueError(f"dropout is {c.dropout}; give a share from 0 to less than 1.")
     if not 0 < c.scale[0] <= c.scale[1]: raise ValueError(f"scale is {c.scale}; give the smaller factor first, both above 0.")
