@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Predictor', 'CUTS', 'FeatureMemory', 'feature_memory', 'episode_inputs', 'at_native_size', 'padding_of', 'Votes',
-           'evaluate', 'scores', 'single_passes', 'voting', 'all_foreground', 'prior_predictors', 'best_prior']
+           'evaluate', 'scores', 'all_foreground', 'prior_predictors', 'best_prior', 'single_passes', 'voting']
 
 # %% ../nbs/12_evaluation.ipynb #6502404b
 from functools import lru_cache
@@ -138,24 +138,7 @@ def scores(rows: pd.DataFrame,  # of `evaluate`
         table.append({"method": method, "shots": K, **{k: 100 * s[k] for k in ("miou", "fb_iou", "confusion")}, "episodes": len(part)})
     return pd.DataFrame(table)
 
-# %% ../nbs/12_evaluation.ipynb #18101209
-def single_passes(model: FewShotModel) -> Predictor:  # with K answers
-    "Ask with each support alone."
-    def predict(query, support, masks, padding):
-        each = lambda x: x.expand(masks.shape[1], *x.shape[1:])
-        apart = lambda x: x.transpose(0, 1)
-        return model(Features(*map(each, query)), type(support)(*map(apart, support)), apart(masks), each(padding))
-    return predict
-
-
-def voting(model: FewShotModel,
-           shots: int,  # K
-          ) -> dict[str, Votes]:  # "v-1" … "v-K"
-    "The votes of Table 7, of one set of passes."
-    passes = lru_cache(1)(single_passes(model))
-    return {f"v-{k}": Votes(passes, k) for k in range(1, shots + 1)}
-
-# %% ../nbs/12_evaluation.ipynb #1bb39cb7
+# %% ../nbs/12_evaluation.ipynb #841e1fa0
 CUTS = tuple(np.linspace(0.05, 0.95, 19).round(2).tolist())
 
 
@@ -181,3 +164,20 @@ def best_prior(table: pd.DataFrame,  # of `scores`, with rows of `prior_predicto
     "Keep the prior's best threshold by mIoU."
     prior = table[table.method.str.startswith("prior ≥")]
     return pd.concat([table.drop(prior.index), prior.loc[prior.groupby("shots").miou.idxmax()]], ignore_index=True)
+
+# %% ../nbs/12_evaluation.ipynb #a49f0685
+def single_passes(model: FewShotModel) -> Predictor:  # with K answers
+    "Ask with each support alone."
+    def predict(query, support, masks, padding):
+        each = lambda x: x.expand(masks.shape[1], *x.shape[1:])
+        apart = lambda x: x.transpose(0, 1)
+        return model(Features(*map(each, query)), type(support)(*map(apart, support)), apart(masks), each(padding))
+    return predict
+
+
+def voting(model: FewShotModel,
+           shots: int,  # K
+          ) -> dict[str, Votes]:  # "v-1" … "v-K"
+    "The votes of Table 7, of one set of passes."
+    passes = lru_cache(1)(single_passes(model))
+    return {f"v-{k}": Votes(passes, k) for k in range(1, shots + 1)}
