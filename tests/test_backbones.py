@@ -13,8 +13,8 @@ from PIL import Image
 from torch import nn
 
 from celp_nb import backbones
-from celp_nb.backbones import (BACKBONES, TINY_WEIGHTS, Backbone, deepen_stem_, dilate_, episode_features, feature_channels, freeze_, image_features, photograph_or_sample,
-                               load_backbone, load_weights_, read_weights, resize, soft_mask, support_features, tiny_net)
+from celp_nb.backbones import (BACKBONES, TINY_WEIGHTS, Backbone, Features, SupportFeatures, deepen_stem_, dilate_, episode_features, feature_channels, freeze_, image_features, photograph_or_sample,
+                               load_backbone, load_weights_, read_weights, resize, soft_mask, some, support_features, tiny_net)
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CELP_SHARED", ROOT.parent / "shared")) / "weights"
@@ -368,6 +368,21 @@ def test_query_and_support_in_one_pass(networks, monkeypatch):
                 close(s.mid[b, k], torch.cat([f3, f2], 1)[0]), close(s.high[b, k], backbone.layer4(f3 * share)[0])
                 one = support_features(backbone, support[b, k][None], mask[b, k][None])
                 close(one.mid[0], s.mid[b, k]), close(one.high[0], s.high[b, k])
+
+
+def test_the_whole_support_beside_its_foreground(networks):
+    "Asked for, the background's share is there too; everything else stays what it was."
+    backbone = load_backbone("tiny", networks("tiny").state_dict())
+    B, K = 2, 3
+    query, support = image(B), image(B * K, seed=1).unflatten(0, (B, K))
+    mask = torch.randint(0, 2, (B, K, 65, 65), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    (q, s), (whole_q, whole_s) = (episode_features(backbone, query, support, mask, whole) for whole in (False, True))
+    for a, b in zip(q + s, whole_q + whole_s[:2]): close(a, b)
+    assert type(s) is Features and type(whole_s) is SupportFeatures and whole_s.whole.shape == s.high.shape
+    for b in range(B):
+        for k in range(K): close(whole_s.whole[b, k], image_features(backbone, support[b, k][None]).high[0])
+    picked = some(whole_s, (slice(None), [2, 0]))
+    assert type(picked) is SupportFeatures and all(torch.equal(p, torch.stack([x[:, 2], x[:, 0]], 1)) for p, x in zip(picked, whole_s))
 
 
 def test_what_is_outside_the_support_mask_does_not_reach_its_high_features(networks):

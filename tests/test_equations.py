@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from celp_nb import contrast
-from celp_nb.backbones import Features, load_backbone, episode_features, resize
-from celp_nb.contrast import FewShotModel, Losses, cross_entropy, latent_conditioning, support_conditioning, two_path_losses
+from celp_nb.backbones import Features, SupportFeatures, load_backbone, episode_features, resize
+from celp_nb.contrast import FewShotModel, Losses, cross_entropy, fewer_channels, latent_conditioning, support_conditioning, two_path_losses
 from celp_nb.latent import candidates, draw_centre, masked_average, prototype, pseudo_mask, sample_latent, similar_region
 from celp_nb.pfenet import PFENet, bin_size, dense_comparison
 from celp_nb.priors import Conditioning, latent_prior, min_max, support_prior
@@ -646,6 +646,75 @@ def test_the_latent_prototype_and_its_prior_train_the_reduction():
         assert torch.autograd.grad((x * torch.rand_like(x)).sum(), model.reduce[0].weight, retain_graph=True)[0].abs().sum() > 0
 
 
+# --- models that ask for more
+
+
+def slow_fewer(x, channels):
+    "(C, h, w) → (channels, h, w): the mean of each stretch of channels, from floor(i C / channels) up to ceil((i + 1) C / channels)."
+    stretches = [range(i * len(x) // channels, -(-(i + 1) * len(x) // channels)) for i in range(channels)]
+    return np.array([sum(x[c] for c in stretch) / len(stretch) for stretch in stretches])
+
+
+@few
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(1,), (2,), (2, 3)]), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 3))
+def test_fewer_channels(seed, images, C, channels, h, w):
+    x = np.random.default_rng(seed).normal(size=(*images, C, h, w)).astype(np.float32)
+    slow = np.array([slow_fewer(one, channels) for one in x.reshape(-1, C, h, w).astype(float)]).reshape(*images, channels, h, w)
+    near(fewer_channels(tensor(x), channels), slow)
+
+
+def support_of_both_kinds(B=2, K=2, seed=0):
+    "Features of random images, the supports' with and without background, and masks."
+    rng = np.random.default_rng(seed)
+    f = lambda *s: tensor(rng.normal(size=(*s, 3, 4)).astype(np.float32))
+    return Features(f(B, 4), f(B, 5)), SupportFeatures(f(B, K, 4), f(B, K, 5), f(B, K, 5)), tensor(rng.choice([0, 1, 1, 255], (B, K, 9, 7)))
+
+
+def test_a_reduction_of_its_own_for_the_support():
+    query, support, mask = support_of_both_kinds()
+    torch.manual_seed(0)
+    model = FewShotModel(4, ToyDecoder(3), 3, dropout=0.0, separate=True)
+    cond = support_conditioning(model, query, support, mask)
+    weights = [r[0].weight.detach().numpy().astype(float) for r in (model.reduce, model.reduce_support)]
+    assert np.abs(weights[0] - weights[1]).max() > 0.1
+    of_query, of_support = (lambda x, w=w: np.maximum(slow_conv(x.numpy().astype(float), w), 0) for w in weights)
+    for b in range(2):
+        near(cond.query[b], of_query(query.mid[b]), 1e-5)
+        shots = [of_support(x) for x in support.mid[b]]
+        near(cond.support[b], np.array(shots), 1e-5)
+        near(cond.prototype[b], sum(slow_average(x, slow_resize((m.numpy() == 1).astype(float), 3, 4)) for x, m in zip(shots, mask[b])) / 2, 1e-5)
+    to_query, to_support = (torch.autograd.grad(x.sum(), list(model.parameters()), retain_graph=True, allow_unused=True) for x in (cond.query, cond.prototype))
+    names = [n for n, _ in model.named_parameters()]
+    assert [n for n, g in zip(names, to_query) if g is not None] == ["reduce.0.weight"] and [n for n, g in zip(names, to_support) if g is not None] == ["reduce_support.0.weight"]
+
+
+@pytest.mark.parametrize("width", [2, 5, 7])
+def test_the_prior_of_models_that_compare_the_whole_support(width):
+    "That of averaged channels, and of high features in which the support's background was seen."
+    query, support, mask = support_of_both_kinds()
+    torch.manual_seed(0)
+    model = FewShotModel(4, ToyDecoder(width), width, whole_support=True)
+    prior = lambda support: support_conditioning(model, query, support, mask).prior
+    slow = np.zeros((2, 1, 3, 4))
+    for b in range(2):
+        q = slow_fewer(query.high[b].numpy().astype(float), width)
+        for k in range(2):
+            s = slow_fewer(support.whole[b, k].numpy().astype(float), width) * slow_resize((mask[b, k].numpy() == 1).astype(float), 3, 4)
+            best = [[max(slow_cosine(q[:, i, j], s[:, y, x]) for y in range(3) for x in range(4)) for j in range(4)] for i in range(3)]
+            slow[b, 0] += slow_min_max(np.array(best)) / 2
+    near(prior(support), slow, 1e-4)
+    assert torch.equal(prior(support), prior(support._replace(high=-support.high)))
+
+
+def test_supports_made_without_their_background_are_named():
+    query, support, mask = support_of_both_kinds()
+    model = FewShotModel(4, ToyDecoder(3), 3, whole_support=True)
+    with pytest.raises(ValueError, match=r"this model compares the support's high features with their background: make them with whole=True\."):
+        model(query, Features(support.mid, support.high), mask)
+    plain = FewShotModel(4, ToyDecoder(3), 3).eval()  # and who does not ask for it is given what it always was
+    assert torch.equal(plain(query, support, mask), plain(query, Features(support.mid, support.high), mask))
+
+
 # --- the seam
 
 
@@ -664,6 +733,12 @@ def test_contrastive_enhancement_knows_nothing_of_the_decoder():
         assert not {"contrast", "latent"} & set(imports)
         names = {n.id for n in ast.walk(ast.parse(code)) if isinstance(n, (ast.Name,))} | {n.attr for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Attribute)}
         assert not names & set(words), module
+
+
+def test_no_line_of_the_seam_names_a_decoder():
+    "Not even a comment: what holds for the decoders that are there holds for the reader's own."
+    for number, line in enumerate(inspect.getsource(contrast).splitlines(), 1):
+        assert not any(name in line.lower() for name in ("pfenet", "cyctr")), f"line {number}: {line}"
 
 
 def image_episode(B=2, K=2, side=33, seed=0):
