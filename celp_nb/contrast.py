@@ -18,7 +18,7 @@ from .latent import prototype
 from .losses import cross_entropy
 from .priors import Conditioning, latent_prior, support_prior
 
-# %% ../nbs/09_contrast.ipynb #469b6f97
+# %% ../nbs/09_contrast.ipynb #9276afb6
 class FewShotModel(nn.Module):
     "The shared reduction of the middle features and a decoder; everything that is trained."
     def __init__(self,
@@ -27,7 +27,7 @@ class FewShotModel(nn.Module):
                  width: int = 256,      # channels that the decoder works on
                  dropout: float = 0.5,  # of whole channels of the reduced features, in training
                  whole_support: bool = False,  # whether the prior compares `SupportFeatures.whole`, averaged to `width` channels, instead of `high`
-                 separate: bool = False,  # a reduction of its own for the support, as in the original PFENet
+                 separate: bool = False,  # a reduction of its own for the support
                 ):
         super().__init__()
         reduction = lambda: nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
