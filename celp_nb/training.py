@@ -41,7 +41,7 @@ class Decoder(NamedTuple):
 DECODERS = {"PFENet": Decoder(PFENet, cross_entropy),
             "CyCTR": Decoder(lambda width, bins: CyCTR(width), dice, True, "decoder.transformer.")}
 
-# %% ../nbs/11_training.ipynb #d867c215
+# %% ../nbs/11_training.ipynb #13e08e1c
 @dataclass(frozen=True)
 class Method:
     "A decoder and the loss of eq. 13."
@@ -54,7 +54,7 @@ class Method:
 
 METHODS = {name: Method(decoder, contrast) for decoder in DECODERS for name, contrast in [(decoder, 0.0), (f"{decoder}+CE", Method.contrast)]}
 
-
+# %% ../nbs/11_training.ipynb #0a98b958
 @dataclass(frozen=True)
 class Optimisation:
     "An optimiser with the poly schedule; the defaults are the published code's for PASCAL-5i."
@@ -72,7 +72,7 @@ class Optimisation:
         "The poly schedule: from `lr` at step 0 to 0 at the end."
         return self.lr * (1 - step / self.iterations) ** self.power
 
-# %% ../nbs/11_training.ipynb #d27022de
+# %% ../nbs/11_training.ipynb #26283088
 class Step(NamedTuple):
     "What one training step is made of, for any number of methods."
     query: Features       # (B, …)
@@ -98,7 +98,7 @@ def online_steps(backbone: Backbone,
         with lowered(device, precision): query, support = episode_features(backbone, b.query, b.support, b.support_mask, whole)
         yield Step(query, support, b.support_mask, b.target.long(), b.known)
 
-# %% ../nbs/11_training.ipynb #e1d438ac
+# %% ../nbs/11_training.ipynb #a63e079a
 def save_checkpoint(path: str | Path, **state) -> None:
     "Write tensors and plain values, as a whole or not at all."
     with atomic_file(path) as f: torch.save(state, f)
@@ -112,7 +112,7 @@ def load_checkpoint(path: str | Path) -> dict:
     if not isinstance(saved, dict): raise ValueError(f"{path} is not a checkpoint of this project but a {type(saved).__name__}; give one written by celp train or celp run.")
     return saved
 
-# %% ../nbs/11_training.ipynb #41b9cc9a
+# %% ../nbs/11_training.ipynb #35d99fc9
 #: method → the bundled model of it: fold 0 of the samples (tests classes 1 to 5), tiny backbone
 BUNDLED = {method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method in ("PFENet", "PFENet+CE")}
 
@@ -137,14 +137,14 @@ def load_model(path: str | Path,
     except RuntimeError as e: raise ValueError(f"{path} holds another decoder than it says ({str(e).splitlines()[-1].strip()[:80]}); train again.") from e
     return model.eval(), saved
 
-# %% ../nbs/11_training.ipynb #22b3975a
+# %% ../nbs/11_training.ipynb #7636e0db
 def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     "A name for a backbone's exact weights."
     digest = hashlib.sha1(backbone.name.encode())
     for x in backbone.state_dict().values(): digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]
 
-
+# %% ../nbs/11_training.ipynb #1279d0ad
 class View(NamedTuple):
     "One augmentation of an image, as a query and as a support."
     class_map: Tensor   # (S, S) uint8
@@ -173,7 +173,7 @@ def view_features(folder: Path,                # of this backbone, data set and 
     save_checkpoint(path, **made._asdict())
     return made
 
-
+# %% ../nbs/11_training.ipynb #daa4840a
 def cached_steps(folder: str | Path,  # made if need be; a subfolder is named after the backbone's weights, the data set, the recipe, the seed and the precision
                  backbone: Backbone,
                  episodes: TrainingEpisodes,
@@ -200,7 +200,7 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
         query, support = (type(f)(*(x.to(device).float() for x in f)) for f in (query, support))
         yield Step(query, support, *(m.to(device) for m in masks))
 
-# %% ../nbs/11_training.ipynb #d2699495
+# %% ../nbs/11_training.ipynb #6fbc4d63
 def optimisers_for(model: FewShotModel,
                    method: Method,
                    opt: Optimisation,
@@ -214,7 +214,7 @@ def optimisers_for(model: FewShotModel,
     if others: optimisers.append(torch.optim.AdamW([{"params": others}, {"params": biases, "weight_decay": 0.0}], lr=opt.transformer_lr, weight_decay=opt.transformer_decay))
     return optimisers
 
-
+# %% ../nbs/11_training.ipynb #67718984
 def train_step(model: FewShotModel,
                optimisers: list[torch.optim.Optimizer],  # of `optimisers_for`
                method: Method,
@@ -243,7 +243,7 @@ def train_step(model: FewShotModel,
     return {"main": losses.main.item(), "auxiliary": losses.auxiliary.item(), "contrast": losses.contrast.item(),
             "latent": len(losses.contrast_logits) / len(data.target)}
 
-
+# %% ../nbs/11_training.ipynb #5cb90726
 def fit(models: dict[str, FewShotModel],    # name → model, trained in place
         methods: dict[str, Method],         # the same names → losses
         steps: Callable[[int], Iterable[Step]],  # first step → steps from there on: `online_steps` or `cached_steps`
