@@ -11,14 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from celp_nb.backbones import Features, episode_features, load_backbone
+from celp_nb import cyctr, evaluation, training as training_module
+from celp_nb.backbones import Features, SupportFeatures, episode_features, load_backbone
 from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.datasets import Batch, ImageSet, Recipe, TrainingEpisodes, augment, binary_mask, fit_square, known_mask, read_image, samples
 from celp_nb.episodes import Episodes, fold_classes, images_in_turn
-from celp_nb.evaluation import all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, prior_predictors, scores
+from celp_nb.evaluation import (FeatureMemory, all_foreground, at_native_size, best_prior, episode_inputs, evaluate, feature_memory, padding_of, prior_predictors, scores,
+                                single_passes, voting)
 from celp_nb.pfenet import PFENet
 from celp_nb.priors import support_prior
-from celp_nb.training import (METHODS, Method, Optimisation, Step, cached_steps, fit, load_checkpoint, online_steps, optimisers_for, save_checkpoint, train_step)
+from celp_nb.training import (METHODS, Method, Optimisation, Step, build_model, cached_steps, fit, load_checkpoint, load_model, online_steps, optimisers_for, save_checkpoint, train_step)
 
 SIDE = 81
 
@@ -54,8 +56,22 @@ def steps(backbone, training):
     return lambda start: iter(made[start:])
 
 
+@pytest.fixture(scope="module")
+def whole_steps(backbone, training):
+    "The same for decoders that compare the query with all of the support."
+    made = list(online_steps(backbone, training, 2, whole=True))
+    return lambda start: iter(made[start:])
+
+
+def attentive(seed=0, width=16, channels=240):
+    "A small CyCTR."
+    torch.manual_seed(seed)
+    return build_model(channels, width, (1.0,), decoder="CyCTR")
+
+
 PLAIN = METHODS["PFENet"]
 LATENT = Method(delta=0.3, sigma=3)  # a region in nearly every image, whatever the weights
+ATTENTIVE = replace(LATENT, decoder="CyCTR")
 SHORT = Optimisation(iterations=6, batch=2, lr=0.01)
 
 
@@ -126,6 +142,77 @@ def test_fit_follows_the_schedule_and_reports_every_step(steps):
     assert same(still.state_dict(), before)
 
 
+# --- two optimisers
+
+
+def transformer_names(net):
+    return {n for n, _ in net.named_parameters() if n.startswith("decoder.transformer.")}
+
+
+def names_in(net, groups):
+    "Names of the parameters in an optimiser's groups, with repetitions."
+    name = {id(p): n for n, p in net.named_parameters()}
+    return [name[id(p)] for group in groups for p in group["params"]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("first", ["sgd", "adamw"])
+def test_each_parameter_has_one_optimiser(method, first):
+    net = build_model(240, 16, (1.0, 0.5), decoder=METHODS[method].decoder)
+    optimisers = optimisers_for(net, METHODS[method], Optimisation(optimiser=first))
+    owned, names = [names_in(net, o.param_groups) for o in optimisers], {n for n, _ in net.named_parameters()}
+    assert sorted(sum(owned, [])) == sorted(names)
+    assert type(optimisers[0]) is {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[first]
+    if METHODS[method].decoder == "PFENet":
+        assert len(optimisers) == 1
+    else:
+        assert len(optimisers) == 2 and type(optimisers[1]) is torch.optim.AdamW
+        assert set(owned[1]) == transformer_names(net) and {"reduce.0.weight", "decoder.query_in.0.weight", "decoder.back_classify.3.bias"} <= set(owned[0])
+
+
+def test_biases_of_the_transformer_do_not_decay():
+    net = attentive()
+    groups = [group for o in optimisers_for(net, ATTENTIVE, Optimisation(weight_decay=0.5, lr=0.25)) for group in o.param_groups]
+    decay = {name: (group["weight_decay"], group["lr"]) for group in groups for name in names_in(net, [group])}
+    biases = {n for n in transformer_names(net) if n.endswith(".bias")}
+    assert len(biases) == 2 * 6 and len(decay) == len(list(net.parameters()))  # of offsets, shares and four normalisations in each of two layers
+    for name, settings in decay.items():
+        assert settings == ((0.0, 1e-4) if name in biases else (1e-2, 1e-4) if name in transformer_names(net) else (0.5, 0.25)), name
+
+
+def test_a_step_is_one_of_sgd_and_one_of_adamw(whole_steps):
+    "The transformer's first step is its decay and the sign of the gradient times its rate, whatever the rate of the others."
+    data, net = next(whole_steps(0)), attentive()
+    before, opt = copy.deepcopy(net.state_dict()), Optimisation(transformer_lr=1e-3, transformer_decay=0.1)
+    train_step(net, optimisers_for(net, ATTENTIVE, opt), ATTENTIVE, data, 0.125, 0)
+    inside, looked_at = transformer_names(net), 0
+    for name, p in net.named_parameters():
+        old, g = before[name], p.grad
+        if name not in inside: expected, known = old - 0.125 * (g + 1e-4 * old), torch.ones_like(g, dtype=torch.bool)
+        else: expected, known = old * (1 if name.endswith(".bias") else 1 - 1e-4) - 1e-3 * g.sign(), g.abs() > 1e-5
+        looked_at += known.any()
+        assert torch.allclose(p[known], expected[known], atol=3e-6), name
+    assert looked_at > 50
+
+
+def test_the_transformer_keeps_its_rate_while_the_others_follow_the_schedule(whole_steps, monkeypatch):
+    made, seen, net = [], [], attentive()
+    monkeypatch.setattr(training_module, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
+    rates = lambda optimiser: {group["lr"] for group in optimiser.param_groups}
+    opt = replace(SHORT, transformer_lr=3e-4)
+    fit({"a": net}, {"a": ATTENTIVE}, whole_steps, opt, 0, report=lambda step, losses: seen.append([rates(o) for o in made[0]]))
+    assert len(made) == 1 and seen == [[{opt.lr_at(step)}, {3e-4}] for step in range(6)] and len({opt.lr_at(step) for step in range(6)}) == 6
+
+
+@pytest.mark.parametrize("still, opt", [("the others", Optimisation(3, 2, 0.0)), ("the transformer", Optimisation(3, 2, 0.01, transformer_lr=0.0))])
+def test_each_rate_moves_its_own_parameters(still, opt, whole_steps):
+    net = attentive()
+    before = copy.deepcopy(net.state_dict())
+    fit({"a": net}, {"a": ATTENTIVE}, whole_steps, opt, 0)
+    moved = {n for n, p in net.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == (transformer_names(net) if still == "the others" else set(before) - transformer_names(net))
+
+
 # --- the same, again
 
 
@@ -174,6 +261,30 @@ def test_resuming_is_the_same_to_the_bit(killed_at, every, optimiser, steps, tmp
     done = {n: model(seed=9) for n in methods}  # and a run that is over is only loaded
     assert fit(done, methods, lambda start: pytest.fail("nothing is left to do"), opt, 0, path) == expected
     assert same(done["PFENet"].state_dict(), straight["PFENet"].state_dict())
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+def test_both_optimisers_resume_to_the_bit(optimiser, whole_steps, tmp_path, monkeypatch):
+    "Weights, moments, and the keys that are drawn."
+    monkeypatch.setattr(cyctr, "KEYS", 10)
+    made = []
+    monkeypatch.setattr(training_module, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
+    opt, methods = replace(SHORT, optimiser=optimiser), {"CyCTR+CE": ATTENTIVE, "PFENet": PLAIN}
+    nets = lambda seed=0: {"CyCTR+CE": attentive(seed), "PFENet": model(seed)}
+    straight, resumed, path = nets(), nets(seed=9), tmp_path / "last.pt"
+    expected = fit(straight, methods, whole_steps, opt, 0)
+    def kill(step, losses):
+        if step == 3: raise Killed
+    with pytest.raises(Killed): fit(nets(), methods, whole_steps, opt, 0, path, 2, kill)
+    assert [len(own) for own in load_checkpoint(path)["optimisers"].values()] == [2, 1]
+    torch.manual_seed(99)
+    assert fit(resumed, methods, whole_steps, opt, 0, path, 2) == expected
+    assert all(same(resumed[n].state_dict(), straight[n].state_dict()) for n in methods)
+    for a, b in ((made[0], made[4]), (made[1], made[5])):
+        for one, other in zip(a, b, strict=True):
+            one, other = one.state_dict(), other.state_dict()
+            assert one["param_groups"] == other["param_groups"] and one["state"].keys() == other["state"].keys() and one["state"]
+            assert all(same(one["state"][i], other["state"][i]) for i in one["state"])
 
 
 def test_online_steps_resume_at_the_same_episodes(backbone, training):
@@ -258,6 +369,40 @@ def test_too_few_episodes(steps):
     with pytest.raises(ValueError, match="ran out after 12 of 20 steps; draw 40"): fit({"a": model()}, {"a": PLAIN}, steps, Optimisation(20, 2), 0)
 
 
+def as_file(method, net, **more):
+    "What a file of a trained model holds."
+    return {"model": net.state_dict(), "method": method, "fold": 0, "backbone": "tiny", "weights": "", "fingerprint": "0123456789", "in_channels": 240, "width": 16,
+            "bins": (1.0, 0.5), "side": SIDE, "seed": 0, **more}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_of_each_method_is_read_again(method, tmp_path):
+    net = attentive() if method.startswith("CyCTR") else model()
+    save_checkpoint(tmp_path / "m.pt", **as_file(method, net))
+    read, saved = load_model(tmp_path / "m.pt")
+    assert same(read.state_dict(), net.state_dict()) and type(read.decoder) is type(net.decoder) and not read.training
+    assert read.whole_support == method.startswith("CyCTR") and saved["method"] == method
+
+
+def test_a_file_of_a_method_that_is_not_known(tmp_path):
+    save_checkpoint(tmp_path / "m.pt", **as_file("CANet", model()))
+    with pytest.raises(ValueError, match=r"m\.pt holds a model of the method 'CANet', which is none of PFENet, PFENet\+CE, CyCTR, CyCTR\+CE; train again\."): load_model(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("says, holds", [("CyCTR", model), ("PFENet+CE", attentive)])
+def test_a_file_of_another_decoder_than_it_says(says, holds, tmp_path):
+    save_checkpoint(tmp_path / "m.pt", **as_file(says, holds()))
+    with pytest.raises(ValueError, match=r"m\.pt holds another decoder than it says .*; train again\."): load_model(tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize("method", [METHODS["CyCTR"], ATTENTIVE])
+def test_steps_without_the_supports_background_are_refused(method, steps):
+    net = attentive()
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match=r"compares the support's high features with their background: make them with whole=True\."): fit({"a": net}, {"a": method}, steps, SHORT, 0)
+    assert same(net.state_dict(), before)
+
+
 # --- cached features
 
 
@@ -284,6 +429,25 @@ def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, 
             assert sum(matches) == 1
     rest = list(cached_steps(tmp_path, backbone, training, 2, views=2, start=10))
     assert len(rest) == 2 and torch.equal(rest[0].query.mid, first[10].query.mid) and torch.equal(rest[1].target, first[11].target)
+
+
+def test_cached_steps_hold_the_whole_supports_too(backbone, training, tmp_path):
+    "The same files, whether asked for or not; the same features as online, but for half precision on disk."
+    without = list(cached_steps(tmp_path, backbone, training, 2, views=1))
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")}
+    made = list(cached_steps(tmp_path, backbone, training, 2, views=1, whole=True))
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")} == files and len(made) == len(without) == 12
+    for a, b in zip(without, made):
+        assert type(a.support) is Features and type(b.support) is SupportFeatures
+        assert all(torch.equal(x, y) for x, y in zip(a.query + a.support + a[2:], b.query + b.support[:2] + b[2:]))
+    for n in (0, 7):
+        for b in range(2):
+            cls, query, support = (int(x[2 * n + b].ravel()[0]) for x in training.episodes)
+            (xq, mq), (xs, ms) = (augment(read_image(training.image_set, j), training.image_set.read_mask(j), cls, RECIPE, np.random.default_rng([0, j, cls, 0])) for j in (query, support))
+            q, s = episode_features(backbone, xq[None], xs[None, None], binary_mask(ms, cls)[None, None], whole=True)
+            assert torch.equal(made[n].target[b], binary_mask(mq, cls).long()) and torch.equal(made[n].support_mask[b, 0], binary_mask(ms, cls))
+            for ours, online in zip(made[n].query + made[n].support, q + s): assert ours.dtype == torch.float32 and (ours[b] - online[0]).abs().max() <= 2e-3 * online.abs().max()
+            assert (s.whole - s.high).abs().max() > 0.1 * s.whole.abs().max()  # the background matters
 
 
 def test_caches_of_different_backbones_and_recipes_do_not_mix(backbone, training, scenes, tmp_path):
@@ -423,6 +587,147 @@ def test_the_query_mask_reaches_no_predictor(backbone, photographs):
     plain = seen(lambda m: m)
     for change in (lambda m: np.where(m == 255, 0, m), lambda m: np.full_like(m, 3), lambda m: np.where(m == 3, 255, m), lambda m: np.zeros_like(m)):
         assert all(torch.equal(a, b) for a, b in zip(plain, seen(change)))
+
+
+def lively(net, seed=0):
+    "Weights with which everything that is given shows in the logits."
+    g = torch.Generator().manual_seed(seed)
+    for p in net.parameters(): p.data = p.data + 0.3 * torch.randn(p.shape, generator=g)
+    return net.eval()
+
+
+def test_the_query_mask_changes_no_logits_of_a_model_that_looks_at_padding(backbone, photographs):
+    "What CyCTR is told of the query beside its features is the image's shape; told otherwise, it would answer otherwise."
+    data, masks = photographs
+    episodes, net = Episodes(np.array([3]), np.array([0]), np.array([[1, 2]])), lively(attentive())
+    def answer(change, lie=False):
+        other, given = [change(m) if i == 0 else m for i, m in enumerate(masks)], []
+        altered = ImageSet(data.name, data.ids, data.image_paths, lambda i: other[i].copy(), data.class_names, data.pixels)
+        def predict(query, support, mask, padding):
+            given.append((padding, net(query, support, mask, torch.from_numpy(square_of(other[0], 57) == 255)[None] if lie else padding)))
+            return given[-1][1]
+        evaluate({"spy": predict}, feature_memory(backbone, altered, 57), altered, episodes, [1], (1, 2), whole=True)
+        return given
+    plain = answer(lambda m: m)
+    assert len(plain) == 2 and all(torch.equal(padding[0], torch.from_numpy(square_of(np.zeros_like(masks[0]), 57) == 255)) for padding, _ in plain)
+    for change in (lambda m: np.where(m == 255, 0, m), lambda m: np.full_like(m, 3), lambda m: np.where(m == 3, 255, m), lambda m: np.full_like(m, 255)):
+        for (padding, logits), (other_padding, other_logits) in zip(plain, answer(change)): assert torch.equal(padding, other_padding) and torch.equal(logits, other_logits)
+    assert not torch.equal(answer(lambda m: np.where(m == 3, 255, m), lie=True)[0][1], plain[0][1])
+
+
+def square_of(mask, side):
+    "The mask as a model sees it; 255 is void, or no image."
+    return fit_square(np.zeros((*mask.shape, 3), np.uint8), mask, side)[1].numpy()
+
+
+@pytest.mark.parametrize("height, width", [(40, 56), (56, 40), (57, 57), (1, 1), (1, 300), (300, 1), (5, 400), (333, 500), (500, 375), (57, 56), (114, 113), (38, 57), (3, 2)])
+@pytest.mark.parametrize("side", [17, 57, 81])
+def test_padding_is_where_the_square_holds_no_image(height, width, side):
+    square = square_of(np.zeros((height, width), np.uint8), side)
+    ours = padding_of(height, width, side)
+    assert ours.shape == (1, side, side) and ours.dtype == torch.bool and np.array_equal(ours[0].numpy(), square == 255)
+    assert not ours[0, 0, 0] and ours.any() == (square == 255).any()
+
+
+def test_the_supports_background_is_computed_where_it_is_asked_for(backbone, photographs):
+    data, masks = photographs
+    seen = {False: [], True: []}
+    for whole, given in seen.items():
+        evaluate({"spy": lambda query, support, *_: given.append((query, support)) or all_foreground(query)}, feature_memory(backbone, data, 57), data, LIST, [1], (1, 2), whole=whole)
+    assert len(seen[False]) == len(seen[True]) == 6
+    for i, ((q, s), (whole_q, whole_s)) in enumerate(zip(seen[False], seen[True])):
+        e, K = i // 2, i % 2 + 1
+        assert type(s) is Features and type(whole_s) is SupportFeatures and all(torch.equal(a, b) for a, b in zip(q + s, whole_q + whole_s[:2]))
+        for k, i in enumerate(LIST.support[e, :K]):
+            with torch.no_grad(): f3 = backbone.layer3(backbone.layer2(fit_square(read_image(data, i), masks[i], 57)[0][None]))
+            assert torch.allclose(whole_s.whole[0, k], backbone.layer4(f3)[0], rtol=1e-4, atol=1e-4) and whole_s.whole.shape == (1, K, *q.high.shape[1:])
+            assert (whole_s.whole[0, k] - whole_s.high[0, k]).abs().max() > 0.1
+
+
+def test_evaluation_without_the_supports_background_is_refused(backbone, photographs):
+    data, _ = photographs
+    with pytest.raises(ValueError, match=r"compares the support's high features with their background: make them with whole=True\."):
+        evaluate({"m": attentive().eval()}, feature_memory(backbone, data, 57), data, LIST, [1])
+
+
+# --- many shots
+
+
+def imagined(n=13, side=33):
+    "Images of many shapes that nobody draws: random features, masks of class 1 and 2 with void."
+    rng = np.random.default_rng(0)
+    masks = [rng.choice(np.array([0, 1, 2, 255], np.uint8), (int(rng.integers(20, 50)), int(rng.integers(20, 50))), p=[0.3, 0.3, 0.3, 0.1]) for _ in range(n)]
+    f = [torch.from_numpy(rng.normal(size=(3, n, 6, 5, 5)).astype(np.float32))[k] for k in range(3)]
+    data = ImageSet("imagined", [str(i) for i in range(n)], [None] * n, lambda i: masks[i].copy(), ["a", "b"], np.array([[(m == c).sum() for c in (1, 2)] for m in masks]))
+    memory = FeatureMemory(lambda i: f[0][i], lambda i: f[1][i], lambda i, c: f[2][i] * c, lambda i: torch.from_numpy(square_of(masks[i], side)))
+    return data, memory, masks, f
+
+
+TEN = Episodes(np.array([1, 2]), np.array([0, 4]), np.array([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], [12, 11, 10, 9, 8, 7, 6, 5, 3, 2]]))
+
+
+def undecided(decoder):
+    "A small model of six-channel features whose answers differ from support to support."
+    torch.manual_seed(1)
+    net = lively(build_model(6, 8, (1.0, 0.5), decoder=decoder), seed=1)
+    data, memory, _, _ = imagined()
+    classify = net.decoder.classify[3]
+    with torch.no_grad():
+        logits = torch.cat([single_passes(net)(*episode_inputs(memory, TEN, e, True), padding_of(*data.read_mask(int(TEN.query[e])).shape, 33)) for e in (0, 1)])
+        classify.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    return net
+
+
+@pytest.mark.parametrize("decoder", ["PFENet", "CyCTR"])
+def test_votes_are_single_passes_one_after_the_other(decoder, monkeypatch):
+    "For K from 1 to 10: v-k is foreground where k of the K answers at the photograph's own size are, and is not asked with fewer shots."
+    data, memory, masks, (mid, high, foreground) = imagined()
+    net, found = undecided(decoder), []
+    counts = evaluation.counts
+    monkeypatch.setattr(evaluation, "counts", lambda f, *rest: found.append(f.numpy()) or counts(f, *rest))
+    table = evaluate(voting(net, 10), memory, data, TEN, [1], shots=tuple(range(1, 11)), whole=True)
+    assert len(found) == len(table) == 2 * 55
+    ours = {(e, K, method): f for e, K, method, f in zip(table.episode, table.shots, table.method, found)}
+    assert set(ours) == {(e, K, f"v-{k}") for e in (0, 1) for K in range(1, 11) for k in range(1, K + 1)}
+    for e, (c, q, supports) in enumerate(zip(*(x.tolist() for x in TEN))):
+        h, w = masks[q].shape
+        says, sure = [], np.ones((h, w), bool)
+        for s in supports:
+            mask, padding = torch.from_numpy(np.where(square_of(masks[s], 33) == 255, 255, square_of(masks[s], 33) == c))[None, None], torch.from_numpy(square_of(np.zeros((h, w), np.uint8), 33) == 255)[None]
+            support = SupportFeatures(*(x[None, None] for x in (mid[s], foreground[s] * c, high[s])))
+            with torch.no_grad(): logits = net(Features(mid[q][None], high[q][None]), support, mask, padding)
+            big = torch.nn.functional.interpolate(logits, (max(h, w), max(h, w)), mode="bilinear", align_corners=True)[0, :, :h, :w].numpy()
+            says.append(big[1] > big[0])
+            sure &= abs(big[1] - big[0]) > 1e-4 * abs(big).max()  # a pass of many may round otherwise than a pass alone
+        assert sure.mean() > 0.97
+        for K in range(1, 11):
+            votes = sum(a.astype(int) for a in says[:K])
+            for k in range(1, K + 1):
+                assert np.array_equal(ours[e, K, f"v-{k}"][sure], (votes >= k)[sure]), (K, k)
+                if k > 1: assert not (ours[e, K, f"v-{k}"] & ~ours[e, K, f"v-{k - 1}"]).any()
+        assert 0.05 < np.mean(votes == 0) + np.mean(votes == 10) < 0.95 and len(np.unique(votes)) > 4  # the supports disagree
+
+
+def test_votes_share_one_set_of_passes(monkeypatch):
+    data, memory, _, _ = imagined()
+    net, passes = undecided("PFENet"), []
+    net.decoder.register_forward_hook(lambda module, given, out: passes.append(len(given[0].query)))
+    evaluate(voting(net, 10), memory, data, TEN, [1], shots=(1, 4, 10), whole=True)
+    assert passes == [1, 4, 10] * 2
+
+
+@pytest.mark.parametrize("kind, decoder", [(Features, "PFENet"), (SupportFeatures, "PFENet"), (SupportFeatures, "CyCTR")])
+def test_single_passes_give_one_answer_for_each_support(kind, decoder):
+    data, memory, _, _ = imagined()
+    net = undecided(decoder)
+    query, support, masks = episode_inputs(memory, TEN, 1, kind is SupportFeatures)
+    padding = padding_of(20, 33, 33)
+    with torch.no_grad():
+        answers = single_passes(net)(query, support, masks, padding)
+        assert answers.shape[0] == 10
+        for k in range(10):
+            alone = net(query, kind(*(x[:, k:k + 1] for x in support)), masks[:, k:k + 1], padding)
+            assert torch.allclose(answers[k], alone[0], rtol=1e-4, atol=1e-4 * alone.abs().max()) and not torch.allclose(answers[k], answers[k - 1], rtol=1e-2)
 
 
 def test_fewer_supports_than_shots(backbone, photographs):
