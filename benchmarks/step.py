@@ -1,10 +1,14 @@
 """How much faster a training step of PFENet+CE is than a plain one, and how much memory each takes; the two take turns in one run.
 
     python benchmarks/step.py [--side 241] [--batch 4] [--backbone resnet50] [--weights random|FILE] [--precision float32|bf16|both] [--profile]
+    python benchmarks/step.py --methods [the same, or --backbone tiny] [--csv FILE]
 
 Ours: query and support through the frozen, folded backbone in one batch, both paths of eq. 13 in one decoder call.
 Plain: as one would write it from the paper: torchvision's layers with their batch norm, one image set after the other, the concatenation of
 eq. 12 made, the decoder called once for each path with its inner classifiers, and float32 throughout. Their losses are compared first.
+
+With --methods: what a step of PFENet and of CyCTR costs with Contrastive Enhancement and without, all four in turn; which share of it the
+backbone takes; and what the transformer's attention takes of memory at 60×60 positions, with the published 600 keys and with all 3600.
 """
 import argparse
 import copy
@@ -16,8 +20,10 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision.models as tv
@@ -25,11 +31,14 @@ from torch import nn
 
 from celp_nb.backbones import dilate_, episode_features, feature_channels, load_backbone, lowered, read_weights
 from celp_nb.contrast import FewShotModel, two_path_losses
-from celp_nb.latent import DELTA, sample_latent
-from celp_nb.pfenet import COCO_BINS, PFENet, bin_size
-from celp_nb.training import Method, Optimisation, Step, optimiser_for, train_step
+from celp_nb.cyctr import CycleAttention
+from celp_nb.latent import sample_latent
+from celp_nb.pfenet import COCO_BINS, PASCAL_BINS, PFENet, bin_size
+from celp_nb.training import DECODERS, METHODS, Method, Optimisation, Step, build_model, optimisers_for, train_step
 
 NUMBER = 7  # seeds the centres
+WIDTHS = {"PFENet": 256, "CyCTR": 384}  # as published
+PRECISIONS = {"float32": None, "bf16": torch.bfloat16}
 
 
 def resize(x, size): return F.interpolate(x, size, mode="bilinear", align_corners=True)
@@ -97,19 +106,28 @@ def plain_losses(backbone, model, data):
     return main, auxiliary, cross_entropy(logits, pseudo)
 
 
-def plain_step(backbone, model, optimiser, method, data):
+def plain_step(backbone, model, optimisers, method, data):
     main, auxiliary, contrast = plain_losses(backbone, model.train(), data)
-    optimiser.zero_grad()
+    model.zero_grad()
     (main + method.auxiliary * auxiliary + method.contrast * contrast).backward()
-    optimiser.step()
+    for optimiser in optimisers: optimiser.step()
     return main.item()
 
 
-def our_step(backbone, model, optimiser, method, data, precision=None):
-    with lowered(data["query"].device, precision):
-        query, support = episode_features(backbone, data["query"], data["support"], data["support_mask"])
+def now(device):
+    "Seconds of the clock and of the processor, everything before them done."
+    if device.type == "cuda": torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
+def our_step(backbone, model, optimisers, method, data, precision=None):
+    "What `train_step` tells, and the seconds, of clock and processor, that the backbone took."
+    device, start = data["query"].device, now(data["query"].device)
+    with lowered(device, precision):
+        query, support = episode_features(backbone, data["query"], data["support"], data["support_mask"], DECODERS[method.decoder].whole_support)
+    spent = [b - a for a, b in zip(start, now(device))]
     step = Step(query, support, data["support_mask"], data["target"], data["known"])
-    return train_step(model, optimiser, method, step, 1e-3, NUMBER, precision=precision)["main"]
+    return train_step(model, optimisers, method, step, 1e-3, NUMBER, precision=precision), spent
 
 
 def blobs(g, *shape, side):
@@ -117,25 +135,37 @@ def blobs(g, *shape, side):
     return (resize(torch.rand(*shape, 3, 3, generator=g).flatten(0, -3).unsqueeze(1), (side, side)) > 0.6).view(*shape, side, side)
 
 
-def make(args, device):
-    "The same weights for both, random images, and a similarity threshold at which every image has a latent region."
-    torch.manual_seed(0)
-    g = torch.Generator().manual_seed(0)
+def network(args, g):
+    "torchvision's, with weights from the file, or random ones whose batch norm does something."
     net = getattr(tv, args.backbone)()
     if args.weights == "random":
         for m in net.modules():
             if isinstance(m, nn.BatchNorm2d): m.running_mean.normal_(0, 0.1, generator=g), m.running_var.uniform_(0.8, 1.2, generator=g), m.weight.data.uniform_(0.4, 0.6, generator=g)
     else: net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in read_weights(args.weights).items()}, strict=False)
-    ours = load_backbone(args.backbone, net.state_dict()).to(device)
-    plain = PlainBackbone(net).requires_grad_(False).to(device)
+    return net
+
+
+def inputs(args, device, g):
+    "Random images and masks."
     B, S = args.batch, args.side
     images = lambda *shape: resize(torch.randn(*shape, 3, S // 8, S // 8, generator=g).flatten(0, -4), (S, S)).view(*shape, 3, S, S).to(device)
     data = {"query": images(B), "support": images(B, 1), "support_mask": blobs(g, B, 1, side=S).byte().to(device), "target": blobs(g, B, side=S).long().to(device)}
     data["known"] = (data["target"] == 1).byte()
-    data["delta"] = args.delta
-    bins = COCO_BINS if args.side != 473 else (60, 30, 15, 8)
-    model = FewShotModel(feature_channels(ours)[0], PFENet(args.width, bins), args.width).to(device)
-    return ours, plain, model, data
+    return {**data, "delta": args.delta}
+
+
+def bins_at(side): return PASCAL_BINS if side == 473 else COCO_BINS
+
+
+def make(args, device):
+    "The same weights for both, random images, and a similarity threshold at which every image has a latent region."
+    torch.manual_seed(0)
+    g = torch.Generator().manual_seed(0)
+    net = network(args, g)
+    ours = load_backbone(args.backbone, net.state_dict()).to(device)
+    plain = PlainBackbone(net).requires_grad_(False).to(device)
+    width = args.width or WIDTHS["PFENet"]
+    return ours, plain, FewShotModel(feature_channels(ours)[0], PFENet(width, bins_at(args.side)), width).to(device), inputs(args, device, g)
 
 
 def variants(args, device):
@@ -144,12 +174,80 @@ def variants(args, device):
     method, opt = Method(delta=args.delta), Optimisation(batch=args.batch, lr=1e-3)
     def of(step, backbone, layout=torch.channels_last, **more):
         own = copy.deepcopy(model).to(memory_format=layout)
-        optimiser = optimiser_for(own, opt)
-        return lambda: step(backbone, own, optimiser, method, data, **more)
+        optimisers = optimisers_for(own, method, opt)
+        return lambda: step(backbone, own, optimisers, method, data, **more)
     made = {"plain": of(plain_step, plain, torch.contiguous_format)}
     if args.precision in ("float32", "both"): made["float32"] = of(our_step, ours)
     if args.precision in ("bf16", "both"): made["bf16"] = of(our_step, ours, precision=torch.bfloat16)
     return made, (ours, plain, model, data)
+
+
+def chosen(args): return ["float32", "bf16"] if args.precision == "both" else [args.precision]
+
+
+def method_steps(args, device):
+    "name → a function that makes one training step of a method; the name says the precision too."
+    torch.manual_seed(0)
+    g, opt = torch.Generator().manual_seed(0), Optimisation(batch=args.batch)
+    if args.backbone == "tiny": backbone = load_backbone("tiny", args.weights).to(device)
+    else: backbone = load_backbone(args.backbone, network(args, g).state_dict()).to(device)
+    data, channels = inputs(args, device, g), feature_channels(backbone)[0]
+    def of(name, precision):
+        def build():  # late: a process that measures one of them holds no other
+            method = replace(METHODS[name], delta=args.delta)
+            torch.manual_seed(0)
+            model = build_model(channels, args.width or WIDTHS[method.decoder], bins_at(args.side), decoder=method.decoder).to(device)
+            optimisers = optimisers_for(model, method, opt)
+            return lambda: our_step(backbone, model, optimisers, method, data, PRECISIONS[precision])
+        return build
+    return {f"{name} {precision}": of(name, precision) for precision in chosen(args) for name in METHODS}
+
+
+QUERIES, KEYS = 60 * 60, (600, 60 * 60)
+
+
+def attention_step(args, device, keys):
+    "A function that goes through the attention once and back."
+    torch.manual_seed(0)
+    width, B = args.width or WIDTHS["CyCTR"], args.batch
+    net = CycleAttention(width).to(device)
+    flags = lambda n, share: torch.rand(B, n, device=device) < share
+    query, support = (torch.randn(B, n, width, device=device, requires_grad=True) for n in (QUERIES, keys))
+    there = torch.ones(B, keys, dtype=torch.bool, device=device)
+    return lambda: net(query, support, flags(keys, 0.5), there, ~there, flags(QUERIES, 0.9))[0].sum().backward()
+
+
+def compare_methods(args, device):
+    "All four in turn: seconds, memory, what Contrastive Enhancement costs, the backbone's share."
+    names = [f"{name} {precision}" for precision in chosen(args) for name in METHODS]
+    peaks = {name: memory(args, name) for name in names}
+    steps = {name: build() for name, build in method_steps(args, device).items()}
+    seconds, inside = {name: [] for name in names}, {name: [] for name in names}
+    for turn in range(args.repeats + 1):
+        for name in names:
+            start = now(device)
+            told, backbone = steps[name]()
+            spent = [b - a for a, b in zip(start, now(device))]
+            if "+CE" in name and told["latent"] < 1: sys.exit(f"{name}: only {told['latent']:.0%} of the images have a latent region at --delta {args.delta}; lower it, or the step does less work than it should.")
+            if turn: seconds[name].append(spent), inside[name].append(backbone)  # the first is for warming up
+    rows = []
+    for name in names:
+        plain = name.replace("+CE", "")
+        wall, cpu = (statistics.median(s[i] / p[i] for s, p in zip(seconds[name], seconds[plain])) for i in (0, 1))
+        share = statistics.median(b[0] / s[0] for b, s in zip(inside[name], seconds[name]))
+        each = statistics.median(s[0] for s in seconds[name])
+        cost = f"{wall:4.2f} x {plain.split()[0]} (in processor time {cpu:.2f} x)" if plain != name else ""
+        print(f"{name:18} {each:7.3f} s a step, {share:4.0%} in the backbone; peak memory {peaks[name]:6.0f} MiB; {cost}".rstrip("; "))
+        method, precision = name.split()
+        rows.append({"device": machine(device), "backbone": args.backbone, "weights": args.weights, "side": args.side, "batch": args.batch, "method": method, "precision": precision,
+                     "seconds": round(each, 4), "backbone_share": round(share, 3), "peak_mib": round(peaks[name]), "cost_of_ce": round(wall, 3)})
+    if args.csv:
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        pd.DataFrame(rows).to_csv(args.csv, index=False)
+    taken = {keys: memory(args, f"attention {keys}") for keys in KEYS}
+    scores = {keys: args.batch * QUERIES * keys * 4 / 2**20 for keys in KEYS}
+    print(f"attention of {QUERIES} positions, batch {args.batch}: " + ", ".join(f"{taken[k]:.0f} MiB for {k} keys (one map of scores is {scores[k]:.0f})" for k in KEYS)
+          + f"; {taken[KEYS[1]] / max(taken[KEYS[0]], 1):.1f} x the memory for {KEYS[1] / KEYS[0]:.0f} x the keys")
 
 
 @torch.no_grad()
@@ -205,8 +303,15 @@ def peak_of(step, device):
     except (OSError, TypeError): return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def in_use(device):
+    "Bytes, now."
+    if device.type == "cuda": return torch.cuda.memory_allocated()
+    try: return 1024 * int(re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    except (OSError, TypeError): return 0
+
+
 def memory(args, name):
-    "Peak memory in MiB of one step of one variant, in a process of its own."
+    "Peak memory in MiB of one step of one variant, in a process of its own; of attention what is added while it runs."
     done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--only", name], capture_output=True, text=True)
     if done.returncode: sys.exit(done.stderr)
     return json.loads(done.stdout.splitlines()[-1])
@@ -223,34 +328,40 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=241, help="pixels, 8n+1")
     parser.add_argument("--batch", type=int, default=4, help="episodes a step")
-    parser.add_argument("--backbone", default="resnet50", choices=["resnet18", "resnet50", "resnet101"])
+    parser.add_argument("--backbone", default="resnet50", choices=["resnet18", "resnet50", "resnet101", "tiny"], help="tiny with --methods alone")
     parser.add_argument("--weights", default="random", help="a state dict for both, or random")
-    parser.add_argument("--width", type=int, default=256, help="channels of the decoder")
+    parser.add_argument("--width", type=int, help="channels of the decoders; as published otherwise: 256, CyCTR 384")
     parser.add_argument("--delta", type=float, default=0.3, help="similarity threshold: low, so that random weights give every image a latent region")
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16", "both"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--profile", action="store_true", help="say where our step spends its time, and stop")
+    parser.add_argument("--methods", action="store_true", help="PFENet and CyCTR with and without Contrastive Enhancement, instead of the plain step")
+    parser.add_argument("--csv", help="with --methods: a file for its table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     device = torch.device(args.device)
+    if args.backbone == "tiny" and not args.methods: parser.error("the plain step is made of torchvision's layers, which tiny has none of; give a ResNet, or --methods.")
     if args.profile: return profile(args, device)
+    if args.only and args.only.startswith("attention"):
+        attention_step(argparse.Namespace(**{**vars(args), "batch": 1}), device, 60)()  # libraries make room for themselves
+        step, before = attention_step(args, device, int(args.only.split()[1])), in_use(device)
+        return print(json.dumps((peak_of(step, device) - before) / 2**20))
     if args.only:
-        step = variants(args, device)[0][args.only]  # the others are let go
+        step = method_steps(args, device)[args.only]() if args.methods else variants(args, device)[0][args.only]  # the others are let go
         return print(json.dumps(peak_of(step, device) / 2**20))
-    print(f"{machine(device)}; {args.backbone} ({args.weights}), {args.side} px, batch {args.batch}, width {args.width}, {args.repeats} rounds, the variants in turn")
-    names = ["plain", *{"float32": ["float32"], "bf16": ["bf16"], "both": ["float32", "bf16"]}[args.precision]]
+    print(f"{machine(device)}; {args.backbone} ({args.weights}), {args.side} px, batch {args.batch}, width {args.width or 'as published'}, {args.repeats} rounds, the variants in turn")
+    if args.methods: return compare_methods(args, device)
+    names = ["plain", *chosen(args)]
     peaks = {name: memory(args, name) for name in names}
     made, parts = variants(args, device)
     agree(*parts)
     seconds = {name: [] for name in names}
     for turn in range(args.repeats + 1):
         for name in names:
-            if device.type == "cuda": torch.cuda.synchronize()
-            start, cpu = time.perf_counter(), time.process_time()
+            start = now(device)
             made[name]()
-            if device.type == "cuda": torch.cuda.synchronize()
-            if turn: seconds[name].append((time.perf_counter() - start, time.process_time() - cpu))  # the first is for warming up
+            if turn: seconds[name].append([b - a for a, b in zip(start, now(device))])  # the first is for warming up
     for name in names:
         wall, cpu = (statistics.median(p[i] / s[i] for p, s in zip(seconds["plain"], seconds[name])) for i in (0, 1))
         print(f"{name:8} {statistics.median(s[0] for s in seconds[name]):7.3f} s a step, {wall:5.2f} x as fast as plain (in processor time {cpu:.2f} x); "
