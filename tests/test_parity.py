@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from celp_nb.backbones import Features, load_backbone
-from celp_nb.contrast import load_published, published_backbone_name, published_name, two_path_losses
+from celp_nb.contrast import two_path_losses
 from celp_nb.latent import DELTA, sample_latent
+from celp_nb.published import CYCTR_NAMES, PFENET_NAMES, load_published, published_backbone_name, published_name
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
 GOLDEN = Path(os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden"))
@@ -83,7 +84,7 @@ def test_training_step(case):
         assert ours.item() == pytest.approx(float(data[theirs]), rel=1e-4), theirs
     losses.total(contrast=0.1, auxiliary=1.0).backward()
     grads = {n: p.grad.norm().item() for n, p in model.named_parameters()}
-    expected = {published_name(str(n)): float(g) for n, g in zip(data["grad_names"], data["grad_norms"])}
+    expected = {published_name(str(n), PFENET_NAMES): float(g) for n, g in zip(data["grad_names"], data["grad_norms"])}
     assert grads.keys() == expected.keys()
     for name, norm in expected.items(): assert grads[name] == pytest.approx(norm, rel=1e-3), name
 
@@ -115,4 +116,4 @@ def test_load_published_refuses_what_it_does_not_know():
     state = official("pfenet_resnet50", 0)
     del state["res1.0.weight"]
     with pytest.raises(ValueError, match="1 missing .decoder.fuse.weight"): load_published(state)
-    with pytest.raises(ValueError, match="transformer"): load_published({k: v for k, v in official("cyctr_resnet50", 0).items() if k.startswith("transformer")})
+    with pytest.raises(ValueError, match="none of adjust_feature"): load_published({k: v for k, v in official("cyctr_resnet50", 0).items() if k.startswith("transformer")})
