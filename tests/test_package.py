@@ -48,7 +48,7 @@ def module_of(path):
 def place(path):
     "Sort key of the reading order: numbered notebooks, then the appendices A0, A1."
     prefix = path.stem.split("_")[0]
-    return (not prefix.isdigit(), prefix)
+    return (not prefix[0].isdigit(), prefix)
 
 
 # --- notebooks
@@ -57,7 +57,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 
 def test_there_are_notebooks():
-    assert NOTEBOOKS and all(re.fullmatch(r"(\d\d|A\d)_\w+", path.stem) for path in NOTEBOOKS)
+    assert NOTEBOOKS and all(re.fullmatch(r"(\d\d[a-z]?|A\d)_\w+", path.stem) for path in NOTEBOOKS)
 
 
 @each_notebook
