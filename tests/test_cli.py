@@ -207,8 +207,8 @@ def test_a_run_leaves_everything(home):
     assert Image.open(run / "predictions.png").size[0] > 500
     for fold in (0, 1):
         files = {p.name for p in (run / f"fold{fold}").iterdir()}
-        assert files == {"PFENet.pt", "PFENet+CE.pt", "last.pt", "episodes.csv", "rows.csv", "losses.csv", "losses.png"}
-        assert len(pd.read_csv(run / f"fold{fold}/losses.csv")) == 2 * 2
+        assert files == {"PFENet.pt", "PFENet+CE.pt", "CyCTR.pt", "CyCTR+CE.pt", "last.pt", "episodes.csv", "rows.csv", "losses.csv", "losses.png"}
+        assert len(pd.read_csv(run / f"fold{fold}/losses.csv")) == 4 * 2
         lists = pd.read_csv(run / f"fold{fold}/episodes.csv")
         assert len(lists) == 2 * 3 and set(lists.class_id) == ({1, 2, 3} if fold == 0 else {4, 5, 6})
     assert json.loads((run / "config.json").read_text())["data"] == str(home / "scenes")
