@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from celp_nb.backbones import Features, load_backbone
+from celp_nb.backbones import Features, SupportFeatures, load_backbone
 from celp_nb.contrast import two_path_losses
+from celp_nb.cyctr import DeformableAttention
 from celp_nb.latent import DELTA, sample_latent
+from celp_nb.losses import cross_entropy, dice
 from celp_nb.published import CYCTR_NAMES, PFENET_NAMES, load_published, published_backbone_name, published_name
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
@@ -46,14 +48,16 @@ def tensors(data):
     t = {k: torch.as_tensor(v) for k, v in data.items() if v.dtype.kind in "fibu"}
     f = lambda k: t[k].float()
     query = Features(torch.cat([f("q3"), f("q2")], 1), f("q4"))
-    support = Features(torch.cat([f("s3"), f("s2")], 2), f("s4"))
+    support = SupportFeatures(torch.cat([f("s3"), f("s2")], 2), f("s4"), f("s4"))  # a model reads one of the two
     return t, query, support
 
 
-def published_pfenet(settings):
-    backbone, model = load_published(official("pfenet_resnet50", settings["salt"]), settings["ppm"])
+def published(kind, settings):
+    "The published model with the fixtures' parameters, without dropout; CyCTR with the two defects of its attention."
+    backbone, model = load_published(official(f"{kind}_resnet50", settings["salt"]), settings["ppm"])
     for m in model.modules():
-        if isinstance(m, torch.nn.Dropout2d): m.p = 0.0
+        if isinstance(m, (torch.nn.Dropout, torch.nn.Dropout2d)): m.p = 0.0
+    if kind == "cyctr": model.decoder.transformer._published = True
     return model
 
 
@@ -63,8 +67,8 @@ def close(ours, theirs, rtol=1e-4):
     assert (ours - theirs).abs().max() <= rtol * theirs.abs().max(), f"off by {(ours - theirs).abs().max() / theirs.abs().max():.2e} relative"
 
 
-@pytest.mark.parametrize("case", ["pfenet_train", "pfenet_train_fixed_bins"])
-def test_training_step(case):
+@pytest.mark.parametrize("case,names,loss", [("pfenet_train", PFENET_NAMES, cross_entropy), ("pfenet_train_fixed_bins", PFENET_NAMES, cross_entropy), ("cyctr_train", CYCTR_NAMES, dice)])
+def test_training_step(case, names, loss):
     data, settings = load(case)
     t, query, support = tensors(data)
     size = query.high.shape[-2:]
@@ -75,8 +79,8 @@ def test_training_step(case):
     pseudo, centre = sample_latent(query.high, t["c"], centre=t["centre"])
     assert torch.equal(pseudo, t["pseudo_mask"]) and torch.equal(centre, t["centre"])
 
-    model = published_pfenet(settings).train()
-    losses = two_path_losses(model, query, support, t["sy"], t["y"], pseudo)
+    model = published(case.split("_")[0], settings).train()
+    losses = two_path_losses(model, query, support, t["sy"], t["y"], pseudo, loss)
     resized = lambda x: torch.nn.functional.interpolate(x, t["y"].shape[-2:], mode="bilinear", align_corners=True)
     close(resized(losses.logits), data["logits"])
     close(resized(losses.contrast_logits), data["contrast_logits"])
@@ -84,18 +88,30 @@ def test_training_step(case):
         assert ours.item() == pytest.approx(float(data[theirs]), rel=1e-4), theirs
     losses.total(contrast=0.1, auxiliary=1.0).backward()
     grads = {n: p.grad.norm().item() for n, p in model.named_parameters()}
-    expected = {published_name(str(n), PFENET_NAMES): float(g) for n, g in zip(data["grad_names"], data["grad_norms"])}
+    expected = {published_name(str(n), names): float(g) for n, g in zip(data["grad_names"], data["grad_norms"])}
     assert grads.keys() == expected.keys()
     for name, norm in expected.items(): assert grads[name] == pytest.approx(norm, rel=1e-3), name
 
 
-@pytest.mark.parametrize("case", ["pfenet_eval_1shot", "pfenet_eval_5shot"])
+@pytest.mark.parametrize("case", ["pfenet_eval_1shot", "pfenet_eval_5shot", "cyctr_eval_1shot"])
 @torch.no_grad()
 def test_evaluation(case):
     data, settings = load(case)
     t, query, support = tensors(data)
-    logits = published_pfenet(settings).eval()(query, support, t["sy"])
+    logits = published(case.split("_")[0], settings).eval()(query, support, t["sy"], t["y"] == 255)  # where the published CyCTR looks for padding
     close(torch.nn.functional.interpolate(logits, t["y"].shape[-2:], mode="bilinear", align_corners=True), data["logits"])
+
+
+@torch.no_grad()
+def test_deformable_attention():
+    data, _ = load("deformable_attention")
+    t = {k: torch.as_tensor(v) for k, v in data.items()}
+    names = {"sampling_offsets": "offsets", "attention_weights": "share", "value_proj": "value", "output_proj": "out"}
+    rows, width = t["param/attention_weights.weight"].shape
+    module = DeformableAttention(width, heads=rows // 9)
+    own = {f"{ours}.{part}": t[key] for theirs, ours in names.items() for part in ("weight", "bias") if (key := f"param/{theirs}.{part}") in t}
+    module.load_state_dict(own)
+    close(module(t["query"], t["value"], t["pad"], tuple(t["hw"].tolist())), t["out"])
 
 
 @pytest.mark.parametrize("case,name,model", [("backbone_resnet50", "resnet50_deep", "pfenet_resnet50"), ("backbone_resnet101", "resnet101_deep", "pfenet_resnet101"), ("backbone_vgg16", "vgg16_bn", "pfenet_vgg16")])
@@ -112,8 +128,27 @@ def test_backbone(case, name, model):
         close(ours[:, ::step][:, :data[theirs].shape[1]], data[theirs])
 
 
-def test_load_published_refuses_what_it_does_not_know():
+@pytest.mark.parametrize("kind", ["pfenet_resnet50", "pfenet_resnet101", "pfenet_vgg16", "cyctr_resnet50"])
+def test_load_published_finds_every_tensor(kind):
+    state = official(kind, 0)
+    backbone, model = load_published({f"module.{k}": v for k, v in state.items()})
+    assert backbone.name == {"resnet50": "resnet50_deep", "resnet101": "resnet101_deep", "vgg16": "vgg16_bn"}[kind.split("_")[1]] + "_stepped" * kind.startswith("cyctr")
+    names = CYCTR_NAMES if kind.startswith("cyctr") else PFENET_NAMES
+    for theirs, value in state.items():
+        if not theirs.startswith(("layer", "backbone", "addtional_proj", "adjust_feature")): assert torch.equal(model.state_dict()[published_name(theirs, names)], value), theirs
+
+
+@pytest.mark.parametrize("kind,gone,ours", [("pfenet", "res1.0.weight", "decoder.fuse.weight"), ("cyctr", "merge_multi_lvl_reduce.0.weight", "decoder.reduce.0.weight")])
+def test_load_published_names_what_is_missing_or_left_over(kind, gone, ours):
+    state = official(f"{kind}_resnet50", 0)
+    with pytest.raises(ValueError, match=f"1 missing .{ours}"): load_published({k: v for k, v in state.items() if k != gone})
+    with pytest.raises(ValueError, match="1 entries are none of its own: mine.weight"): load_published(state | {"mine.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="none of adjust_feature"): load_published({"mine.weight": torch.zeros(1)})
+
+
+def test_the_original_pfenet_has_two_reductions():
     state = official("pfenet_resnet50", 0)
-    del state["res1.0.weight"]
-    with pytest.raises(ValueError, match="1 missing .decoder.fuse.weight"): load_published(state)
-    with pytest.raises(ValueError, match="none of adjust_feature"): load_published({k: v for k, v in official("cyctr_resnet50", 0).items() if k.startswith("transformer")})
+    state["down_query.0.weight"] = state.pop("down_feat.0.weight")
+    state["down_supp.0.weight"] = state["down_query.0.weight"] + 1
+    _, model = load_published(state)
+    assert torch.equal(model.reduce_support[0].weight, model.reduce[0].weight + 1)
