@@ -17,11 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-# %% ../nbs/17_cli.ipynb #331b45cc
+# %% ../nbs/17_cli.ipynb #9d363c9a
 COMMANDS = {
     "run": "Train and evaluate every fold and print the table: the main job. Alone, it runs the bundled samples.",
     "train": "Train every fold, without evaluating.",
-    "evaluate": "Score a trained run anew, or replay an episode list on one of its folds.",
+    "evaluate": "Score a trained run anew, replay an episode list on one of its folds, or score a published checkpoint.",
     "predict": "Segment in one image what a mask marks in another.",
     "explore": "Open the explorer: latent prototypes of an image under sliders.",
 }
@@ -55,6 +55,8 @@ def commands() -> dict[str, Callable]:  # by the names in COMMANDS; their signat
     from tyro.conf import OmitArgPrefixes, Positional, arg
 
     from celp_nb import experiments as ex
+    from celp_nb.pfenet import PASCAL_BINS
+    from celp_nb.published import score_published
 
     Name = Annotated[str | None, arg(help="everything goes to runs/NAME; by default the data's name")]
     Resume = Annotated[bool, arg(help="go on with a run that is there")]
@@ -73,11 +75,22 @@ def commands() -> dict[str, Callable]:  # by the names in COMMANDS; their signat
         print(f"Trained; celp evaluate {folder} scores it.")
 
     def evaluate(
-        folder: Positional[Annotated[Path, arg(help="of a trained run, such as runs/samples")]],
+        folder: Positional[Annotated[Path | None, arg(help="of a trained run, such as runs/samples")]] = None,
         episodes: Annotated[Path | None, arg(help="an episode list to replay instead of the run's own; its scores are printed, nothing is written")] = None,
-        fold: Annotated[int, arg(help="which fold replays it")] = 0,
+        fold: Annotated[int, arg(help="which fold replays it, or is asked of a published checkpoint")] = 0,
+        published: Annotated[Path | None, arg(help="a checkpoint of the paper's authors to score instead of a run; the options below are for it")] = None,
+        data: Annotated[str, arg(help="samples, or a folder")] = "samples",
+        shots: Annotated[tuple[int, ...], arg(help="supports an episode")] = (1, 5),
+        pairs: Annotated[int | None, arg(help="episodes a class; by default 40 for the samples, 200 for a folder")] = None,
+        side: Annotated[int | None, arg(help="of the square that an image is fitted into; by default 161 for the samples, 473 for a folder")] = None,
+        bins: Annotated[tuple[float, ...], arg(help="scales that a PFENet was trained with, which its file does not say; for COCO 1 0.5 0.25 0.125")] = PASCAL_BINS,
     ):
-        if episodes is None:
+        if (folder is None) == (published is None): raise ValueError("give the folder of a trained run, or --published FILE, and not both.")
+        if published:
+            if episodes: raise ValueError("--episodes replays a list on a trained run; a published checkpoint draws its own with --pairs.")
+            config = ex.RunConfig(data=data, folds=(fold,), shots=shots, pairs=pairs, side=side, bins=bins)
+            print(f"\n{ex.markdown_table(score_published(published, config))}")
+        elif episodes is None:
             ex.evaluate_run(folder)
             print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
         else:

@@ -43,13 +43,14 @@ class FewShotModel(nn.Module):
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/09_contrast.ipynb #cc548334
+# %% ../nbs/09_contrast.ipynb #40ba7d63
 def fewer_channels(high: Tensor,  # (…, C, h, w) float
                    channels: int, # wanted
                   ) -> Tensor:    # (…, channels, h, w) float
     "Averages of neighbouring channels: `channels` stretches of about C / channels each."
-    flat = high.flatten(-2).transpose(-1, -2)
-    return F.adaptive_avg_pool1d(flat.flatten(0, -3), channels).unflatten(0, flat.shape[:-2]).transpose(-1, -2).unflatten(-1, high.shape[-2:])
+    (*leading, C, h, w) = high.shape
+    pooled = F.adaptive_avg_pool1d(high.reshape(-1, C, h * w).transpose(1, 2), channels)
+    return pooled.transpose(1, 2).reshape(*leading, channels, h, w)
 
 
 def compared(model: FewShotModel,

@@ -6,12 +6,11 @@
 __all__ = ['PFENET_NAMES', 'CYCTR_NAMES', 'NEVER_USED', 'DEEP_STEM', 'VGG_OFFSETS', 'published_name', 'published_backbone_name',
            'load_published', 'score_published']
 
-# %% ../nbs/16_published.ipynb #ef764534
+# %% ../nbs/16_published.ipynb #2aa99b38
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from .backbones import Backbone, load_backbone, load_weights_, read_weights
 from .contrast import FewShotModel
@@ -89,10 +88,10 @@ def load_published(state: dict,  # names → tensors, of a published model
     load_weights_(model, {published_name(k, names): v for k, v in rest.items()}, f"the published checkpoint ({'CyCTR' if cyctr else 'PFENet'}, {name})")
     return backbone, model.eval()
 
-# %% ../nbs/16_published.ipynb #ab0b72f8
+# %% ../nbs/16_published.ipynb #fcbee3ae
 def score_published(path: str | Path,     # of a published checkpoint
                     config: RunConfig,    # data, folds (one), shots, pairs, protocol, side, seed, bins and device; the rest is not read
-                   ) -> pd.DataFrame:     # a row a number of shots: method, shots, miou, fb_iou, confusion (percent), episodes
+                   ) -> pd.DataFrame:     # a row a number of shots: fold, method, shots, miou, fb_iou, confusion (percent), episodes
     "Score a published checkpoint on a fold of a data set. Raises ValueError or FileNotFoundError before any work."
     c = resolve(config)
     backbone, model = load_published(read_weights(Path(path)), c.bins)
@@ -103,5 +102,6 @@ def score_published(path: str | Path,     # of a published checkpoint
     device = torch.device("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
     memory = feature_memory(backbone.to(device), val, c.side)
     known = [k for k in range(1, C + 1) if k not in test]
-    rows = evaluate({Path(path).stem: model.to(device)}, memory, val, episodes, known, c.shots, whole=model.whole_support)
-    return scores(rows)
+    table = scores(evaluate({Path(path).stem: model.to(device)}, memory, val, episodes, known, c.shots, whole=model.whole_support))
+    table.insert(0, "fold", c.folds[0])
+    return table

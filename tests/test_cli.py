@@ -11,9 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from celp_nb.backbones import BACKBONES
 from celp_nb.cli import COMMANDS, main
+from celp_nb.contrast import FewShotModel
 from celp_nb.datasets import samples
 from celp_nb.episodes import MIN_PIXELS
+from celp_nb.pfenet import PASCAL_BINS, PFENet
+from celp_nb.published import DEEP_STEM, PFENET_NAMES
 
 SMALL = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --n-folds 2 --shots 1 2"
 
@@ -257,6 +261,42 @@ def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monke
     refused(capsys, "evaluate runs/scenes --fold 0 --episodes runs/scenes/fold1/episodes.csv", "fold1/episodes.csv", "trains on")
     refused(capsys, "evaluate runs/scenes --episodes gone.csv", "gone.csv")
     refused(capsys, "evaluate runs/gone", "runs/gone")
+
+
+@pytest.fixture(scope="module")
+def official(home):
+    "A file with the names of the authors' PFENet on a deep-stem ResNet-50, width 8, and random numbers."
+    torch.manual_seed(0)
+    theirs, state = {ours: name for name, ours in PFENET_NAMES.items() if name != "down_query"}, {}
+    stem = {ours: name for name, ours in DEEP_STEM.items()}
+    for name, value in FewShotModel(1536, PFENet(8, PASCAL_BINS), 8).state_dict().items():
+        rule = max((ours for ours in theirs if name.startswith(ours + ".")), key=len)
+        state[theirs[rule] + name[len(rule):]] = value
+    for name, value in BACKBONES["resnet50_deep"][0]().state_dict().items():
+        head = name.split(".")[0] + "."
+        if head != "fc.": state[f"layer0.{stem[head]}{name[len(head):]}" if head in stem else name] = value
+    torch.save({"state_dict": state}, home / "official.pth")
+    return home / "official.pth"
+
+
+def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    before = sorted(home.rglob("*"))
+    assert main(f"evaluate --published {official} --data scenes --fold 1 --shots 1 2 --pairs 1 --side 65".split()) == 0
+    table = capsys.readouterr().out
+    assert "| method | shots | fold 1 |" in table and [row[:16] for row in table.splitlines() if "official" in row] == ["| official | 1 |", "| official | 2 |"]
+    assert sorted(home.rglob("*")) == before  # nothing is written
+
+
+def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    refused(capsys, "evaluate", "--published FILE")
+    refused(capsys, f"evaluate runs/scenes --published {official}", "not both")
+    refused(capsys, f"evaluate --published {official} --episodes runs/scenes/fold0/episodes.csv", "--pairs")
+    refused(capsys, "evaluate --published gone.pth", "gone.pth")
+    refused(capsys, f"evaluate --published {official} --data gone", "gone")
+    refused(capsys, f"evaluate --published {official} --data scenes --shots 500", "500-shot")
+    refused(capsys, "evaluate --published runs/scenes/fold0/PFENet.pt", "no published")
 
 
 def test_extra_folders_add_training_classes_and_leave_out_rare_ones(home, here, capsys):
