@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'HELP', 'PAGE', 'page_server', 'commands', 'say', 'main']
 
-# %% ../nbs/17_cli.ipynb #9a4b5318
+# %% ../nbs/17_cli.ipynb #afa086cc
 import importlib.util
 import json
 import os
@@ -14,10 +14,11 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
-# %% ../nbs/17_cli.ipynb #9d363c9a
+# %% ../nbs/17_cli.ipynb #8f6651bd
 COMMANDS = {
     "run": "Train and evaluate every fold and print the table: the main job. Alone, it runs the bundled samples.",
     "train": "Train every fold, without evaluating.",
@@ -29,7 +30,7 @@ HELP = ("usage: celp COMMAND [OPTIONS]\n\nFew-shot segmentation with contrastive
         + "\n".join(f"  {name:<10}{line}" for name, line in COMMANDS.items())
         + "\n\ncelp COMMAND --help lists a command's options; celp --version says the version.")
 
-
+# %% ../nbs/17_cli.ipynb #091f56bb
 PAGE = {"cells": [{"cell_type": "code", "id": "explorer", "execution_count": None, "metadata": {}, "outputs": [],
                    "source": "from celp_nb.explorer import explorer\nexplorer()"}],
         "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}
@@ -49,7 +50,7 @@ def page_server(folder: Path,    # where a notebook may be written
     shown = chapter if installed[0] == "jupyterlab" and chapter.is_file() else page
     return [sys.executable, "-m", installed[0], str(shown), "--port", str(port), *([] if browser else ["--no-browser"])]
 
-
+# %% ../nbs/17_cli.ipynb #ede74301
 def commands() -> dict[str, Callable]:  # by the names in COMMANDS; their signatures are the options
     "The commands. PyTorch is imported here and not above, so that `celp --help` answers at once."
     from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -74,22 +75,27 @@ def commands() -> dict[str, Callable]:  # by the names in COMMANDS; their signat
         ex.train(config, folder, resume)
         print(f"Trained; celp evaluate {folder} scores it.")
 
+    @dataclass
+    class Asked:
+        data: Annotated[str, arg(help="samples, or a folder")] = "samples"
+        shots: Annotated[tuple[int, ...], arg(help="supports an episode")] = (1, 5)
+        pairs: Annotated[int | None, arg(help="episodes a class; by default 40 for the samples, 200 for a folder")] = None
+        side: Annotated[int | None, arg(help="of the square that an image is fitted into; by default 161 for the samples, 473 for a folder")] = None
+        bins: Annotated[tuple[float, ...], arg(help="scales that a PFENet was trained with, which its file does not say; for COCO 1 0.5 0.25 0.125")] = PASCAL_BINS
+
     def evaluate(
         folder: Positional[Annotated[Path | None, arg(help="of a trained run, such as runs/samples")]] = None,
         episodes: Annotated[Path | None, arg(help="an episode list to replay instead of the run's own; its scores are printed, nothing is written")] = None,
         fold: Annotated[int, arg(help="which fold replays it, or is asked of a published checkpoint")] = 0,
         published: Annotated[Path | None, arg(help="a checkpoint of the paper's authors to score instead of a run; the options below are for it")] = None,
-        data: Annotated[str, arg(help="samples, or a folder")] = "samples",
-        shots: Annotated[tuple[int, ...], arg(help="supports an episode")] = (1, 5),
-        pairs: Annotated[int | None, arg(help="episodes a class; by default 40 for the samples, 200 for a folder")] = None,
-        side: Annotated[int | None, arg(help="of the square that an image is fitted into; by default 161 for the samples, 473 for a folder")] = None,
-        bins: Annotated[tuple[float, ...], arg(help="scales that a PFENet was trained with, which its file does not say; for COCO 1 0.5 0.25 0.125")] = PASCAL_BINS,
+        for_published: OmitArgPrefixes[Asked] = Asked(),
     ):
         if (folder is None) == (published is None): raise ValueError("give the folder of a trained run, or --published FILE, and not both.")
         if published:
             if episodes: raise ValueError("--episodes replays a list on a trained run; a published checkpoint draws its own with --pairs.")
-            config = ex.RunConfig(data=data, folds=(fold,), shots=shots, pairs=pairs, side=side, bins=bins)
-            print(f"\n{ex.markdown_table(score_published(published, config))}")
+            print(f"\n{ex.markdown_table(score_published(published, ex.RunConfig(folds=(fold,), **asdict(for_published))))}")
+        elif for_published != Asked():
+            raise ValueError(f"{', '.join('--' + f.name for f in fields(Asked))} are for --published; a run is scored with its own settings.")
         elif episodes is None:
             ex.evaluate_run(folder)
             print(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
@@ -117,7 +123,7 @@ def commands() -> dict[str, Callable]:  # by the names in COMMANDS; their signat
 
     return {"run": run, "train": train, "evaluate": evaluate, "predict": predict, "explore": explore}
 
-# %% ../nbs/17_cli.ipynb #e2ae8e6c
+# %% ../nbs/17_cli.ipynb #09663328
 def say(message: object, *_: object, **__: object) -> None:
     "One line on stderr; takes the further arguments of `warnings.showwarning`."
     print("celp:", " ".join(str(message).split()), file=sys.stderr, flush=True)

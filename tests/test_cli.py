@@ -17,7 +17,7 @@ from celp_nb.contrast import FewShotModel
 from celp_nb.datasets import samples
 from celp_nb.episodes import MIN_PIXELS
 from celp_nb.pfenet import PASCAL_BINS, PFENet
-from celp_nb.published import DEEP_STEM, PFENET_NAMES
+from celp_nb.published import PFENET_NAMES, RESNET_NAMES, published_name, turned
 
 SMALL = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --n-folds 2 --shots 1 2"
 
@@ -267,14 +267,8 @@ def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monke
 def official(home):
     "A file with the names of the authors' PFENet on a deep-stem ResNet-50, width 8, and random numbers."
     torch.manual_seed(0)
-    theirs, state = {ours: name for name, ours in PFENET_NAMES.items() if name != "down_query"}, {}
-    stem = {ours: name for name, ours in DEEP_STEM.items()}
-    for name, value in FewShotModel(1536, PFENet(8, PASCAL_BINS), 8).state_dict().items():
-        rule = max((ours for ours in theirs if name.startswith(ours + ".")), key=len)
-        state[theirs[rule] + name[len(rule):]] = value
-    for name, value in BACKBONES["resnet50_deep"][0]().state_dict().items():
-        head = name.split(".")[0] + "."
-        if head != "fc.": state[f"layer0.{stem[head]}{name[len(head):]}" if head in stem else name] = value
+    state = {published_name(name, turned(PFENET_NAMES)): value for name, value in FewShotModel(1536, PFENet(8, PASCAL_BINS), 8).state_dict().items()}
+    state |= {published_name(name, turned(RESNET_NAMES)): value for name, value in BACKBONES["resnet50_deep"][0]().state_dict().items() if not name.startswith("fc.")}
     torch.save({"state_dict": state}, home / "official.pth")
     return home / "official.pth"
 
@@ -292,6 +286,7 @@ def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, c
     monkeypatch.chdir(home)
     refused(capsys, "evaluate", "--published FILE")
     refused(capsys, f"evaluate runs/scenes --published {official}", "not both")
+    refused(capsys, "evaluate runs/scenes --shots 5", "--shots", "--published")
     refused(capsys, f"evaluate --published {official} --episodes runs/scenes/fold0/episodes.csv", "--pairs")
     refused(capsys, "evaluate --published gone.pth", "gone.pth")
     refused(capsys, f"evaluate --published {official} --data gone", "gone")
@@ -329,8 +324,8 @@ def photo(home, here):
     return here
 
 
-def line(home, mask="mask.png", support="support.jpg", query="query.png", more=""):
-    return f"predict {home}/runs/scenes/fold0/PFENet+CE.pt --support {support} --mask {mask} --query {query} --out out/answer.png {more}"
+def line(home, mask="mask.png", support="support.jpg", query="query.png", more="", method="PFENet+CE"):
+    return f"predict {home}/runs/scenes/fold0/{method}.pt --support {support} --mask {mask} --query {query} --out out/answer.png {more}"
 
 
 def test_predict_writes_a_mask_and_an_overlay(home, photo, capsys):
@@ -345,6 +340,11 @@ def test_predict_writes_a_mask_and_an_overlay(home, photo, capsys):
     Image.fromarray(black_white).save("mask.png")
     assert main(line(home).split()) == 0
     assert np.array_equal(np.array(Image.open("out/answer.png")), first)
+
+
+def test_predict_knows_the_decoder_of_its_file(home, photo):
+    assert main(line(home, method="CyCTR+CE").split()) == 0
+    assert np.array(Image.open("out/answer.png")).shape == (97, 161) and Image.open("out/answer_overlay.png").size == (161, 97)
 
 
 def test_void_and_other_objects_in_a_support_mask_are_told_apart(photo):

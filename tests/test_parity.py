@@ -13,7 +13,7 @@ from celp_nb.contrast import two_path_losses
 from celp_nb.cyctr import DeformableAttention
 from celp_nb.latent import DELTA, sample_latent
 from celp_nb.losses import cross_entropy, dice
-from celp_nb.published import CYCTR_NAMES, PFENET_NAMES, load_published, published_backbone_name, published_name
+from celp_nb.published import CYCTR_NAMES, PFENET_NAMES, RESNET_NAMES, VGG_NAMES, load_published, published_name
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
 GOLDEN = Path(os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden"))
@@ -119,7 +119,8 @@ def test_deformable_attention():
 def test_backbone(case, name, model):
     data, settings = load(case)
     state = official(model, settings["salt"], only=lambda k: k.startswith("layer"))
-    backbone = load_backbone(name, {published_backbone_name(k, name.startswith("vgg")): v for k, v in state.items()})
+    names = VGG_NAMES if name.startswith("vgg") else RESNET_NAMES
+    backbone = load_backbone(name, {published_name(k, names): v for k, v in state.items()})
     f2 = backbone.layer2(torch.as_tensor(data["x"]))
     f3 = backbone.layer3(f2)
     f4 = backbone.layer4(f3)
@@ -136,19 +137,35 @@ def test_load_published_finds_every_tensor(kind):
     names = CYCTR_NAMES if kind.startswith("cyctr") else PFENET_NAMES
     for theirs, value in state.items():
         if not theirs.startswith(("layer", "backbone", "addtional_proj", "adjust_feature")): assert torch.equal(model.state_dict()[published_name(theirs, names)], value), theirs
+    if kind.startswith("cyctr"): assert torch.equal(model.reduce[0].weight, torch.cat([state["adjust_feature.0.weight"][:, 512:], state["adjust_feature.0.weight"][:, :512]], 1))
 
 
-@pytest.mark.parametrize("kind,gone,ours", [("pfenet", "res1.0.weight", "decoder.fuse.weight"), ("cyctr", "merge_multi_lvl_reduce.0.weight", "decoder.reduce.0.weight")])
-def test_load_published_names_what_is_missing_or_left_over(kind, gone, ours):
-    state = official(f"{kind}_resnet50", 0)
-    with pytest.raises(ValueError, match=f"1 missing .{ours}"): load_published({k: v for k, v in state.items() if k != gone})
-    with pytest.raises(ValueError, match="1 entries are none of its own: mine.weight"): load_published(state | {"mine.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match="none of adjust_feature"): load_published({"mine.weight": torch.zeros(1)})
+@pytest.mark.parametrize("kind,part", [("pfenet_resnet50", "inner_cls."), ("pfenet_resnet101", "layer3.22."), ("pfenet_vgg16", "layer0.0."), ("cyctr_resnet50", "transformer.cross_layers."), ("cyctr_resnet50", "backbone.body.bn2.")])
+def test_every_tensor_that_is_missing_or_left_over_is_named_as_in_the_file(kind, part):
+    state = official(kind, 0)
+    gone = [k for k in state if k.startswith(part) and not k.endswith("num_batches_tracked")]
+    mine = ["mine.weight", "layer0.9.weight", "layer9.0.weight", "backbone.body.mine", "down_supp.0.weight"]
+    with pytest.raises(ValueError) as refusal: load_published({k: v for k, v in state.items() if k not in gone} | {k: torch.zeros(1) for k in mine})
+    missing, extra = str(refusal.value).split("; ")
+    assert f"{len(gone)} missing" in missing and f"{len(mine)} left over" in extra
+    assert all(k in missing for k in gone) and all(k in extra for k in mine)
+
+
+@pytest.mark.parametrize("kind,name,shape", [("pfenet_resnet50", "down_feat.0.weight", (256,)), ("pfenet_vgg16", "down_feat.0.weight", (256, 1536, 1, 1)), ("cyctr_resnet50", "adjust_feature.0.weight", (384, 700, 1, 1))])
+def test_a_tensor_of_another_shape_is_named(kind, name, shape):
+    with pytest.raises(ValueError, match="1 of another shape .reduce.0.weight"): load_published(official(kind, 0) | {name: torch.zeros(shape)})
+
+
+def test_a_file_that_is_none_or_only_half_of_one():
+    with pytest.raises(ValueError, match="none of down_feat.0.weight"): load_published({"mine.weight": torch.zeros(1)})
+    for kind, inside in [("pfenet_resnet50", "layer"), ("cyctr_resnet50", "backbone.")]:
+        with pytest.raises(ValueError, match=f"holds no backbone: no name begins with {inside}"): load_published({k: v for k, v in official(kind, 0).items() if not k.startswith(inside)})
 
 
 def test_the_original_pfenet_has_two_reductions():
     state = official("pfenet_resnet50", 0)
     state["down_query.0.weight"] = state.pop("down_feat.0.weight")
+    with pytest.raises(ValueError, match=r"1 missing \(down_supp.0.weight\)"): load_published(state)
     state["down_supp.0.weight"] = state["down_query.0.weight"] + 1
     _, model = load_published(state)
     assert torch.equal(model.reduce_support[0].weight, model.reduce[0].weight + 1)
