@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from celp_nb.backbones import BACKBONES
+from celp_nb.backbones import BACKBONES, read_weights
 from celp_nb.cli import COMMANDS, main
 from celp_nb.contrast import FewShotModel
-from celp_nb.datasets import samples
-from celp_nb.episodes import MIN_PIXELS
+from celp_nb.datasets import samples, voc_layout
+from celp_nb.episodes import MIN_PIXELS, pairs_per_class
+from celp_nb.evaluation import evaluate, feature_memory, scores
 from celp_nb.pfenet import PASCAL_BINS, PFENet
-from celp_nb.published import PFENET_NAMES, RESNET_NAMES, published_name, turned
+from celp_nb.published import PFENET_NAMES, RESNET_NAMES, load_published, published_name, turned
 
 SMALL = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --n-folds 2 --shots 1 2"
 
@@ -278,7 +279,15 @@ def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
     before = sorted(home.rglob("*"))
     assert main(f"evaluate --published {official} --data scenes --fold 1 --shots 1 2 --pairs 1 --side 65".split()) == 0
     table = capsys.readouterr().out
-    assert "| method | shots | fold 1 |" in table and [row[:16] for row in table.splitlines() if "official" in row] == ["| official | 1 |", "| official | 2 |"]
+    assert "| method | shots | fold 1 |" in table
+    backbone, model = load_published(read_weights(official))
+    val, test = voc_layout(home / "scenes", "val"), [3, 4]  # of six classes and four folds
+    episodes = pairs_per_class(val.pixels, test, 1, 2, 0)
+    expected = scores(evaluate({"official": model}, feature_memory(backbone, val, 65), val, episodes, [1, 2, 5, 6], (1, 2)))
+    assert expected.miou.between(1, 99).all()
+    cell = lambda x: "–" if np.isnan(x) else f"{x:.1f}"
+    assert [row for row in table.splitlines() if "official" in row] == [
+        f"| official | {r.shots} | {r.miou:.1f} | {r.miou:.1f} | {r.fb_iou:.1f} | {cell(r.confusion)} |" for r in expected.itertuples()]
     assert sorted(home.rglob("*")) == before  # nothing is written
 
 
