@@ -2,15 +2,16 @@
 
 # %% auto #0
 __all__ = ['PASCAL_CLASSES', 'COCO_CLASSES', 'VOID', 'OKABE_ITO', 'IMAGENET_MEAN', 'IMAGENET_STD', 'STRIDE', 'PASCAL_COUNTS',
-           'COCO_TRAIN_COUNT', 'SYNONYMS', 'PASCAL', 'COCO', 'MEAN_COLOUR', 'Pair', 'ImageSet', 'normalise',
-           'denormalise', 'overlay', 'show_images', 'UnreadableImage', 'open_image', 'read_png_mask', 'read_image',
-           'fingerprint', 'cached', 'count_pixels', 'pixel_index', 'subset', 'read_split', 'find_files',
-           'read_class_names', 'voc_layout', 'samples', 'Outlines', 'coco_tools', 'paint', 'run_lengths', 'parse_coco',
-           'coco_layout', 'read_pascal_mask', 'check_count', 'pascal5i', 'coco20i', 'class_key', 'merge', 'known_mask',
+           'COCO_TRAIN_COUNT', 'COCO_PARTS', 'SYNONYMS', 'PASCAL', 'COCO', 'MEAN_COLOUR', 'Pair', 'ImageSet',
+           'normalise', 'denormalise', 'overlay', 'show_images', 'UnreadableImage', 'open_image', 'read_png_mask',
+           'read_image', 'fingerprint', 'cache_file', 'cached', 'count_pixels', 'pixel_index', 'subset', 'read_split',
+           'find_files', 'read_class_names', 'voc_layout', 'samples', 'Outlines', 'coco_tools', 'paint', 'run_lengths',
+           'parse_coco', 'coco_layout', 'read_pascal_mask', 'check_count', 'fetch', 'pascal5i', 'coco20i',
+           'prepare_pascal', 'prepare_coco', 'index_size', 'inventory', 'class_key', 'merge', 'known_mask',
            'binary_mask', 'Recipe', 'round_side', 'as_pair', 'rescale', 'rotate', 'place_crop', 'crop', 'augment',
            'fit_square', 'Batch', 'TrainingEpisodes']
 
-# %% ../nbs/02_datasets.ipynb #c9b3f29a
+# %% ../nbs/02_datasets.ipynb #b322d254
 import hashlib
 import json
 import os
@@ -32,7 +33,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 import celp_nb
-from .episodes import Episodes, atomic_file
+from .episodes import MIN_PIXELS, Episodes, atomic_file
 
 # %% ../nbs/02_datasets.ipynb #310435e3
 PASCAL_CLASSES = [
@@ -170,7 +171,7 @@ def read_image(
     """Read a photograph; raises UnreadableImage naming the file."""
     return np.array(open_image(image_set.image_paths[i]).convert("RGB"))
 
-# %% ../nbs/02_datasets.ipynb #712d5756
+# %% ../nbs/02_datasets.ipynb #69bb047d
 def fingerprint(
     paths: Sequence[Path],  # existing files, in order
 ) -> str:  # 40 hex digits
@@ -182,14 +183,21 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def cache_file(
+    name: str,  # what is kept
+) -> Path:  # may not exist yet
+    """Where the cache folder keeps what has this name."""
+    folder = Path(os.environ.get("CELP_CACHE") or Path.home() / ".cache" / "celp_nb")
+    return folder / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[-60:]}-{hashlib.sha1(name.encode()).hexdigest()[:12]}.npz"
+
+
 def cached(
     name: str,  # what is kept: one file per name
     mark: str,  # fingerprint of all it depends on
     build: Callable[[], dict[str, np.ndarray]],  # makes it
 ) -> dict[str, np.ndarray]:
     """Arrays from the cache folder, made and kept there (atomically) if the mark is new."""
-    folder = Path(os.environ.get("CELP_CACHE") or Path.home() / ".cache" / "celp_nb")
-    path = folder / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[-60:]}-{hashlib.sha1(name.encode()).hexdigest()[:12]}.npz"
+    path = cache_file(name)
     try:
         with np.load(path, allow_pickle=False) as kept:
             if str(kept["mark"]) == mark:
@@ -201,7 +209,7 @@ def cached(
         with atomic_file(path) as file:
             np.savez(file, mark=np.array(mark), **arrays)
     except OSError as error:
-        warnings.warn(f"the index of {name} could not be kept in {folder} ({error}); set CELP_CACHE to a folder that can be written.", stacklevel=2)
+        warnings.warn(f"the index of {name} could not be kept in {path.parent} ({error}); set CELP_CACHE to a folder that can be written.", stacklevel=2)
     return arrays
 
 # %% ../nbs/02_datasets.ipynb #8dd0a178
@@ -546,7 +554,7 @@ def coco_layout(
     counts, readable = pixel_index(f"{root} {split}", image_paths, [path], read_mask, skip_unreadable)
     return _finish(name or root.name, ids, image_paths, read_mask, image_paths, names, counts, readable)
 
-# %% ../nbs/02_datasets.ipynb #5828dd7a
+# %% ../nbs/02_datasets.ipynb #ddf8b264
 PASCAL_COUNTS = {"train": 5953, "val": 1449}
 COCO_TRAIN_COUNT = 82081
 
@@ -576,6 +584,19 @@ def check_count(
         raise ValueError(f"{name} has {n} images, not the published {expected}; its lists are damaged or of another release: download it again.")
 
 
+def fetch(
+    what: str,  # for the message
+    build: Callable[[], object],  # one of torchvision's data sets, with download=True
+    urls: Sequence[str],  # what it fetches
+    folder: Path,  # and where to; a file that lies there already is not fetched
+) -> object:  # what was built
+    """Have torchvision download a data set; raises RuntimeError saying what to fetch by other means if that fails."""
+    try:
+        return build()
+    except (OSError, RuntimeError) as error:
+        raise RuntimeError(f"{what} could not be downloaded ({error}); fetch {' and '.join(urls)} elsewhere, put what you fetched into {folder} unopened, and run the same command again.") from error
+
+
 def pascal5i(
     root: str | Path,  # folder with VOCdevkit/VOC2012 and sbd/{img,cls,train_noval.txt}, or to put them
     split: str,  # "train" or "val"
@@ -585,9 +606,10 @@ def pascal5i(
     """PASCAL-5i: VOC 2012 train with SBD train_noval, or VOC 2012 val, through torchvision's own data sets.
 
     Raises ValueError for another split and if the number of images is not the published one; FileNotFoundError if the data is not
-    there; ImportError without scipy; and as `voc_layout` does.
+    there; RuntimeError if a download fails; ImportError without scipy; and as `voc_layout` does.
     """
     from torchvision.datasets import SBDataset, VOCSegmentation
+    from torchvision.datasets.voc import DATASET_YEAR_DICT
 
     if split not in PASCAL_COUNTS:
         raise ValueError(f"PASCAL-5i has no split '{split}': choose 'train' or 'val'.")
@@ -603,11 +625,13 @@ def pascal5i(
             raise FileNotFoundError(f"{folder}: no such folder; pass download=True or put the data there.")
     if not (voc_root / "ImageSets" / "Segmentation" / f"{split}.txt").is_file() and voc_root.is_dir():
         raise FileNotFoundError(f"{voc_root}/ImageSets/Segmentation/{split}.txt: no such list; delete {voc_root} and pass download=True.")
-    voc = VOCSegmentation(root, year="2012", image_set=split, download=download and not voc_root.is_dir())
+    if download and not voc_root.is_dir():
+        fetch("VOC 2012", lambda: VOCSegmentation(root, year="2012", image_set=split, download=True), [DATASET_YEAR_DICT["2012"]["url"]], root)
+    voc = VOCSegmentation(root, year="2012", image_set=split)
     files = {Path(image).stem: (Path(image), Path(mask)) for image, mask in zip(voc.images, voc.masks)}
     if split == "train":
-        if download and not sbd_root.is_dir():
-            SBDataset(sbd_root, image_set="train_noval", mode="segmentation", download=True)
+        if download and not (sbd_root / "cls").is_dir():  # a failed download leaves the folder itself behind
+            fetch("SBD", lambda: SBDataset(sbd_root, image_set="train_noval", mode="segmentation", download=True), [SBDataset.url, SBDataset.voc_train_url], sbd_root)
         if not (sbd_root / "train_noval.txt").is_file():
             raise FileNotFoundError(f"{sbd_root / 'train_noval.txt'}: no such list; fetch {SBDataset.voc_train_url} and put it there.")
         sbd = SBDataset(sbd_root, image_set="train_noval", mode="segmentation")
@@ -626,6 +650,7 @@ def pascal5i(
 def coco20i(
     root: str | Path,  # a folder in COCO layout: annotations/instances_{train,val}2014.json, train2014/, val2014/
     split: str,  # "train" or "val"
+    count: int = COCO_TRAIN_COUNT,  # annotated training images that it must have not to be called a part
 ) -> ImageSet:  # named "coco20i", its folds interleaved
     """COCO-20i: COCO 2014 with 80 classes, every fourth of them a fold; warns if the folder holds only a part of it.
 
@@ -636,11 +661,68 @@ def coco20i(
     whole = coco_layout(root, f"{split}2014", name="coco20i")
     if whole.class_names != COCO_CLASSES:
         raise ValueError(f"{root}: its {len(whole.class_names)} categories are not COCO's 80; open it with coco_layout instead.")
-    if split == "train" and len(whole.ids) != COCO_TRAIN_COUNT:
-        warnings.warn(f"{root}: {len(whole.ids)} annotated training images instead of {COCO_TRAIN_COUNT}: scores from it are not COCO-20i scores.")
+    if split == "train" and len(whole.ids) != count:
+        warnings.warn(f"{root}: {len(whole.ids)} annotated training images instead of {count}: scores from it are not COCO-20i scores.")
     return replace(whole, interleaved=True)
 
-# %% ../nbs/02_datasets.ipynb #2bdd7f93
+# %% ../nbs/02_datasets.ipynb #28b946a2
+#: a part of a COCO 2014 folder → the archive that it comes from
+COCO_PARTS = {
+    "train2014": "http://images.cocodataset.org/zips/train2014.zip",
+    "val2014": "http://images.cocodataset.org/zips/val2014.zip",
+    "annotations/instances_train2014.json": "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+    "annotations/instances_val2014.json": "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+}
+
+
+def prepare_pascal(
+    root: str | Path,  # where PASCAL-5i is, or is to be put
+    counts: dict[str, int] = PASCAL_COUNTS,  # images that each split must have
+) -> tuple[ImageSet, ImageSet]:  # training, evaluation
+    """Fetch what is missing of PASCAL-5i, check it and build its index. Raises as `pascal5i` does."""
+    train, val = (pascal5i(root, split, download=True, counts=counts) for split in ("train", "val"))
+    return train, val
+
+
+def prepare_coco(
+    root: str | Path,  # where COCO 2014 was unpacked
+    count: int = COCO_TRAIN_COUNT,  # annotated training images that it must have
+) -> tuple[ImageSet, ImageSet]:  # training, evaluation
+    """Check a COCO 2014 folder and build its index. Raises FileNotFoundError naming what is missing and where it comes from; and as `coco20i` does."""
+    coco_tools()
+    root = Path(root).expanduser().resolve()
+    missing = [part for part in COCO_PARTS if not (root / part).exists()]
+    if missing:
+        archives = list(dict.fromkeys(COCO_PARTS[part] for part in missing))
+        raise FileNotFoundError(f"{root} lacks {', '.join(missing)}, which cannot be fetched from here; download {' and '.join(archives)} and unpack {'it' if len(archives) == 1 else 'them'} in {root}.")
+    train, val = (coco20i(root, split, count) for split in ("train", "val"))
+    check_count(f"COCO-20i train in {root}", len(train.ids), count)
+    return train, val
+
+
+def index_size(
+    root: str | Path,  # a data set's folder
+) -> tuple[int, Path]:  # bytes of all that the cache keeps of it, and the cache folder
+    """How much room the index of a data set takes."""
+    root = Path(root).expanduser().resolve()
+    names = [f"pascal5i {root} {split}" for split in ("train", "val")]
+    for split in ("train2014", "val2014"):
+        names += [f"{root} {split}", f"outlines {root / 'annotations' / f'instances_{split}.json'}"]
+    files = [cache_file(name) for name in names]
+    return sum(file.stat().st_size for file in files if file.is_file()), files[0].parent
+
+
+def inventory(
+    root: str | Path,  # a data set's folder
+    train: ImageSet,
+    val: ImageSet,
+) -> str:  # a line for each split and one for the index
+    """What a prepared data set holds."""
+    rows = [f"  {split:<6} {len(s.ids):>6,} images, {int((s.pixels >= MIN_PIXELS).any(axis=0).sum())} of {len(s.class_names)} classes in them" for split, s in [("train", train), ("val", val)]]
+    size, folder = index_size(root)
+    return "\n".join([f"{train.name} in {Path(root).expanduser().resolve()}:", *rows, f"  index  {size / 1e6:>6.1f} MB in {folder}"])
+
+# %% ../nbs/02_datasets.ipynb #45a5f3fc
 SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO's word -> VOC's
 
 
@@ -683,7 +765,7 @@ def merge(
     read_mask = partial(_merged_mask, a.read_mask, len(a.ids), b.read_mask, table)
     return ImageSet(f"{a.name}+{b.name}", ids, [*a.image_paths, *b.image_paths], read_mask, names, pixels, a.interleaved)
 
-# %% ../nbs/02_datasets.ipynb #739e21b7
+# %% ../nbs/02_datasets.ipynb #7965c0ad
 def known_mask(
     class_map: np.ndarray | torch.Tensor,  # uint8, values 0 .. C and 255
     classes: Sequence[int],  # classes to mark
@@ -704,7 +786,7 @@ def binary_mask(
     """Mark one class, void kept."""
     return known_mask(class_map, [cls])
 
-# %% ../nbs/02_datasets.ipynb #c9ec4f67
+# %% ../nbs/02_datasets.ipynb #3d7e02bf
 @dataclass(frozen=True)
 class Recipe:
     """How training images are augmented. The defaults are the published ones for PASCAL-5i."""
@@ -740,7 +822,7 @@ def round_side(
         warnings.warn(f"side {side} is not of the form 8n+1; {rounded} is used.")
     return rounded
 
-# %% ../nbs/02_datasets.ipynb #ed0af325
+# %% ../nbs/02_datasets.ipynb #a37eb548
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]  # an image (3, H, W) uint8 and its class map (H, W) uint8
 
 
@@ -813,7 +895,7 @@ def crop(
     top, left = place_crop((mask == cls).numpy(), recipe.side, recipe.keep, recipe.tries, rng)
     return tuple(F.crop(x, top, left, recipe.side, recipe.side) for x in (image, mask))
 
-# %% ../nbs/02_datasets.ipynb #692ca84a
+# %% ../nbs/02_datasets.ipynb #a4dc6576
 def augment(
     image: np.ndarray,  # (H, W, 3) uint8
     mask: np.ndarray,  # (H, W) uint8, values 0 .. C and 255
@@ -849,7 +931,7 @@ def fit_square(
     image, mask = F.pad(image, padding, fill=0), F.pad(mask, padding, fill=VOID)
     return normalise(image.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor).contiguous()
 
-# %% ../nbs/02_datasets.ipynb #cb8deb76
+# %% ../nbs/02_datasets.ipynb #f8a49453
 class Batch(NamedTuple):
     """B episodes as tensors; one episode (an item of `TrainingEpisodes`) is the same without the first axis."""
 

@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -452,7 +453,7 @@ def test_pascal5i_downloads_only_what_is_missing(tmp_path, monkeypatch):
             asked.append((name, bool(kw.get("download"))))
             return real(*args, **{**kw, "download": False})
 
-        spy.voc_train_url = "https://example.org"
+        spy.url = spy.voc_train_url = "https://example.org"
         monkeypatch.setattr(tvd, name, spy)
     ds.pascal5i(root, "train", download=True, counts={"train": 4, "val": 1})
     assert not any(download for _, download in asked), "both are there"
@@ -461,6 +462,66 @@ def test_pascal5i_downloads_only_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises((RuntimeError, FileNotFoundError)):
         ds.pascal5i(root, "train", download=True, counts={"train": 4, "val": 1})
     assert ("SBDataset", True) in asked and ("VOCSegmentation", False) in asked
+
+
+def test_a_failing_download_is_one_sentence_and_may_be_tried_again(tmp_path, monkeypatch):
+    import torchvision.datasets.sbd as sbd
+    import torchvision.datasets.voc as voc
+
+    def offline(*args, **kw):
+        raise URLError("no route to host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(voc, "download_and_extract_archive", offline)
+        with pytest.raises(RuntimeError, match=r"VOC 2012 could not be downloaded .*no route to host.*fetch https\S+VOCtrainval_11-May-2012.tar elsewhere") as raised:
+            ds.prepare_pascal(tmp_path / "none")
+        assert "\n" not in str(raised.value) and str(tmp_path / "none") in str(raised.value)
+    root = make_pascal(tmp_path / "data")
+    (root / "sbd").rename(tmp_path / "away")
+    tries = []
+    with monkeypatch.context() as patch:
+        patch.setattr(sbd, "download_and_extract_archive", lambda url, folder, **kw: (Path(folder).mkdir(exist_ok=True), tries.append(url), offline()))
+        for attempt in (1, 2):  # the first leaves an empty folder behind
+            with pytest.raises(RuntimeError, match=r"SBD could not be downloaded .*benchmark.tgz and https\S+train_noval.txt elsewhere.*sbd unopened"):
+                ds.prepare_pascal(root, {"train": 4, "val": 1})
+            assert len(tries) == attempt
+    (root / "sbd").rmdir()
+    (tmp_path / "away").rename(root / "sbd")
+    assert [len(s.ids) for s in ds.prepare_pascal(root, {"train": 4, "val": 1})] == [4, 1]
+
+
+def test_preparing_pascal_counts_what_is_there_and_indexes_it(tmp_path, monkeypatch):
+    root = make_pascal(tmp_path / "data")
+    with pytest.raises(ValueError, match="4 images, not the published 5953"):
+        ds.prepare_pascal(root)
+    train, val = ds.prepare_pascal(root, {"train": 4, "val": 1})
+    lines = ds.inventory(root, train, val).splitlines()
+    assert lines[0] == f"pascal5i in {root.resolve()}:"
+    assert lines[1].split() == "train 4 images, 0 of 20 classes in them".split(), "no object has 2048 pixels but stripes of 40 x 56"
+    size = sum(f.stat().st_size for f in (tmp_path / "cache").glob("*.npz"))
+    assert size and ds.index_size(root) == (size, tmp_path / "cache")
+    monkeypatch.setattr(ds, "count_pixels", lambda *a: pytest.fail("counted again"))
+    assert ds.pascal5i(root, "val", counts={"train": 4, "val": 1}).ids == val.ids
+
+
+def test_preparing_coco_names_what_is_missing_and_where_it_comes_from(tmp_path):
+    pytest.importorskip("pycocotools")
+    zips = ["http://images.cocodataset.org/zips/train2014.zip", "http://images.cocodataset.org/zips/val2014.zip", "http://images.cocodataset.org/annotations/annotations_trainval2014.zip"]
+    with pytest.raises(FileNotFoundError) as raised:
+        ds.prepare_coco(tmp_path / "coco")
+    assert all(url in str(raised.value) for url in zips) and "\n" not in str(raised.value)
+    categories = [{"id": k + 1, "name": name} for k, name in enumerate(ds.COCO_CLASSES)]
+    root = make_coco(tmp_path / "coco", [{"segmentation": [SQUARE]}], categories=categories)
+    with pytest.raises(FileNotFoundError) as raised:
+        ds.prepare_coco(root)
+    said = str(raised.value)
+    assert "lacks val2014, annotations/instances_val2014.json" in said and zips[0] not in said and zips[1] in said and zips[2] in said
+    make_coco(root, [{"segmentation": [SQUARE]}, {"image_id": 9, "segmentation": [SQUARE]}], categories=categories, split="val2014")
+    with pytest.raises(ValueError, match="COCO-20i train in .* has 1 images, not the published 82081"), pytest.warns(UserWarning, match="instead of 82081"):
+        ds.prepare_coco(root)
+    train, val = ds.prepare_coco(root, 1)
+    assert (len(train.ids), len(val.ids)) == (1, 2) and train.interleaved and val.interleaved
+    assert ds.index_size(root)[0] == sum(f.stat().st_size for f in (tmp_path / "cache").glob("*.npz"))
 
 
 # --- subset and merge ---------------------------------------------------------------------------------------------------
