@@ -24,7 +24,7 @@ setup(
     include_package_data=True,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("coco", "sbd", "notebooks", "explore", "dev")},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("coco", "sbd", "notebooks", "explore", "tensorboard", "dev")},
     entry_points={"console_scripts": cfg["console_scripts"].split("\n"), "nbdev": [f"celp_nb=celp_nb._modidx:d"]},
     classifiers=[
         "Programming Language :: Python :: 3",

@@ -119,4 +119,4 @@ def two_path_losses(model: FewShotModel,
     logits, auxiliary = model.decoder(cond, target)
     zero = logits.new_zeros((), dtype=torch.float32)
     return Losses(loss(logits[:B], target), zero if auxiliary is None else auxiliary,
-                  cross_entropy(logits[B:], pseudo[asked]) if asked.any() else zero, logits[:B], logits[B:])
+                  zero if pseudo is None else cross_entropy(logits[B:], pseudo[asked]), logits[:B], logits[B:])

@@ -15,7 +15,8 @@ from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.datasets import Batch, Recipe, TrainingEpisodes, augment, binary_mask, known_mask, read_image, samples
 from celp_nb.episodes import fold_classes, images_in_turn
 from celp_nb.pfenet import PFENet
-from celp_nb.training import (METHODS, Method, Optimisation, Step, build_model, cached_steps, fit, load_checkpoint, load_model, online_steps, optimisers_for, save_checkpoint, train_step)
+from celp_nb.training import (DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, cached_steps, fit, load_checkpoint, load_model, online_steps,
+                              optimisers_for, own_episodes, save_checkpoint, train_step)
 
 SIDE = 81
 
@@ -64,6 +65,12 @@ def attentive(seed=0, width=16, channels=240):
     return build_model(channels, width, (1.0,), decoder="CyCTR")
 
 
+def one_step(net, optimisers, method, *rest, **more):
+    "`train_step` on the CPU."
+    data, lr, number, *name = rest
+    return train_step(Objective(net, DECODERS[method.decoder].loss), optimisers, method, data, lr, number, accelerator_for(), *name, **more)
+
+
 PLAIN = METHODS["PFENet"]
 LATENT = Method(delta=0.3, sigma=3)  # a region in nearly every image, whatever the weights
 ATTENTIVE = replace(LATENT, decoder="CyCTR")
@@ -86,7 +93,7 @@ def test_overfitting_four_episodes(backbone, scenes):
     step = Step(query, support, rows.support_mask, rows.target.long(), rows.known)
     torch.manual_seed(0)
     net = FewShotModel(query.mid.shape[1], PFENet(48, (1.0,), dropout=0.0), 48, dropout=0.0)
-    history = fit({"CE": net}, {"CE": Method()}, lambda start: (step for _ in range(140)), Optimisation(140, 4, 0.2), 0)["CE"]
+    history = fit({"CE": net}, {"CE": Method()}, lambda start: (step for _ in range(140)), Optimisation(140, 4, 0.2), 0).history["CE"]
     assert history[-1]["main"] < 0.1 * history[0]["main"] and history[-1]["auxiliary"] < 0.1 * history[0]["auxiliary"] and history[0]["latent"] > 0
     with torch.no_grad(): logits = net(query, support, rows.support_mask)
     found = torch.nn.functional.interpolate(logits, rows.target.shape[-2:], mode="bilinear", align_corners=True).argmax(1)
@@ -105,7 +112,7 @@ def test_schedule():
 def test_a_step_is_one_step_of_sgd_at_its_rate(steps):
     data, ours = next(steps(0)), model()
     plain, optimisers = copy.deepcopy(ours), optimisers_for(ours, PLAIN, SHORT)
-    train_step(ours, optimisers, PLAIN, data, 0.125, 7)
+    one_step(ours, optimisers, PLAIN, data, 0.125, 7)
     torch.manual_seed(7)
     plain.train()
     losses = two_path_losses(plain, data.query, data.support, data.support_mask, data.target, None)
@@ -119,7 +126,7 @@ def test_adamw_moves_every_weight_by_the_rate_at_first(steps):
     data, net = next(steps(0)), model()
     before = copy.deepcopy(net.state_dict())
     opt = Optimisation(optimiser="adamw", weight_decay=0.0)
-    train_step(net, optimisers_for(net, PLAIN, opt), PLAIN, data, 1e-3, 0)
+    one_step(net, optimisers_for(net, PLAIN, opt), PLAIN, data, 1e-3, 0)
     for name, value in net.named_parameters():
         moved = value.grad.abs() > 1e-5
         assert torch.allclose(value[moved], (before[name] - 1e-3 * value.grad.sign())[moved], atol=2e-6), name
@@ -128,7 +135,7 @@ def test_adamw_moves_every_weight_by_the_rate_at_first(steps):
 def test_fit_follows_the_schedule_and_reports_every_step(steps):
     seen, net = [], model()
     before = copy.deepcopy(net.state_dict())
-    history = fit({"a": net}, {"a": LATENT}, steps, SHORT, 0, report=lambda step, losses: seen.append((step, losses["a"])))
+    history = fit({"a": net}, {"a": LATENT}, steps, SHORT, 0, report=lambda step, losses: seen.append((step, losses["a"]))).history
     assert [s for s, _ in seen] == list(range(6)) and [h for _, h in seen] == history["a"]
     assert all(set(h) == {"main", "auxiliary", "contrast", "latent"} and 0 <= h["latent"] <= 1 for h in history["a"])
     assert not net.training and not same(before, net.state_dict())
@@ -179,7 +186,7 @@ def test_a_step_is_one_of_sgd_and_one_of_adamw(whole_steps):
     "The transformer's first step is its decay and the sign of the gradient times its rate, whatever the rate of the others."
     data, net = next(whole_steps(0)), attentive()
     before, opt = copy.deepcopy(net.state_dict()), Optimisation(transformer_lr=1e-3, transformer_decay=0.1)
-    train_step(net, optimisers_for(net, ATTENTIVE, opt), ATTENTIVE, data, 0.125, 0)
+    one_step(net, optimisers_for(net, ATTENTIVE, opt), ATTENTIVE, data, 0.125, 0)
     inside, looked_at = transformer_names(net), 0
     for name, p in net.named_parameters():
         old, g = before[name], p.grad
@@ -223,10 +230,10 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(steps):
 def test_side_by_side_is_alone(steps):
     together = {"PFENet": model(), "PFENet+CE": model()}
     methods = {"PFENet": METHODS["PFENet"], "PFENet+CE": LATENT}
-    both = fit(together, methods, steps, SHORT, 3)
+    both = fit(together, methods, steps, SHORT, 3).history
     for name in methods:
         alone = model()
-        history = fit({name: alone}, {name: methods[name]}, steps, SHORT, 3)
+        history = fit({name: alone}, {name: methods[name]}, steps, SHORT, 3).history
         assert history[name] == both[name] and same(alone.state_dict(), together[name].state_dict())
     assert not same(together["PFENet"].state_dict(), together["PFENet+CE"].state_dict())
 
@@ -302,31 +309,34 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(steps, tmp_path):
     saved = load_checkpoint(path)
     assert saved["step"] == 2
     clean = {"a": model()}
-    assert fit(clean, {"a": PLAIN}, steps, SHORT, 0, path)["a"] == fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0)["a"]
+    assert fit(clean, {"a": PLAIN}, steps, SHORT, 0, path) == fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0)
 
 
 def test_weights_and_momentum_are_untouched_by_a_bad_step(steps):
     data, net = next(steps(0)), model()
     optimisers = optimisers_for(net, PLAIN, SHORT)
-    train_step(net, optimisers, PLAIN, data, 0.01, 0)
+    one_step(net, optimisers, PLAIN, data, 0.01, 0)
     before, momentum = copy.deepcopy(net.state_dict()), copy.deepcopy(optimisers[0].state_dict()["state"])
     with pytest.raises(FloatingPointError, match="PFENet is nan"):
-        train_step(net, optimisers, PLAIN, data._replace(query=Features(data.query.mid * math.inf * 0, data.query.high)), 0.01, 1, "PFENet")
+        one_step(net, optimisers, PLAIN, data._replace(query=Features(data.query.mid * math.inf * 0, data.query.high)), 0.01, 1, "PFENet")
     assert same(net.state_dict(), before)
     for i, s in optimisers[0].state_dict()["state"].items(): assert torch.equal(s["momentum_buffer"], momentum[i]["momentum_buffer"])
 
 
-@pytest.mark.parametrize("change", [dict(opt=Optimisation(iterations=6, batch=2, lr=0.02)), dict(seed=1), dict(methods={"a": Method(contrast=0.2)})])
-def test_a_checkpoint_of_another_run_is_refused(change, steps, tmp_path):
+@pytest.mark.parametrize("change, said", [(dict(opt=Optimisation(iterations=6, batch=2, lr=0.02)), "lr = 0.01 then and 0.02 now"),
+                                          (dict(seed=1, opt=replace(SHORT, batch=4)), "batch = 2 then and 4 now, seed = 0 then and 1 now"),
+                                          (dict(methods={"a": Method(contrast=0.2)}), "contrast of a = 0.0 then and 0.2 now")])
+def test_a_checkpoint_of_another_run_is_refused(change, said, steps, tmp_path):
     path, settings = tmp_path / "last.pt", dict(methods={"a": PLAIN}, steps=steps, opt=SHORT, seed=0)
     fit({"a": model()}, **settings, checkpoint=path)
     before, net = path.read_bytes(), model(seed=5)
     state = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match="last.pt was written with other settings"): fit({"a": net}, **{**settings, **change}, checkpoint=path)
+    with pytest.raises(ValueError, match=rf"last.pt was written with other settings \({said}\)"): fit({"a": net}, **{**settings, **change}, checkpoint=path)
     assert path.read_bytes() == before and same(net.state_dict(), state)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"not a checkpoint", lambda b: b[:2000] + bytes(len(b) - 4000) + b[-2000:]])
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-1], lambda b: b"", lambda b: b"not a checkpoint", lambda b: b[:2000] + bytes(len(b) - 4000) + b[-2000:],
+                                    lambda b: b[:len(b) // 2] + bytes([b[len(b) // 2] ^ 1]) + b[len(b) // 2 + 1:]])
 def test_a_damaged_checkpoint_is_named(damage, steps, tmp_path):
     path = tmp_path / "last.pt"
     fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0, path)
