@@ -108,14 +108,14 @@ def with_fallback(mask: Tensor,  # (B, K, h, w) integer {0, 1, 255}
     mask = torch.where(lacks(1) & middle, 1, mask)
     return torch.where(lacks(0) & corners, 0, mask)
 
-# %% ../nbs/08_cyctr.ipynb #d5014658
+# %% ../nbs/08_cyctr.ipynb #50884984
 def choose_keys(foreground: Tensor,  # (B, n) bool: support positions on the object
                 background: Tensor,  # (B, n) bool: and beside it
                 limit: int,          # keys of each kind, where there are enough of both
-                generator: torch.Generator | None = None,  # None: PyTorch's own
+                generator: torch.Generator | None = None,  # of one draw that all rows share; None: PyTorch's own, a draw for each row
                ) -> tuple[Tensor, Tensor]:  # positions (B, m) int64, m ≤ 2 · limit, foreground first; and (B, m) bool, false for the padding of a row
     "Support positions to attend to, at random: `limit` of each kind; of one kind more where the other has too few."
-    noise = torch.rand(foreground.shape, generator=generator, device=foreground.device)
+    noise = torch.rand((1 if generator else len(foreground), foreground.shape[1]), generator=generator, device=foreground.device).expand_as(foreground)
     n_fg, n_bg = foreground.sum(1, keepdim=True), background.sum(1, keepdim=True)
     def some(kind, most):
         rank = noise.masked_fill(~kind, 2.0).argsort(1).argsort(1)
