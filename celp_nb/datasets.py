@@ -4,10 +4,10 @@
 __all__ = ['PASCAL_CLASSES', 'COCO_CLASSES', 'VOID', 'OKABE_ITO', 'IMAGENET_MEAN', 'IMAGENET_STD', 'STRIDE', 'PASCAL_COUNTS',
            'COCO_TRAIN_COUNT', 'COCO_PARTS', 'SYNONYMS', 'PASCAL', 'COCO', 'MEAN_COLOUR', 'Pair', 'ImageSet',
            'normalise', 'denormalise', 'overlay', 'show_images', 'UnreadableImage', 'open_image', 'read_png_mask',
-           'read_image', 'fingerprint', 'cache_file', 'cached', 'count_pixels', 'pixel_index', 'subset', 'read_split',
-           'find_files', 'read_class_names', 'voc_layout', 'samples', 'Outlines', 'coco_tools', 'paint', 'run_lengths',
-           'parse_coco', 'coco_layout', 'read_pascal_mask', 'check_count', 'fetch', 'pascal5i', 'coco20i',
-           'prepare_pascal', 'prepare_coco', 'index_size', 'inventory', 'class_key', 'merge', 'known_mask',
+           'read_image', 'fingerprint', 'cache_folder', 'cache_file', 'cached', 'count_pixels', 'pixel_index', 'subset',
+           'read_split', 'find_files', 'read_class_names', 'voc_layout', 'samples', 'Outlines', 'coco_tools', 'paint',
+           'run_lengths', 'parse_coco', 'coco_layout', 'read_pascal_mask', 'check_count', 'fetch', 'pascal5i',
+           'coco20i', 'prepare_pascal', 'prepare_coco', 'index_size', 'inventory', 'class_key', 'merge', 'known_mask',
            'binary_mask', 'Recipe', 'round_side', 'as_pair', 'rescale', 'rotate', 'place_crop', 'crop', 'augment',
            'fit_square', 'Batch', 'TrainingEpisodes']
 
@@ -171,7 +171,7 @@ def read_image(
     """Read a photograph; raises UnreadableImage naming the file."""
     return np.array(open_image(image_set.image_paths[i]).convert("RGB"))
 
-# %% ../nbs/02_datasets.ipynb #69bb047d
+# %% ../nbs/02_datasets.ipynb #21ae319d
 def fingerprint(
     paths: Sequence[Path],  # existing files, in order
 ) -> str:  # 40 hex digits
@@ -183,12 +183,16 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where indexes and features are kept: $CELP_CACHE, or a folder in the user's cache."""
+    return Path(os.environ.get("CELP_CACHE") or Path.home() / ".cache" / "celp_nb")
+
+
 def cache_file(
     name: str,  # what is kept
 ) -> Path:  # may not exist yet
     """Where the cache folder keeps what has this name."""
-    folder = Path(os.environ.get("CELP_CACHE") or Path.home() / ".cache" / "celp_nb")
-    return folder / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[-60:]}-{hashlib.sha1(name.encode()).hexdigest()[:12]}.npz"
+    return cache_folder() / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[-60:]}-{hashlib.sha1(name.encode()).hexdigest()[:12]}.npz"
 
 
 def cached(

@@ -203,7 +203,7 @@ def test_a_run_leaves_everything(home):
     run = home / "runs/scenes"
     results = pd.read_csv(run / "results.csv")
     assert set(zip(results.fold, results.method, results.shots)) >= {(f, m, k) for f in (0, 1) for m in ("PFENet", "PFENet+CE", "all foreground") for k in (1, 2)}
-    assert list(results.columns) == ["data", "backbone", "fold", "method", "shots", "miou", "fb_iou", "confusion", "episodes", "iterations", "seed", "commit", "seconds"]
+    assert list(results.columns) == ["data", "backbone", "fold", "method", "shots", "miou", "fb_iou", "confusion", "episodes", "iterations", "seed", "selection", "commit", "seconds"]
     assert (results.data == "scenes").all() and (results.iterations == 2).all() and results.miou.between(0, 100).all()
     table = (run / "table.md").read_text()
     assert "`scenes`" in table and "not PASCAL-5i" in table and "| PFENet+CE | 2 |" in table
