@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER', 'PAPER_FOLDS', 'SAMPLES', 'FOLDER', 'FREE', 'LR_FACTOR', 'EVERY_ROW', 'OF_DATA', 'SIDES', 'WIDTHS',
-           'PAPER_DATA', 'PAPER_BACKBONES', 'PAPER_METHODS', 'ROWS', 'PRESETS', 'IMAGES', 'EXPECTED_FOLDS',
+           'PAPER_DATA', 'PAPER_BACKBONES', 'PAPER_METHODS', 'ROWS', 'PRESETS', 'IMAGES', 'EXPECTED_FOLDS', 'OPTIONAL',
            'INCIDENTAL', 'paper_scores', 'paper_ablations', 'unequal_means', 'RunConfig', 'one_of', 'has_bf16',
            'resolve', 'Preset', 'make_preset', 'find_preset', 'preset_config', 'check_preset', 'most_steps', 'aligned',
            'presets_table', 'paper_row', 'beside_the_row', 'compare_with_paper', 'comparison_text', 'run_text',
@@ -249,8 +249,9 @@ Backbones have torchvision's ImageNet weights; the published ones have a deep st
 CyCTR on COCO is the paper's CyCTR*, retested by its authors on COCO 2014.
 """
 
-# %% ../nbs/13a_presets.ipynb #9e3f2d22
+# %% ../nbs/13a_presets.ipynb #47368ff3
 EXPECTED_FOLDS = [0, 1, 2, 3]
+OPTIONAL = ("run", "selection", "preset", "changed")  # columns of results that not every file has
 
 
 def paper_row(data: str,      # label of results: "pascal5i", "coco20i", or another
@@ -280,26 +281,27 @@ def beside_the_row(grid: pd.DataFrame,  # a row a seed, a column a fold: scores 
     if folds != EXPECTED_FOLDS: stated["mean"] = paper.reindex(folds).mean(skipna=False)
     return pd.DataFrame({"fold": ours.index, "ours": ours.values, "low": low.values, "high": high.values, "paper": stated.values, "difference": (ours - stated).values})
 
-
-def compare_with_paper(results: pd.DataFrame,  # as in results.csv: data, backbone, fold, method, shots, miou, fb_iou, episodes, iterations, seed; and, where there are, run, select, preset, changed
+# %% ../nbs/13a_presets.ipynb #2a183573
+def compare_with_paper(results: pd.DataFrame,  # as in results.csv: data, backbone, fold, method, shots, miou, fb_iou, episodes, iterations, seed; and, where there are, run, selection, preset, changed
                       ) -> pd.DataFrame:       # a row a run, method, shots, metric and fold, with what `beside_the_row` gives and what it is of
     "Set results beside the paper's. Raises ValueError for results without a trained method, and for a fold that is there twice with one seed."
-    r = results.assign(**{k: "" for k in ("run", "select", "preset", "changed") if k not in results})
-    r = r[r.method.isin(METHODS)].fillna({k: "" for k in ("run", "select", "preset", "changed")})
+    r = results.assign(**{k: "" for k in OPTIONAL if k not in results})
+    r = r[r.method.isin(METHODS)].fillna({k: "" for k in OPTIONAL})
     if r.empty: raise ValueError(f"no row of the results is of {', '.join(METHODS)}; there is nothing to compare with the paper.")
     twice = r[r.duplicated(["run", "data", "backbone", "method", "shots", "fold", "seed"])]
     if len(twice): raise ValueError(f"fold {twice.iloc[0].fold} of {twice.iloc[0].method}, {twice.iloc[0].shots} shots and seed {twice.iloc[0].seed} are there twice; give the runs apart.")
     span = lambda x: f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} to {max(x):,}"
     rows = []
-    for (run, data, backbone, method, shots, select, preset, changed), part in r.groupby(["run", "data", "backbone", "method", "shots", "select", "preset", "changed"], sort=False):
+    for (data, backbone, method, shots, *known), part in r.groupby(["data", "backbone", "method", "shots", *OPTIONAL], sort=False):
+        known = dict(zip(OPTIONAL, known))
         for metric, column in [("mIoU", "miou"), ("FB-IoU", "fb_iou")]:
-            dataset, paper = paper_row(data, method, backbone, shots, metric, preset or None)
-            facts = {"run": run, "data": data, "dataset": dataset, "comparable": data == {"PASCAL-5i": "pascal5i", "COCO-20i": "coco20i"}[dataset], "backbone": backbone, "method": method, "shots": shots, "metric": metric,
-                     "seeds": ", ".join(map(str, sorted(set(part.seed)))), "folds": ", ".join(map(str, sorted(set(part.fold)))), "iterations": span(part.iterations), "episodes": span(part.episodes), "select": select, "preset": preset, "changed": changed}
+            dataset, paper = paper_row(data, method, backbone, shots, metric, known["preset"] or None)
+            facts = {**known, "data": data, "dataset": dataset, "comparable": data == {"PASCAL-5i": "pascal5i", "COCO-20i": "coco20i"}[dataset], "backbone": backbone, "method": method, "shots": shots, "metric": metric,
+                     "seeds": ", ".join(map(str, sorted(set(part.seed)))), "folds": ", ".join(map(str, sorted(set(part.fold)))), "iterations": span(part.iterations), "episodes": span(part.episodes)}
             rows.append(beside_the_row(part.pivot(index="seed", columns="fold", values=column), paper).assign(**facts))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/13a_presets.ipynb #bce89749
+# %% ../nbs/13a_presets.ipynb #a3f8b355
 def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     "Results beside the paper's in markdown, a table for each run and data set."
     return "\n".join(run_text(part) for _, part in comparison.groupby(["run", "data", "backbone"], sort=False))
@@ -324,17 +326,17 @@ def run_text(part: pd.DataFrame) -> str:
 def run_notes(part: pd.DataFrame) -> list[str]:
     "What to know before reading a run's table as a comparison."
     f = part.iloc[0]
-    kept = {"": "checkpoint not stated", "last": "last checkpoint", "train": "checkpoint chosen on training classes", "test": "checkpoint chosen on the test fold"}[f["select"]]
+    kept = {"": "checkpoint not stated", "last": "last checkpoint", "train": "checkpoint chosen on training classes", "test": "checkpoint chosen on the test fold"}[f.selection]
     notes = [f"In percent. Seed{'s' * (',' in f.seeds)} {f.seeds}; {f.iterations} steps; {f.episodes} episodes a fold; {kept}" + f"; preset {f.preset}" * bool(f.preset) + "."]
     if f.changed: notes.append(f"Other than the preset's: {f.changed}.")
     if not f.comparable: notes.append(f"Warning: `{f.data}` is not {f.dataset} but a development set: not comparable, shown for orientation.")
     without = sorted({m for (m, b), t in part.groupby(["method", "backbone"]) if t.paper.isna().all()})
     if without: notes.append(f"The paper has no row for {', '.join(without)} on {f.backbone}.")
     if f.folds != "0, 1, 2, 3": notes.append(f"Warning: † of fold{'s' * (',' in f.folds)} {f.folds} alone, and so is the paper's mean beside it (which gives FB-IoU for all four together only).")
-    if f.comparable and f["select"] != "test": notes.append("The paper's scores are of the best of many checkpoints, chosen on the test fold.")
+    if f.comparable and f.selection != "test": notes.append("The paper's scores are of the best of many checkpoints, chosen on the test fold.")
     return notes
 
-# %% ../nbs/13a_presets.ipynb #5b65fc0c
+# %% ../nbs/13a_presets.ipynb #ca774b57
 INCIDENTAL = ("data", "folds", "seed", "precision", "weights", "cache", *FREE)  # may differ from a preset's without being worth a line
 
 
@@ -361,7 +363,7 @@ def read_runs(paths: Iterable[str | Path],  # folders of runs, or files like the
         config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
         alike = json.dumps({k: v for k, v in config.items() if k not in ("seed", "folds", *FREE)}, sort_keys=True) if config else str(path)
         names.setdefault(alike, []).append(str(path))
-        said = {"select": config.get("select") or "", "preset": config.get("preset") or "", "changed": ", ".join(f"{k} {v}" for k, v in changes(config).items())}
+        said = {"selection": config.get("select") or "", "preset": config.get("preset") or "", "changed": ", ".join(f"{k} {v}" for k, v in changes(config).items())}
         tables.append(table.assign(alike=alike, **{k: v for k, v in said.items() if k not in table}))
     results = pd.concat(tables, ignore_index=True)
     return results.assign(run=results.pop("alike").map(lambda a: " + ".join(names[a])))
