@@ -34,7 +34,7 @@ from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.cyctr import CycleAttention
 from celp_nb.latent import sample_latent
 from celp_nb.pfenet import COCO_BINS, PASCAL_BINS, PFENet, bin_size
-from celp_nb.training import DECODERS, METHODS, Method, Optimisation, Step, build_model, optimisers_for, train_step
+from celp_nb.training import DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, optimisers_for, train_step
 
 NUMBER = 7  # seeds the centres
 WIDTHS = {"PFENet": 256, "CyCTR": 384}  # as published
@@ -120,14 +120,21 @@ def now(device):
     return time.perf_counter(), time.process_time()
 
 
-def our_step(backbone, model, optimisers, method, data, precision=None):
+def prepared(model, method, device, precision):
+    "What `our_step` needs beside data and backbone: objective, optimisers, method, accelerator, precision."
+    accelerator = accelerator_for(device.type, precision)
+    objective = accelerator.prepare(Objective(model, DECODERS[method.decoder].loss))
+    return {"objective": objective, "optimisers": optimisers_for(model, method, Optimisation()), "method": method, "accelerator": accelerator, "precision": precision}
+
+
+def our_step(backbone, data, objective, optimisers, method, accelerator, precision):
     "What `train_step` tells, and the seconds, of clock and processor, that the backbone took."
     device, start = data["query"].device, now(data["query"].device)
     with lowered(device, precision):
         query, support = episode_features(backbone, data["query"], data["support"], data["support_mask"], DECODERS[method.decoder].whole_support)
     spent = [b - a for a, b in zip(start, now(device))]
     step = Step(query, support, data["support_mask"], data["target"], data["known"])
-    return train_step(model, optimisers, method, step, 1e-3, NUMBER, precision=precision), spent
+    return train_step(objective, optimisers, method, step, 1e-3, NUMBER, accelerator), spent
 
 
 def blobs(g, *shape, side):
@@ -171,15 +178,13 @@ def make(args, device):
 def variants(args, device):
     "name → a function that makes one training step."
     ours, plain, model, data = make(args, device)
-    method, opt = Method(delta=args.delta), Optimisation(batch=args.batch, lr=1e-3)
-    def of(step, backbone, layout=torch.channels_last, **more):
-        own = copy.deepcopy(model).to(memory_format=layout)
-        optimisers = optimisers_for(own, method, opt)
-        return lambda: step(backbone, own, optimisers, method, data, **more)
-    made = {"plain": of(plain_step, plain, torch.contiguous_format)}
-    if args.precision in ("float32", "both"): made["float32"] = of(our_step, ours)
-    if args.precision in ("bf16", "both"): made["bf16"] = of(our_step, ours, precision=torch.bfloat16)
-    return made, (ours, plain, model, data)
+    method = Method(delta=args.delta)
+    def of(precision):
+        parts = prepared(copy.deepcopy(model), method, device, PRECISIONS[precision])
+        return lambda: our_step(ours, data, **parts)
+    own = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    optimisers = optimisers_for(own, method, Optimisation(lr=1e-3))
+    return {"plain": lambda: plain_step(plain, own, optimisers, method, data), **{p: of(p) for p in chosen(args)}}, (ours, plain, model, data)
 
 
 def chosen(args): return ["float32", "bf16"] if args.precision == "both" else [args.precision]
@@ -188,7 +193,7 @@ def chosen(args): return ["float32", "bf16"] if args.precision == "both" else [a
 def method_steps(args, device):
     "name → a function that makes one training step of a method; the name says the precision too."
     torch.manual_seed(0)
-    g, opt = torch.Generator().manual_seed(0), Optimisation(batch=args.batch)
+    g = torch.Generator().manual_seed(0)
     if args.backbone == "tiny": backbone = load_backbone("tiny", args.weights).to(device)
     else: backbone = load_backbone(args.backbone, network(args, g).state_dict()).to(device)
     data, channels = inputs(args, device, g), feature_channels(backbone)[0]
@@ -197,8 +202,8 @@ def method_steps(args, device):
             method = replace(METHODS[name], delta=args.delta)
             torch.manual_seed(0)
             model = build_model(channels, args.width or WIDTHS[method.decoder], bins_at(args.side), decoder=method.decoder).to(device)
-            optimisers = optimisers_for(model, method, opt)
-            return lambda: our_step(backbone, model, optimisers, method, data, PRECISIONS[precision])
+            parts = prepared(model, method, device, PRECISIONS[precision])
+            return lambda: our_step(backbone, data, **parts)
         return build
     return {f"{name} {precision}": of(name, precision) for precision in chosen(args) for name in METHODS}
 

@@ -19,7 +19,7 @@ from celp_nb.datasets import Recipe, TrainingEpisodes, coco_layout, merge, voc_l
 from celp_nb.episodes import images_in_turn, pairs_per_class
 from celp_nb.evaluation import all_foreground, best_prior, evaluate, feature_memory, prior_predictors, scores
 from celp_nb.pfenet import COCO_BINS
-from celp_nb.training import DECODERS, METHODS, Optimisation, build_model, cached_steps, fit
+from celp_nb.training import DECODERS, METHODS, Optimisation, accelerator_for, build_model, cached_steps, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shared", type=Path, default=Path("../shared"))
@@ -62,7 +62,7 @@ def report(step, of):
     losses.append(of[args.method]["main"])
     if (step + 1) % 100 == 0: print(f"{step + 1}: main loss {np.mean(losses[-100:]):.3f}, {time.time() - start:.0f} s", flush=True)
 fit({args.method: model}, METHODS, lambda first: cached_steps(args.cache, backbone, items, 4, args.views, first, torch.bfloat16, whole),
-    Optimisation(args.iterations, 4, args.lr, optimiser=args.optimiser, transformer_lr=args.transformer_lr), 0, report=report, precision=torch.bfloat16)
+    Optimisation(args.iterations, 4, args.lr, optimiser=args.optimiser, transformer_lr=args.transformer_lr), 0, report=report, accelerator=accelerator_for(precision=torch.bfloat16))
 
 asked = pairs_per_class(voc.pixels, HELD, 20, 5, 7, class_names=voc.class_names)
 predictors = {args.method: model} | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {})
