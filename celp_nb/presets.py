@@ -301,7 +301,7 @@ def compare_with_paper(results: pd.DataFrame,  # as in results.csv: data, backbo
             rows.append(beside_the_row(part.pivot(index="seed", columns="fold", values=column), paper).assign(**facts))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/13a_presets.ipynb #a3f8b355
+# %% ../nbs/13a_presets.ipynb #a0e5449d
 def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     "Results beside the paper's in markdown, a table for each run and data set."
     return "\n".join(run_text(part) for _, part in comparison.groupby(["run", "data", "backbone"], sort=False))
@@ -328,25 +328,27 @@ def run_notes(part: pd.DataFrame) -> list[str]:
     f = part.iloc[0]
     kept = {"": "checkpoint not stated", "last": "last checkpoint", "train": "checkpoint chosen on training classes", "test": "checkpoint chosen on the test fold"}[f.selection]
     notes = [f"In percent. Seed{'s' * (',' in f.seeds)} {f.seeds}; {f.iterations} steps; {f.episodes} episodes a fold; {kept}" + f"; preset {f.preset}" * bool(f.preset) + "."]
-    if f.changed: notes.append(f"Other than the preset's: {f.changed}.")
+    if f.changed: notes.append(f"Settings that are not the row's: {f.changed}.")
     if not f.comparable: notes.append(f"Warning: `{f.data}` is not {f.dataset} but a development set: not comparable, shown for orientation.")
     without = sorted({m for (m, b), t in part.groupby(["method", "backbone"]) if t.paper.isna().all()})
     if without: notes.append(f"The paper has no row for {', '.join(without)} on {f.backbone}.")
-    if f.folds != "0, 1, 2, 3": notes.append(f"Warning: † of fold{'s' * (',' in f.folds)} {f.folds} alone, and so is the paper's mean beside it (which gives FB-IoU for all four together only).")
+    if f.folds != "0, 1, 2, 3":
+        beside = "" if part.paper.isna().all() else ", and so is the paper's beside it, where the paper has folds"
+        notes.append(f"Warning: the mean marked † is of fold{'s' * (',' in f.folds)} {f.folds} alone{beside}.")
     if f.comparable and f.selection != "test": notes.append("The paper's scores are of the best of many checkpoints, chosen on the test fold.")
     return notes
 
-# %% ../nbs/13a_presets.ipynb #ca774b57
+# %% ../nbs/13a_presets.ipynb #f6bd1fd5
 INCIDENTAL = ("data", "folds", "seed", "precision", "weights", "cache", *FREE)  # may differ from a preset's without being worth a line
 
 
-def changes(config: dict[str, object],  # as in config.json
+def changes(config: dict[str, object],  # fields of `RunConfig`, as in config.json
            ) -> dict[str, object]:      # field → value
-    "Where the settings of a run are not those of the preset that it started from."
-    if not config.get("preset"): return {}
-    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(preset_config(config["preset"])).items()}
-    other = {k: v for k, v in config.items() if k in plain and k not in (*INCIDENTAL, "epochs", "iterations") and v != plain[k]}
-    return other if config.get("epochs") == plain["epochs"] else other | {k: config[k] for k in ("epochs", "iterations") if config.get(k) is not None}
+    "Where the settings of a run are not those of the preset that it started from; without one, whether its folds are others than the paper's."
+    if not config.get("preset"): return {k: config[k] for k in ["n_folds"] if config.get(k, 4) != 4}
+    row, listed = asdict(preset_config(config["preset"])), lambda v: list(v) if isinstance(v, tuple) else v
+    other = {k: v for k, v in config.items() if k in row and k not in (*INCIDENTAL, "epochs", "iterations") and listed(v) != listed(row[k])}
+    return other if config.get("epochs") == row["epochs"] else other | {k: config[k] for k in ("epochs", "iterations") if config.get(k) is not None}
 
 
 def read_runs(paths: Iterable[str | Path],  # folders of runs, or files like their results.csv
