@@ -105,7 +105,7 @@ def training_commands(args: Sequence[str]) -> dict[str, Callable]:  # by name
 
     return {"run": run, "train": train}
 
-# %% ../nbs/17_cli.ipynb #e577fae7
+# %% ../nbs/17_cli.ipynb #c6a5e30d
 def data(
     which: Positional[Annotated[Literal["pascal", "coco"], arg(help="PASCAL-5i, which is fetched where it is missing, or COCO 2014, which has to be there")]],
     root: Annotated[Path, arg(help="its folder")],
@@ -123,7 +123,7 @@ def presets():
 
 
 def table(
-    runs: Positional[Annotated[tuple[Path, ...], arg(help="folders of runs, or files of results; by default every runs/*/results.csv")]] = (),
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="[RUN ...]", help="folders of runs, or files of results; by default every runs/*/results.csv")]] = (),
 ):
     runs = runs or tuple(file.parent for file in sorted(Path("runs").glob("*/results.csv")))
     if not runs: raise FileNotFoundError("there is no runs/*/results.csv here; give the folders of runs, or start one with celp run.")

@@ -14,7 +14,7 @@ from PIL import Image
 from celp_nb.backbones import BACKBONES, read_weights
 from celp_nb.cli import COMMANDS, main
 from celp_nb.contrast import FewShotModel
-from celp_nb.datasets import samples, voc_layout
+from celp_nb.datasets import PASCAL_CLASSES, samples, voc_layout
 from celp_nb.episodes import MIN_PIXELS, pairs_per_class
 from celp_nb.evaluation import evaluate, feature_memory, scores
 from celp_nb.pfenet import PASCAL_BINS, PFENet
@@ -81,7 +81,7 @@ def test_help_is_there_without_loading_pytorch():
     assert all(name in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name, option", [("run", "--weights"), ("train", "--resume"), ("evaluate", "--episodes"), ("predict", "--support")])
+@pytest.mark.parametrize("name, option", [("run", "--weights"), ("run", "--preset"), ("run", "--all-folds"), ("train", "--resume"), ("evaluate", "--episodes"), ("predict", "--support"), ("data", "--root"), ("table", "[RUN ...]"), ("presets", "--help")])
 def test_each_command_lists_its_options(capsys, name, option):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -296,6 +296,7 @@ def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, c
     refused(capsys, "evaluate", "--published FILE")
     refused(capsys, f"evaluate runs/scenes --published {official}", "not both")
     refused(capsys, "evaluate runs/scenes --shots 5", "--shots", "--published")
+    refused(capsys, "evaluate runs/scenes --fold 1", "fold 1", "--episodes runs/scenes/fold1/episodes.csv")
     refused(capsys, f"evaluate --published {official} --episodes runs/scenes/fold0/episodes.csv", "--pairs")
     refused(capsys, "evaluate --published gone.pth", "gone.pth")
     refused(capsys, f"evaluate --published {official} --data gone", "gone")
@@ -317,6 +318,91 @@ def test_extra_folders_add_training_classes_and_leave_out_rare_ones(home, here, 
     assert "lonely" in capsys.readouterr().err
     saved = torch.load("runs/scenes/fold0/PFENet.pt", weights_only=True)
     assert saved["train_classes"] == [*samples("train").class_names[3:6], "extra"]
+
+
+# --- presets, data and the paper's tables
+
+
+def test_presets_are_listed_with_the_papers_scores(capsys):
+    assert main(["presets"]) == 0
+    out = capsys.readouterr().out
+    line = next(x for x in out.splitlines() if "| pascal-cyctr-ce-resnet101 " in x)
+    assert [x.strip() for x in line.split("|")[1:-1]] == ["pascal-cyctr-ce-resnet101", "PASCAL-5i", "CyCTR", "yes", "ResNet-101", "200", "297,650", "4", "0.025", "473", "65.8", "67.3"]
+    assert "ten times the paper's" in out and "resnet50_deep" in out and "last" in out
+
+
+@pytest.mark.parametrize("form", ["--preset pascal-pfnet-resnet50", "--preset=pascal-pfnet-resnet50"])
+def test_an_unknown_preset_is_named_with_the_nearest(capsys, here, form):
+    refused(capsys, f"run {form} --data nowhere", "'pascal-pfnet-resnet50'", "pascal-pfenet-resnet50")
+    assert not list(here.iterdir())
+
+
+def given(monkeypatch, line):
+    "The settings and the folder with which a command line starts a run."
+    from celp_nb import experiments
+
+    told = []
+    monkeypatch.setattr(experiments, "train", lambda config, folder, resume: told.append((config, str(folder))))
+    assert main(line.split()) == 0
+    return told[0]
+
+
+def test_options_replace_what_a_preset_says(monkeypatch, capsys, here):
+    config, folder = given(monkeypatch, "train --preset pascal-cyctr-ce-resnet50 --data D")
+    assert (config.epochs, config.iterations, config.batch, config.lr, config.methods, config.folds, folder) == (200, None, 4, 0.025, ("CyCTR+CE",), None, "runs/pascal-cyctr-ce-resnet50")
+    config, folder = given(monkeypatch, "train --data D --iterations 300 --preset=coco-pfenet-ce-resnet50 --lr 0.1 --name mine")
+    assert (config.epochs, config.iterations, config.batch, config.lr, config.side, folder) == (None, 300, 8, 0.1, 641, "runs/mine")
+    assert given(monkeypatch, "train --data D --iterations=300 --preset coco-pfenet-ce-resnet50")[0].epochs is None
+    config, folder = given(monkeypatch, "train --data D --epochs 3")
+    assert (config.epochs, config.iterations, config.preset, folder) == (3, None, None, "runs/D")
+    assert given(monkeypatch, "train --preset pascal-pfenet-vgg16 --data D --epochs 3")[0].epochs == 3
+
+
+def test_folds_are_asked_for_one_by_one_or_all(monkeypatch, capsys, here):
+    for said, folds in [("--fold 2", (2,)), ("--folds 0 3", (0, 3)), ("--fold 0 3", (0, 3)), ("--all-folds", None), ("", None)]:
+        assert given(monkeypatch, f"train --data D {said}")[0].folds == folds
+    refused(capsys, "run --data nowhere --fold 1 --all-folds", "--all-folds", "--fold 1")
+
+
+def test_missing_coco_files_are_named_with_their_address(capsys, here):
+    pytest.importorskip("pycocotools")
+    refused(capsys, "data coco --root coco", here / "coco", "train2014", "http://images.cocodataset.org/annotations/annotations_trainval2014.zip")
+    assert not list(here.iterdir())
+
+
+def test_data_that_is_whole_says_what_to_run_next(monkeypatch, capsys, here):
+    from celp_nb import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "prepare_pascal", lambda root: (asked.append(str(root)), (samples("train"), samples("val")))[1])
+    assert main("data pascal --root D".split()) == 0
+    out = capsys.readouterr().out
+    assert asked == ["D"] and "600 images, 20 of 20 classes" in out and "Next: celp run --preset pascal-pfenet-ce-resnet50 --data D --fold 0" in out
+
+
+def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
+    root = write_folder(here / "mini", classes=20, each=2)
+    (root / "classes.txt").write_text("\n".join(PASCAL_CLASSES))
+    small = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --shots 1"
+    assert main(f"run --preset pascal-pfenet-ce-resnet50 --data mini --fold 1 {small}".split()) == 0
+    run = here / "runs/pascal-pfenet-ce-resnet50"
+    results = pd.read_csv(run / "results.csv")
+    assert set(results.fold) == {1} and set(results.method) == {"PFENet+CE"} and set(results.data) == {"mini"}
+    assert json.loads((run / "config.json").read_text())["preset"] == "pascal-pfenet-ce-resnet50"
+    capsys.readouterr()
+    for line in ("table", f"table {run}"):
+        assert main(line.split()) == 0
+        out = capsys.readouterr().out
+        assert "Warning: `mini` is not PASCAL-5i" in out and "fold 1 alone" in out and "no row for PFENet+CE on tiny" in out
+        assert "backbone tiny" in out and "iterations 2" in out and "2 steps" in out and f"{results.miou[0]:.1f}" in out
+    results.assign(backbone="resnet50").to_csv(here / "results.csv", index=False)
+    assert main("table results.csv".split()) == 0
+    assert "70.6" in capsys.readouterr().out, "fold 1 of Ours+PFENet in Table 1"
+
+
+def test_a_table_of_nothing_is_refused(home, here, capsys):
+    refused(capsys, "table", "runs/*/results.csv")
+    refused(capsys, "table runs/gone", "runs/gone")
 
 
 # --- predict
