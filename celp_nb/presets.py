@@ -301,7 +301,7 @@ def compare_with_paper(results: pd.DataFrame,  # as in results.csv: data, backbo
             rows.append(beside_the_row(part.pivot(index="seed", columns="fold", values=column), paper).assign(**facts))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../nbs/13a_presets.ipynb #a0e5449d
+# %% ../nbs/13a_presets.ipynb #12dc625b
 def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     "Results beside the paper's in markdown, a table for each run and data set."
     return "\n".join(run_text(part) for _, part in comparison.groupby(["run", "data", "backbone"], sort=False))
@@ -328,6 +328,7 @@ def run_notes(part: pd.DataFrame) -> list[str]:
     f = part.iloc[0]
     kept = {"": "checkpoint not stated", "last": "last checkpoint", "train": "checkpoint chosen on training classes", "test": "checkpoint chosen on the test fold"}[f.selection]
     notes = [f"In percent. Seed{'s' * (',' in f.seeds)} {f.seeds}; {f.iterations} steps; {f.episodes} episodes a fold; {kept}" + f"; preset {f.preset}" * bool(f.preset) + "."]
+    if f.comparable and not f.preset: notes.append("Not started from a preset: its settings may be others than the row's.")
     if f.changed: notes.append(f"Settings that are not the row's: {f.changed}.")
     if not f.comparable: notes.append(f"Warning: `{f.data}` is not {f.dataset} but a development set: not comparable, shown for orientation.")
     without = sorted({m for (m, b), t in part.groupby(["method", "backbone"]) if t.paper.isna().all()})

@@ -141,7 +141,9 @@ def test_other_data_are_shown_with_a_warning():
     text = comparison_text(compare_with_paper(results("voc-mini")))
     assert "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for orientation." in text
     assert "| paper " in text and "64.1" in text
-    assert "Warning" not in comparison_text(compare_with_paper(results()))
+    own = comparison_text(compare_with_paper(results()))
+    assert "Warning" not in own and "Not started from a preset" in own
+    assert "Not started" not in comparison_text(compare_with_paper(results(preset="pascal-pfenet-ce-resnet50")))
     coco = compare_with_paper(results("coco-mini"))
     assert at(coco, 1, "mIoU", "mean").paper == 40.2 and not coco.comparable.any()
     text = comparison_text(compare_with_paper(results("samples", backbone="tiny")))
