@@ -1,78 +1,134 @@
-"""How much faster evaluation is when each image's features are computed once; against a loop that computes them for every episode.
+"""How much faster evaluation is when what images and pairs of images give is computed once; against a plain loop over the episodes.
 
-    python benchmarks/evaluate.py [--episodes 100] [--data DIR] [--backbone tiny] [--weights FILE|random] [--side 161]
+    python benchmarks/evaluate.py [--data DIR --fold 0] [--backbone tiny] [--weights FILE|random] [--side 161] [--episodes 100] [--plain 20]
 
-Both predict the same episodes with the same model, in turn, and must count the same pixels. With few episodes nothing is seen twice and
-nothing is gained; a paper's 1,000 pairs a class see every image many times.
+Ours works through all episodes of a fold. The plain loop, as one would write it from the paper, reads the files of every episode anew and sends
+each image through the network's layers as they come (batch norm unfolded), one after the other; every position of a support takes part in the prior; both logits
+are resized. It is given a random sample of the same episodes, half of them before ours and half after, and its seconds an episode are
+compared with ours. On the sample both must count the same pixels. What can be saved depends on how often a list of episodes comes back to an
+image, to a pair and to a question: these numbers are printed too.
 """
 import argparse
-import statistics
+import copy
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
+import pandas as pd
 import torch
 
-from celp_nb.backbones import episode_features, feature_channels, load_backbone
+from celp_nb.backbones import BACKBONES, TINY_WEIGHTS, feature_channels, load_backbone, load_weights_, read_weights
 from celp_nb.contrast import FewShotModel
 from celp_nb.datasets import binary_mask, fit_square, known_mask, read_image, samples, voc_layout
-from celp_nb.episodes import fold_classes, pairs_per_class
-from celp_nb.evaluation import at_native_size, evaluate, feature_memory
-from celp_nb.metrics import COUNTS, counts
-from celp_nb.pfenet import COCO_BINS, PFENet
+from celp_nb.episodes import Episodes, fold_classes, pairs_per_class
+from celp_nb.evaluation import evaluate, feature_memory
+from celp_nb.metrics import COUNTS, counts, summarise
+from celp_nb.pfenet import COCO_BINS, PASCAL_BINS, PFENet
+from step import machine, plain_cosine, plain_decoder, plain_features, plain_min_max, plain_prototype, resize
+
+TOLERANCE = 1e-5  # of the valid pixels, and of mIoU
+
+
+def networks(args):
+    "The same weights as a plain network and as ours."
+    build, cut, _, unused = BACKBONES[args.backbone]
+    net = build()
+    if args.weights != "random": load_weights_(net, read_weights(args.weights), args.weights, unused)
+    ours = load_backbone(args.backbone, copy.deepcopy(net.state_dict()))
+    stages = [stage.requires_grad_(False).eval().to(args.device) for stage in cut(net)]
+    return SimpleNamespace(**dict(zip(("stem", "layer3", "layer4"), stages))), ours.to(args.device)
 
 
 @torch.no_grad()
-def per_episode(backbone, model, data, episodes, train_classes, side):
-    "Counts of each episode, everything from the files up."
-    device, rows = next(backbone.parameters()).device, []
-    for c, q, supports in zip(episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()):
-        pairs = [fit_square(read_image(data, i), data.read_mask(i), side) for i in (q, *supports)]
-        images, masks = (torch.stack(x).to(device) for x in zip(*pairs))
-        masks = binary_mask(masks[1:], c)[None]
-        query, support = episode_features(backbone, images[:1], images[None, 1:], masks)
-        truth = torch.as_tensor(data.read_mask(q))
-        found = at_native_size(model(query, support, masks), *truth.shape).argmax(0).bool().cpu()
-        rows.append(counts(found, binary_mask(truth, c), known_mask(truth, train_classes)))
-    return rows
+def plain_logits(backbone, model, data, c, q, supports, side):
+    "Everything from the files up: (2, H, W), and the query's class map."
+    device, truth = next(model.parameters()).device, torch.as_tensor(data.read_mask(q))
+    read = lambda i: [x[None].to(device) for x in fit_square(read_image(data, i), data.read_mask(i), side)]
+    mid, high = plain_features(backbone, read(q)[0])
+    prototypes, priors = [], []
+    for s in supports:
+        image, class_map = read(s)
+        mask = binary_mask(class_map, c)
+        mid_s, high_s = plain_features(backbone, image, mask)
+        kept = high_s * resize((mask == 1).float().unsqueeze(1), high_s.shape[-2:])
+        prototypes.append(plain_prototype(model.reduce(mid_s), mask))
+        priors.append(plain_min_max(plain_cosine(high.flatten(2), kept.flatten(2)).max(2)[0].view(1, 1, *high.shape[-2:])))
+    logits, _ = plain_decoder(model.decoder, model.reduce(mid), torch.stack(prototypes).mean(0), torch.stack(priors).mean(0))
+    height, width = truth.shape
+    return resize(logits, (max(height, width),) * 2)[0, :, :height, :width], truth
+
+
+def plain_loop(backbone, model, data, episodes, train_classes, side):
+    "A row of counts an episode; seconds by the clock and of the processor."
+    rows, start = [], (time.perf_counter(), time.process_time())
+    for c, q, supports in zip(*(x.tolist() for x in episodes)):
+        logits, truth = plain_logits(backbone, model, data, c, q, supports, side)
+        rows.append({"cls": c, **counts(logits.argmax(0).bool().cpu(), binary_mask(truth, c), known_mask(truth, train_classes))})
+    return rows, np.subtract((time.perf_counter(), time.process_time()), start)
+
+
+def agree(plain, ours):
+    "Stop the program where the two count differently."
+    for name in COUNTS:
+        off = (plain[name] - ours[name]).abs().sum() / plain.valid.sum()
+        if off > TOLERANCE: sys.exit(f"the two count differently: {name} is off by {off:.1e} of all pixels")
+    a, b = (summarise(rows)["miou"] for rows in (plain, ours))
+    if abs(a - b) > TOLERANCE * a: sys.exit(f"the two score differently: mIoU {100 * a:.4f} and {100 * b:.4f}")
+    off = max((plain[name] - ours[name]).abs().sum() for name in COUNTS)
+    return f"counts differ by {off} of {plain.valid.sum()} pixels at most, mIoU {100 * a:.4f} and {100 * b:.4f} (random decoder)"
+
+
+def compare(args, data, plain, ours, model, K):
+    "One number of shots."
+    classes = fold_classes(len(data.class_names), args.fold)
+    train_classes = [c for c in range(1, len(data.class_names) + 1) if c not in classes]
+    episodes = pairs_per_class(data.pixels, classes, -(-args.episodes // len(classes)), K, 0, class_names=data.class_names)
+    sample = np.random.default_rng(0).choice(len(episodes.cls), min(args.plain, len(episodes.cls)), replace=False)
+    half = lambda which: plain_loop(plain, plain_model, data, Episodes(*(x[which] for x in episodes)), train_classes, args.side)
+    with torch.no_grad():  # a random decoder is made to find foreground on half of an image
+        difference = plain_logits(plain, model, data, *(x[0].tolist() for x in episodes), args.side)[0].diff(dim=0)
+        model.decoder.classify[3].bias[1] -= difference.median()
+    plain_model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    memory, looks, most = feature_memory(ours, data, args.side, args.gigabytes), [], []
+    hook = ours.layer3.register_forward_hook(lambda net, given, out: looks.append(len(out)))
+    first, spent = half(sample[::2])
+    start = time.perf_counter(), time.process_time()
+    table = evaluate({"model": model}, memory, data, episodes, train_classes, (K,), lambda n: most.append(memory.kept.currsize), args.batch)
+    took = np.subtract((time.perf_counter(), time.process_time()), start)
+    hook.remove()
+    second, more = half(sample[1::2])
+    told = agree(pd.DataFrame(first + second), table.iloc[[*sample[::2], *sample[1::2]]].reset_index(drop=True))
+    each, mine = (spent + more) / len(sample), took / len(table)
+    pairs = {(c, q, s) for c, q, supports in zip(*(x.tolist() for x in episodes)) for s in supports}
+    distinct = {(c, q, *supports) for c, q, supports in zip(*(x.tolist() for x in episodes))}
+    print(f"{K} shot{'s' * (K > 1)}: {len(table)} episodes of {len(np.unique(np.c_[episodes.query, episodes.support]))} images, {len(distinct)} different, with {len(pairs)} different pairs; {sum(looks) - 1} images through the backbone\n"
+          f"  plain, {len(sample)} of the episodes: {each[0]:.3f} s an episode ({each[1]:.3f} s of processor time), so {each[0] * len(table):.0f} s for all\n"
+          f"  ours, all of them: {mine[0]:.4f} s an episode ({mine[1]:.4f}), {took[0]:.0f} s; {each[0] / mine[0]:.1f} x as fast (in processor time {each[1] / mine[1]:.1f} x)\n"
+          f"  kept at most {max(most) / 1e9:.2f} GB of {args.gigabytes:g}; {told}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--episodes", type=int, default=100, help="in all, over the fold's classes")
+    parser.add_argument("--plain", type=int, default=20, help="of these for the plain loop, at random")
     parser.add_argument("--shots", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--data", help="a folder in VOC layout; the bundled samples otherwise")
     parser.add_argument("--fold", type=int, default=0)
-    parser.add_argument("--backbone", default="tiny")
-    parser.add_argument("--weights", help="a state dict, or random; tiny has its own")
-    parser.add_argument("--width", type=int, default=64, help="channels of the decoder")
+    parser.add_argument("--backbone", default="tiny", choices=list(BACKBONES))
+    parser.add_argument("--weights", default=str(TINY_WEIGHTS), help="a state dict, or random; tiny's own otherwise")
+    parser.add_argument("--width", type=int, default=256, help="channels of the decoder")
     parser.add_argument("--side", type=int, default=161, help="pixels, 8n+1")
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--gigabytes", type=float, default=4.0, help="budget of the memory")
+    parser.add_argument("--batch", type=int, default=4, help="episodes that go through the decoder together")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.manual_seed(0)
     data = voc_layout(args.data, "val") if args.data else samples("val")
-    classes = fold_classes(len(data.class_names), args.fold)
-    train_classes = [c for c in range(1, len(data.class_names) + 1) if c not in classes]
-    backbone = load_backbone(args.backbone, args.weights).to(args.device)
-    model = FewShotModel(feature_channels(backbone)[0], PFENet(args.width, COCO_BINS), args.width).to(args.device).eval()
-    print(f"{args.device}, {torch.get_num_threads()} threads; {data.name}, fold {args.fold}, {args.backbone}, {args.side} px, width {args.width}, {args.repeats} rounds, the two in turn")
-    for K in args.shots:
-        episodes = pairs_per_class(data.pixels, classes, -(-args.episodes // len(classes)), K, 0, class_names=data.class_names)
-        images = len({*episodes.query.tolist(), *episodes.support.ravel().tolist()})
-        seconds = {"loop": [], "memory": []}
-        for _ in range(args.repeats):
-            start = time.perf_counter(), time.process_time()
-            slow = per_episode(backbone, model, data, episodes, train_classes, args.side)
-            middle = time.perf_counter(), time.process_time()
-            fast = evaluate({"model": model}, feature_memory(backbone, data, args.side), data, episodes, train_classes, (K,))
-            end = time.perf_counter(), time.process_time()
-            for name, a, b in (("loop", start, middle), ("memory", middle, end)): seconds[name].append([y - x for x, y in zip(a, b)])
-            for name in COUNTS:  # rounding may turn single pixels whose two logits are equal to the last digit
-                off = sum(abs(row[name] - value) for row, value in zip(slow, fast[name]))
-                if off > 1e-4 * max(1, sum(row["valid"] for row in slow)): sys.exit(f"the two count differently: {name} is off by {off} pixels")
-        wall, cpu = (statistics.median(a[i] / b[i] for a, b in zip(seconds["loop"], seconds["memory"])) for i in (0, 1))
-        print(f"{K} shot{'s' * (K > 1)}: {len(fast)} episodes of {images} images; "
-              f"loop {statistics.median(s[0] for s in seconds['loop']):.2f} s, with memory {statistics.median(s[0] for s in seconds['memory']):.2f} s, {wall:.2f} x as fast (in processor time {cpu:.2f} x)")
+    plain, ours = networks(args)
+    model = FewShotModel(feature_channels(ours)[0], PFENet(args.width, PASCAL_BINS if args.side == 473 else COCO_BINS), args.width).to(args.device).eval()
+    print(f"{machine(torch.device(args.device))}; {data.name}, fold {args.fold}, seed 0, {args.backbone}, {args.side} px, PFENet of width {args.width}, batch {args.batch}", flush=True)
+    for K in args.shots: compare(args, data, plain, ours, model, K)
 
 
 if __name__ == "__main__": main()
