@@ -5,18 +5,21 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'HELP', 'PAGE', 'Name', 'Resume', 'AllFolds', 'page_server', 'starting_config', 'run_folder',
            'training_commands', 'data', 'presets', 'table', 'Asked', 'evaluate', 'score_published_file', 'predict',
-           'explore', 'command', 'say', 'main']
+           'explore', 'command', 'say', 'Terminated', 'terminable', 'main']
 
-# %% ../nbs/17_cli.ipynb #383f5138
+# %% ../nbs/17_cli.ipynb #dc1cf406
 import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -202,15 +205,32 @@ def command(name: str,            # one of `COMMANDS`
     if name in ("run", "train"): return training_commands(args)[name]
     return {"evaluate": evaluate, "presets": presets, "data": data, "table": table, "predict": predict, "explore": explore}[name]
 
-# %% ../nbs/17_cli.ipynb #72cc2ad8
+# %% ../nbs/17_cli.ipynb #0568f12c
 def say(message: object, *_: object, **__: object) -> None:
     "One line on stderr; takes the further arguments of `warnings.showwarning`."
     print("celp:", " ".join(str(message).split()), file=sys.stderr, flush=True)
 
 
+class Terminated(KeyboardInterrupt):
+    "SIGTERM: somebody, often a batch system, wants the machine back."
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    "Turn SIGTERM into an exception, so that a half-written file is taken away; only a process's main thread can."
+    def stop(*_): raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
+
 def main(
     argv: Sequence[str] | None = None,  # the arguments; by default those of the command line
-) -> int:  # exit status: 0, 1 for a mistake that is named, 130 if interrupted; argument errors exit with 2
+) -> int:  # exit status: 0, 1 for a mistake that is named, 130 if interrupted, 143 if terminated; argument errors exit with 2
     "The command `celp`."
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -226,15 +246,19 @@ def main(
         return 1
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), terminable():
             warnings.showwarning = say
             tyro.cli(command(argv[0], argv[1:]), prog=f"celp {argv[0]}", description=COMMANDS[argv[0]], args=argv[1:], config=(tyro.conf.FlagCreatePairsOff,))
-    except KeyboardInterrupt:
-        say("interrupted; the same command with --resume goes on from the last checkpoint." if argv[0] in ("run", "train") else "interrupted.")
-        return 130
+    except KeyboardInterrupt as stop:
+        word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+        say(f"{word}; the same command with --resume goes on from the last checkpoint." if argv[0] in ("run", "train") else f"{word}.")
+        return 143 if isinstance(stop, Terminated) else 130
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         if os.environ.get("CELP_DEBUG"):
             raise
         say(error)
         return 1
     return 0
+
+# %% ../nbs/17_cli.ipynb #36e76c24
+if __name__ == "__main__" and __spec__: sys.exit(main())
