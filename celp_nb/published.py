@@ -110,7 +110,7 @@ def load_published(state: dict,  # names → tensors, of a published model
     if cyctr: model.reduce[0].weight.data = model.reduce[0].weight.data.roll(-512, 1)  # theirs reads [layer2, layer3], ours [layer3, layer2]
     return load_backbone(kind.backbone, {ours: state[theirs] for theirs, ours in body.items()}), model.eval()
 
-# %% ../nbs/16_published.ipynb #d5e0876b
+# %% ../nbs/16_published.ipynb #bf45c6f7
 def score_published(path: str | Path,     # of a published checkpoint
                     config: RunConfig,    # data, folds (one), shots, pairs, protocol, side, seed, bins and device; the rest is not read
                    ) -> pd.DataFrame:     # a row a number of shots: fold, method, shots, miou, fb_iou, confusion (percent), episodes
@@ -124,6 +124,6 @@ def score_published(path: str | Path,     # of a published checkpoint
     device = torch.device("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
     memory = feature_memory(backbone.to(device), val, c.side)
     known = [k for k in range(1, C + 1) if k not in test]
-    table = scores(evaluate({Path(path).stem: model.to(device)}, memory, val, episodes, known, c.shots, whole=model.whole_support))
+    table = scores(evaluate({Path(path).stem: model.to(device)}, memory, val, episodes, known, c.shots))
     table.insert(0, "fold", c.folds[0])
     return table

@@ -66,6 +66,6 @@ fit({args.method: model}, METHODS, lambda first: cached_steps(args.cache, backbo
 
 asked = pairs_per_class(voc.pixels, HELD, 20, 5, 7, class_names=voc.class_names)
 predictors = {args.method: model} | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {})
-table = scores(evaluate(predictors, feature_memory(backbone, voc, args.side, precision=torch.bfloat16), voc, asked, classes, (1, 5), whole=whole))
+table = scores(evaluate(predictors, feature_memory(backbone, voc, args.side, precision=torch.bfloat16), voc, asked, classes, (1, 5)))
 print(json.dumps({k: str(v) for k, v in vars(args).items()}))
 print((best_prior(table) if args.trivial else table).round(1).to_string())
