@@ -325,6 +325,19 @@ def test_without_a_memory_it_is_the_plain_loop(K, zoo, backbone, photographs):
     assert len(images) == 11 * (1 + K)
 
 
+def test_the_order_of_a_list_costs_nothing(zoo, backbone, photographs):
+    "With a memory that holds a part, as many images are looked at whatever the order; and fewer than without."
+    data, _ = photographs
+    looks = []
+    for seed, megabytes in [(0, 0.3), (1, 0.3), (2, 0.3), (0, 0.0)]:
+        order = np.random.default_rng(seed).permutation(10)  # without the one that comes twice
+        images, hook = calls(backbone.layer2, SIDE)
+        evaluate({"PFENet": zoo["PFENet"]}, feature_memory(backbone, data, SIDE, megabytes / 1e3), data, Episodes(*(x[order] for x in many())), [1], (2,), batch=1)
+        hook.remove()
+        looks.append(len(images))
+    assert looks[0] == looks[1] == looks[2] < looks[3] == 30
+
+
 def test_a_question_that_comes_again_is_answered_once(zoo, backbone, photographs):
     "The last episode is the first; a vote of one support is the one-shot question."
     data, _ = photographs
