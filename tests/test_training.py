@@ -1,7 +1,9 @@
 """Training: one small truth each about the loop, checkpoints, resuming and caches."""
 import copy
 import math
+import os
 import re
+import resource
 import shutil
 from dataclasses import replace
 
@@ -12,7 +14,7 @@ import torch
 from celp_nb import cyctr, training as training_module
 from celp_nb.backbones import Features, SupportFeatures, episode_features, load_backbone
 from celp_nb.contrast import FewShotModel, two_path_losses
-from celp_nb.datasets import Batch, Recipe, TrainingEpisodes, augment, binary_mask, known_mask, read_image, samples
+from celp_nb.datasets import Batch, Recipe, TrainingEpisodes, UnreadableImage, augment, binary_mask, known_mask, read_image, samples
 from celp_nb.episodes import fold_classes, images_in_turn
 from celp_nb.pfenet import PFENet
 from celp_nb.training import (DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, cached_steps, fit, load_checkpoint, load_model, online_steps,
@@ -297,6 +299,70 @@ def test_online_steps_resume_at_the_same_episodes(backbone, training):
 
 
 # --- what goes wrong
+
+
+class Dying(TrainingEpisodes):
+    "Its process ends in the middle of the third episode, as one does that the system kills for memory."
+    def __getitem__(self, i):
+        if i == 2: os._exit(9)
+        return super().__getitem__(i)
+
+
+def test_a_reading_process_that_dies_is_named(backbone, training):
+    items = Dying(training.image_set, training.episodes, training.train_classes, training.recipe, 0)
+    with pytest.raises(RuntimeError, match=r"a process that reads and augments images died .*use fewer --workers and go on with --resume"): list(online_steps(backbone, items, 2, workers=1))
+
+
+def test_an_unreadable_image_is_named_in_one_line_from_a_reading_process_too(backbone, training, tmp_path):
+    "Without the traceback of the other process."
+    (tmp_path / "broken.jpg").write_bytes(b"nothing")
+    data = replace(training.image_set, image_paths=[tmp_path / "broken.jpg"] * len(training.image_set.ids))
+    items = TrainingEpisodes(data, training.episodes, training.train_classes, training.recipe, 0)
+    said = []
+    for workers in (0, 1):
+        with pytest.raises(UnreadableImage) as e: list(online_steps(backbone, items, 2, workers=workers))
+        said.append(str(e.value))
+    assert said[0] == said[1] and "broken.jpg" in said[0]
+
+
+def test_reading_processes_change_nothing(backbone, training):
+    a, b = (next(online_steps(backbone, training, 2, start=3, workers=workers)) for workers in (0, 2))
+    assert all(torch.equal(x, y) for x, y in zip((*a.query, *a.support, *a[2:]), (*b.query, *b.support, *b[2:])))
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_shares_of_a_step_are_the_step(step):
+    assert [i for rank in range(3) for i in own_episodes(step, 6, (rank, 3))] == list(range(6 * step, 6 * step + 6))
+    with pytest.raises(ValueError, match="4 processes cannot share a batch of 6 episodes equally"): own_episodes(step, 6, (0, 4))
+
+
+@pytest.mark.parametrize("source", [online_steps, lambda *args, **more: cached_steps(more.pop("folder"), *args, 1, **more)])
+def test_processes_get_their_part_of_every_step(source, backbone, training, tmp_path):
+    more = {} if source is online_steps else {"folder": tmp_path}
+    whole = list(source(backbone, training, 4, **dict(more)))
+    parts = [list(source(backbone, training, 4, share=(rank, 2), **dict(more))) for rank in range(2)]
+    assert len(whole) == len(parts[0]) == len(parts[1]) == 6
+    for w, a, b in zip(whole, *parts):
+        assert torch.equal(w.target, torch.cat([a.target, b.target])) and torch.equal(w.known, torch.cat([a.known, b.known]))
+        torch.testing.assert_close(w.query.high, torch.cat([a.query.high, b.query.high]))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole(steps, tmp_path):
+    "The system refuses to write beyond a size: the sentence names file and step, nothing half-written stays."
+    path, before = tmp_path / "last.pt", []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    def report(step, losses):
+        if step == 3:
+            before.append(path.read_bytes())
+            resource.setrlimit(resource.RLIMIT_FSIZE, (len(before[0]) // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"last\.pt could not be written after step 4 .*the one before it is whole: make room and go on with --resume"):
+            fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0, path, 2, report)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == before[0] and [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    resumed, straight = model(seed=3), model()
+    assert fit({"a": resumed}, {"a": PLAIN}, steps, SHORT, 0, path, 2) == fit({"a": straight}, {"a": PLAIN}, steps, SHORT, 0)
+    assert same(resumed.state_dict(), straight.state_dict())
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(steps, tmp_path):
