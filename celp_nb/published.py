@@ -122,7 +122,7 @@ def score_published(path: str | Path,     # of a published checkpoint
     test = fold_classes(C, c.folds[0], c.n_folds, val.interleaved)
     episodes = evaluation_episodes(c, val, test)
     device = torch.device("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
-    memory = feature_memory(backbone.to(device), val, c.side)
+    memory = feature_memory(backbone.to(device), val, c.side, c.cache_gb)
     known = [k for k in range(1, C + 1) if k not in test]
     table = scores(evaluate({Path(path).stem: model.to(device)}, memory, val, episodes, known, c.shots))
     table.insert(0, "fold", c.folds[0])
