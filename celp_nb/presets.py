@@ -10,9 +10,10 @@ __all__ = ['PAPER', 'PAPER_FOLDS', 'SAMPLES', 'FOLDER', 'FREE', 'LR_FACTOR', 'EV
            'presets_table', 'paper_row', 'beside_the_row', 'compare_with_paper', 'comparison_text', 'run_text',
            'run_notes', 'changes', 'read_runs']
 
-# %% ../nbs/13a_presets.ipynb #e7f5c4b4
+# %% ../nbs/13a_presets.ipynb #86769293
 import difflib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def unequal_means(scores: pd.DataFrame,  # of `paper_scores`
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../nbs/13a_presets.ipynb #ce39498e
+# %% ../nbs/13a_presets.ipynb #70dd7efc
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -94,7 +95,7 @@ class RunConfig:
     cache_views: int = 0  # fixed augmentations of each image whose features are kept on disk, a matter of speed; 0: each augmentation is fresh
     cache: str | None = None  # folder for them; by default a subfolder of the cache folder
     cache_gb: float = 4.0  # memory for features in evaluation, in gigabytes
-    workers: int = 0  # processes that read and augment
+    workers: int | None = None  # processes that read and augment; by default none on a CPU, which has other things to do, and as many as the machine has cores on a GPU, up to 8
     seed: int = 0  # of initial weights, episodes, augmentation, dropout and centres
     precision: Literal["auto", "float32", "bf16"] | None = None  # of the backbone, and of the decoder in training; by default float32 for the samples, for a folder auto: bf16 where the hardware has it
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
@@ -109,7 +110,7 @@ SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iter
 FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200, "precision": "auto"}
 FREE = ("workers", "device", "cache_gb", "compile", "tensorboard")  # may change when a run is resumed
 
-# %% ../nbs/13a_presets.ipynb #5959d3c3
+# %% ../nbs/13a_presets.ipynb #669e2886
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -144,12 +145,14 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     if not c.shots or min(c.shots) < 1: raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
     for m in c.methods: DECODERS[METHODS[m].decoder].build(c.width, c.bins)  # refuses a width that it cannot have
     check_delta(c.delta)
-    for k in ("cache_views", "cache_gb"):
-        if getattr(c, k) < 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be 0 or more.")
+    for k in ("cache_views", "cache_gb", "workers"):
+        if (getattr(c, k) or 0) < 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be 0 or more.")
     if c.batch % c.accumulate: raise ValueError(f"a batch of {c.batch} episodes cannot be worked through in {c.accumulate} equal parts; choose an accumulate that divides it.")
     if not 0 <= c.dropout < 1: raise ValueError(f"dropout is {c.dropout}; give a share from 0 to less than 1.")
     if not 0 < c.scale[0] <= c.scale[1]: raise ValueError(f"scale is {c.scale}; give the smaller factor first, both above 0.")
     if c.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device is cuda, but PyTorch sees no GPU here; use cpu or auto.")
+    gpu = c.device != "cpu" and torch.cuda.is_available()
+    if c.workers is None: c = replace(c, workers=min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if gpu else 0)
     if c.precision == "auto": c = replace(c, precision="bf16" if has_bf16(c.device) else "float32")
     path = lambda p: str(Path(p).expanduser().resolve())
     if c.weights not in (None, "imagenet", "random"):

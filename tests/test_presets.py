@@ -173,3 +173,12 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match="other.csv holds no results"):
         read_runs([tmp_path / "other.csv"])
+
+
+def test_readers_are_none_on_a_cpu_and_not_fewer(monkeypatch):
+    assert resolve(RunConfig(device="cpu")).workers == 0 and resolve(RunConfig(device="cpu", workers=3)).workers == 3
+    with pytest.raises(ValueError, match="workers is -1; it must be 0 or more"): resolve(RunConfig(workers=-1))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert resolve(RunConfig(precision="float32")).workers == 3  # each of four processes has a quarter of the cores
