@@ -277,12 +277,12 @@ def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
         if c.compile: models[m].decoder.compile()
     return models
 
-# %% ../nbs/14_experiments.ipynb #fca1ea93
+# %% ../nbs/14_experiments.ipynb #0fb07d33
 def checker(setup: Setup,
             fold: Fold,
             models: dict[str, FewShotModel],
             path: Path,  # of a CSV file for the scores
-           ) -> Callable[[], dict[str, float]] | None:  # asks for the models' scores as they are: mIoU; None where the last checkpoint is taken
+           ) -> Callable[[int], dict[str, float]] | None:  # steps done → the models' scores as they are: mIoU; None where the last checkpoint is taken
     "What a checkpoint is chosen by, with one shot."
     c = setup.config
     if c.select == "last": return None
@@ -290,12 +290,12 @@ def checker(setup: Setup,
     if c.select == "train":
         data, memory = setup.train, feature_memory(setup.backbone, setup.train, c.side, c.cache_gb, precision_of(c))
         episodes = pairs_per_class(data.pixels, fold.held, -(-c.pairs // len(fold.held)), 1, c.seed, class_names=data.class_names)
-    def check():
+    def check(step):
         table = scores(evaluate_together(setup.accelerator, models, memory, data, episodes, fold.train_classes, (1,)))
         found = dict(zip(table.method, table.miou))
         if setup.accelerator.is_main_process:
-            before = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-            write_table(path, pd.concat([before, pd.DataFrame([found])]))
+            before = pd.read_csv(path) if path.is_file() else pd.DataFrame({"step": []})
+            write_table(path, pd.concat([before[before.step < step], pd.DataFrame([{"step": step, **found}])]).astype({"step": int}))  # a resumed run may ask again
         return found
     return check
 

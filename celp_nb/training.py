@@ -349,7 +349,7 @@ def better(best: dict[str, Best],            # changed in place
         if n not in best or score > best[n].score:
             best[n] = Best(score, step, {k: v.detach().cpu().clone() for k, v in models[n].state_dict().items()})
 
-# %% ../nbs/11_training.ipynb #304dcc55
+# %% ../nbs/11_training.ipynb #1eb4c8d7
 SAVE_AFTER = 600  # seconds without a checkpoint
 
 
@@ -374,7 +374,7 @@ def fit(models: dict[str, FewShotModel],    # name → model, trained in place
         report: Callable[[int, dict[str, dict[str, float]]], None] = lambda step, losses: None,  # called after each step
         accelerator: Accelerator | None = None,  # None: one process, float32, on the CPU
         parts: int = 1,                     # of each step, see `train_step`
-        check: Callable[[], dict[str, float]] | None = None,  # scores of the models as they are, higher is better
+        check: Callable[[int], dict[str, float]] | None = None,  # steps done → scores of the models as they are, higher is better
         checks: Iterable[int] = (),         # after how many steps it is asked
        ) -> Trained:
     """Train `models` side by side on the same steps.
@@ -396,7 +396,7 @@ def fit(models: dict[str, FewShotModel],    # name → model, trained in place
         report(step, {n: trained.history[n][-1] for n in models})
         if check and step + 1 in checks:
             for m in models.values(): m.eval()
-            better(trained.best, check(), models, step + 1)
+            better(trained.best, check(step + 1), models, step + 1)
         if checkpoint and ((step + 1) % every == 0 or step + 1 == opt.iterations or time.monotonic() - saved_at > SAVE_AFTER):
             if accelerator.is_main_process: keep(checkpoint, step + 1, settings, models, optimisers, trained)
             saved_at = time.monotonic()

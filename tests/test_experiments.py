@@ -48,10 +48,11 @@ def chosen(tmp_path_factory):
 @pytest.mark.parametrize("select", ["train", "test"])
 def test_the_best_checkpoint_is_kept_beside_the_last(select, chosen):
     place = chosen / select / "fold0"
-    checks = pd.read_csv(place / "checks.csv")["PFENet+CE"]
+    table = pd.read_csv(place / "checks.csv")
+    checks = table["PFENet+CE"]
     saved = load_checkpoint(place / "last.pt")
     score, step, state = saved["best"]["PFENet+CE"]
-    assert len(checks) == 4 and score == pytest.approx(checks.max()) and step == checks.idxmax() + 1
+    assert table.step.tolist() == [1, 2, 3, 4] and score == pytest.approx(checks.max()) and step == checks.idxmax() + 1
     model, last = (load_checkpoint(place / name) for name in ("PFENet+CE.pt", "PFENet+CE.last.pt"))
     assert all(torch.equal(model["model"][k], state[k]) for k in state)
     assert all(torch.equal(last["model"][k], saved["models"]["PFENet+CE"][k]) for k in state)
@@ -72,6 +73,21 @@ def test_choosing_is_written_into_the_results(chosen):
 def test_the_best_on_the_test_fold_is_the_score_that_was_chosen(chosen):
     best = pd.read_csv(chosen / "test/fold0/checks.csv")["PFENet+CE"].max()
     assert pd.read_csv(chosen / "test/results.csv").miou.tolist() == pytest.approx([best])
+
+
+def test_a_resumed_run_has_each_check_once_and_the_same_best(chosen, tmp_path, monkeypatch):
+    "Stopped between a check and the checkpoint, it asks again."
+    config = replace(TINY, select="test", checks=4, lr=2.0)
+    class Stop(Exception): pass
+    def stop(*_): raise Stop
+    with monkeypatch.context() as m:
+        m.setattr(training, "keep", stop)
+        with pytest.raises(Stop): ex.train(config, tmp_path / "run")
+    assert len(pd.read_csv(tmp_path / "run/fold0/checks.csv")) == 4
+    ex.train(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/fold0/checks.csv").read_text() == (chosen / "test/fold0/checks.csv").read_text()
+    a, b = (load_checkpoint(p / "fold0/PFENet+CE.pt")["model"] for p in (tmp_path / "run", chosen / "test"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_checking_changes_no_training(chosen, tmp_path):
