@@ -7,7 +7,7 @@ __all__ = ['PFENET_NAMES', 'SEPARATE_NAMES', 'CYCTR_NAMES', 'NEVER_USED', 'STEM'
            'BODY_NAMES', 'KINDS', 'published_name', 'turned', 'Published', 'recognise', 'load_published',
            'score_published']
 
-# %% ../nbs/16_published.ipynb #7c86342b
+# %% ../nbs/16_published.ipynb #2977c7c2
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +19,8 @@ from .contrast import FewShotModel
 from .cyctr import CyCTR
 from .episodes import fold_classes
 from .evaluation import evaluate, feature_memory, scores
-from .experiments import RunConfig, evaluation_episodes, open_set, resolve
+from .presets import RunConfig, resolve
+from .runs import evaluation_episodes, open_set
 from .pfenet import PASCAL_BINS, PFENet
 
 # %% ../nbs/16_published.ipynb #14dd130d
@@ -110,7 +111,7 @@ def load_published(state: dict,  # names → tensors, of a published model
     if cyctr: model.reduce[0].weight.data = model.reduce[0].weight.data.roll(-512, 1)  # theirs reads [layer2, layer3], ours [layer3, layer2]
     return load_backbone(kind.backbone, {ours: state[theirs] for theirs, ours in body.items()}), model.eval()
 
-# %% ../nbs/16_published.ipynb #bf45c6f7
+# %% ../nbs/16_published.ipynb #6cd3b45a
 def score_published(path: str | Path,     # of a published checkpoint
                     config: RunConfig,    # data, folds (one), shots, pairs, protocol, side, seed, bins and device; the rest is not read
                    ) -> pd.DataFrame:     # a row a number of shots: fold, method, shots, miou, fb_iou, confusion (percent), episodes

@@ -339,10 +339,10 @@ def test_an_unknown_preset_is_named_with_the_nearest(capsys, here, form):
 
 def given(monkeypatch, line):
     "The settings and the folder with which a command line starts a run."
-    from celp_nb import experiments
+    from celp_nb import runs
 
     told = []
-    monkeypatch.setattr(experiments, "train", lambda config, folder, resume: told.append((config, str(folder))))
+    monkeypatch.setattr(runs, "train", lambda config, folder, resume: told.append((config, str(folder))))
     assert main(line.split()) == 0
     return told[0]
 
@@ -443,7 +443,7 @@ def test_predict_knows_the_decoder_of_its_file(home, photo):
 
 
 def test_void_and_other_objects_in_a_support_mask_are_told_apart(photo):
-    from celp_nb.experiments import object_mask
+    from celp_nb.runs import object_mask
 
     Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save("m.png")
     assert object_mask("m.png").tolist() == [[0, 1, 255]]

@@ -17,7 +17,7 @@ from torch import nn
 from celp_nb.backbones import load_backbone
 from celp_nb.datasets import Recipe, TrainingEpisodes, samples
 from celp_nb.episodes import images_in_turn
-from celp_nb.experiments import evaluate_run
+from celp_nb.runs import evaluate_run
 from celp_nb.training import METHODS, Optimisation, accelerator_for, build_model, fit, load_checkpoint, online_steps
 
 CLASSES = list(range(6, 21))

@@ -1,0 +1,160 @@
+"""Runs: how long, which checkpoint, what is watched, what a step may be cut into."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from celp_nb import runs, training
+from celp_nb.datasets import samples
+from celp_nb.episodes import MIN_PIXELS
+from celp_nb.presets import RunConfig
+from celp_nb.training import differences, load_checkpoint
+
+TINY = RunConfig(folds=(0,), crop=57, side=97, width=16, iterations=4, pairs=2, shots=(1,), methods=("PFENet+CE",), trivial=False)
+
+
+def test_epochs_are_passes_over_the_training_images_of_the_fold():
+    fold = runs.prepare(replace(TINY, iterations=None, epochs=3)).folds[0]
+    pixels = samples("train").pixels[:, 5:]  # fold 0 tests classes 1 to 5
+    images = int((pixels >= MIN_PIXELS).any(1).sum())
+    assert fold.iterations == 3 * images // 4 and len(fold.training.cls) == 4 * fold.iterations
+    assert set(np.bincount(fold.training.query)) <= {0, 2, 3}  # the last incomplete step is dropped
+
+
+def test_epochs_and_iterations_exclude_each_other():
+    with pytest.raises(ValueError, match="iterations 4 and epochs 3 both say how long to train"): runs.prepare(replace(TINY, epochs=3))
+
+
+def test_held_out_classes_are_in_no_training_episode_and_not_known():
+    setup = runs.prepare(replace(TINY, select="train"))
+    fold = setup.folds[0]
+    assert len(fold.held) == 3 and not set(fold.held) & {*fold.train_classes, *fold.test_classes, *fold.training.cls.tolist()}
+    assert sorted([*fold.held, *fold.train_classes]) == list(range(6, 21))
+    assert runs.prepare(replace(TINY, select="train")).folds[0].held == fold.held
+    assert runs.prepare(TINY).folds[0].held == []
+
+
+@pytest.fixture(scope="module")
+def chosen(tmp_path_factory):
+    "Runs that choose a checkpoint, by how."
+    place = tmp_path_factory.mktemp("chosen")
+    for select in ("train", "test"): runs.run(replace(TINY, select=select, checks=4, lr=2.0), place / select)
+    return place
+
+
+@pytest.mark.parametrize("select", ["train", "test"])
+def test_the_best_checkpoint_is_kept_beside_the_last(select, chosen):
+    place = chosen / select / "fold0"
+    table = pd.read_csv(place / "checks.csv")
+    checks = table["PFENet+CE"]
+    saved = load_checkpoint(place / "last.pt")
+    score, step, state = saved["best"]["PFENet+CE"]
+    assert table.step.tolist() == [1, 2, 3, 4] and score == pytest.approx(checks.max()) and step == checks.idxmax() + 1
+    model, last = (load_checkpoint(place / name) for name in ("PFENet+CE.pt", "PFENet+CE.last.pt"))
+    assert all(torch.equal(model["model"][k], state[k]) for k in state)
+    assert all(torch.equal(last["model"][k], saved["models"]["PFENet+CE"][k]) for k in state)
+    assert last["selected"] == "last checkpoint"
+
+
+def test_choosing_is_written_into_the_results(chosen):
+    setup = runs.prepare(replace(TINY, select="train"))
+    held = [setup.train.class_names[k - 1] for k in setup.folds[0].held]
+    said = load_checkpoint(chosen / "train/fold0/PFENet+CE.pt")["selected"]
+    assert said == f"best of 4 checkpoints on held-out training classes {', '.join(held)}"
+    assert load_checkpoint(chosen / "test/fold0/PFENet+CE.pt")["selected"] == "best of 4 checkpoints on the test fold"
+    for select in ("train", "test"): assert set(pd.read_csv(chosen / select / "results.csv").selection) == {select}
+    assert "on the test fold itself" in (chosen / "test/table.md").read_text() and "flattered" in (chosen / "test/table.md").read_text()
+    assert "on held-out training classes" in (chosen / "train/table.md").read_text()
+
+
+def test_the_best_on_the_test_fold_is_the_score_that_was_chosen(chosen):
+    best = pd.read_csv(chosen / "test/fold0/checks.csv")["PFENet+CE"].max()
+    assert pd.read_csv(chosen / "test/results.csv").miou.tolist() == pytest.approx([best])
+
+
+def test_a_resumed_run_has_each_check_once_and_the_same_best(chosen, tmp_path, monkeypatch):
+    "Stopped between a check and the checkpoint, it asks again."
+    config = replace(TINY, select="test", checks=4, lr=2.0)
+    class Stop(Exception): pass
+    def stop(*_): raise Stop
+    with monkeypatch.context() as m:
+        m.setattr(training, "keep", stop)
+        with pytest.raises(Stop): runs.train(config, tmp_path / "run")
+    assert len(pd.read_csv(tmp_path / "run/fold0/checks.csv")) == 4
+    runs.train(config, tmp_path / "run", resume=True)
+    assert (tmp_path / "run/fold0/checks.csv").read_text() == (chosen / "test/fold0/checks.csv").read_text()
+    a, b = (load_checkpoint(p / "fold0/PFENet+CE.pt")["model"] for p in (tmp_path / "run", chosen / "test"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_checking_changes_no_training(chosen, tmp_path):
+    "The last weights of a run that looked at the test fold are those of a run that did not."
+    runs.train(replace(TINY, lr=2.0), tmp_path / "plain")
+    a, b = load_checkpoint(tmp_path / "plain/fold0/PFENet+CE.pt")["model"], load_checkpoint(chosen / "test/fold0/PFENet+CE.last.pt")["model"]
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_parts_of_a_step_add_up(tmp_path):
+    "Without dropout a step in parts is the mean of its parts: near the whole one, which weighs pixels and not parts."
+    losses = {}
+    for parts in (1, 2):
+        runs.train(replace(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0), tmp_path / str(parts))
+        losses[parts] = pd.read_csv(tmp_path / str(parts) / "fold0/losses.csv")
+    assert losses[1].main.tolist() != losses[2].main.tolist()
+    np.testing.assert_allclose(losses[1].main, losses[2].main, rtol=0.03)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="a batch of 4 episodes cannot be worked through in 3 equal parts"): runs.prepare(replace(TINY, accumulate=3))
+
+
+def test_losses_go_to_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    runs.train(replace(TINY, tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run/fold0/tensorboard")).Reload()
+    table = pd.read_csv(tmp_path / "run/fold0/losses.csv")
+    for name in ("main", "auxiliary", "contrast"):
+        assert [e.value for e in events.Scalars(f"{name}/PFENet+CE")] == pytest.approx(table[name].tolist(), rel=1e-5)
+
+
+def test_tensorboard_that_is_missing_is_named_before_any_work(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'celp_nb\[tensorboard\]'"): runs.train(replace(TINY, tensorboard=True), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_are_all_listed(tmp_path):
+    runs.train(TINY, tmp_path / "run")
+    with pytest.raises(ValueError, match="was begun with other settings") as said: runs.train(replace(TINY, seed=3, lr=0.5, workers=1), tmp_path / "run", resume=True)
+    assert "lr = 0.2 then and 0.5 now, seed = 0 then and 3 now" in str(said.value) and "workers" not in str(said.value)
+
+
+def test_differences_names_what_is_new_and_what_is_gone():
+    assert differences({"a": 1, "b": 2}, {"b": 3, "c": 4}) == "a = 1 then and None now, b = 2 then and 3 now, c = None then and 4 now"
+    assert differences({"a": 1}, {"a": 1}) == ""
+
+
+def test_views_are_kept_in_the_cache_folder_and_a_damaged_one_is_made_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("CELP_CACHE", str(tmp_path / "cache"))
+    config = replace(TINY, cache_views=1)
+    runs.train(config, tmp_path / "a")
+    views = sorted((tmp_path / "cache/views").rglob("*.pt"))
+    assert views
+    whole = views[0].read_bytes()
+    for damaged in (whole[:len(whole) // 2], whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 255]) + whole[len(whole) // 2 + 1:]):
+        views[0].write_bytes(damaged)
+        training.once_undamaged.cache_clear()
+        with pytest.warns(UserWarning, match=f"{views[0].name} is damaged and is made anew"): runs.train(config, tmp_path / f"b{len(damaged)}{damaged[-1]}")
+        assert views[0].read_bytes() == whole
+        assert (tmp_path / f"b{len(damaged)}{damaged[-1]}/fold0/losses.csv").read_text() == (tmp_path / "a/fold0/losses.csv").read_text()
+
+
+def test_settings_beside_the_results_are_those_that_ran(tmp_path):
+    runs.train(TINY, tmp_path / "run")
+    kept = json.loads((tmp_path / "run/config.json").read_text())
+    assert kept["precision"] == "float32" and kept["iterations"] == 4 and kept["select"] == "last"
