@@ -82,7 +82,7 @@ def test_a_run_of_two_processes_scores_every_episode_once(tmp_path):
     done = launch("-m", "celp_nb.cli", "run", *SMALL, "--iterations", "3", processes=2, cwd=tmp_path)
     assert not done.returncode, done.stderr
     run = tmp_path / "runs/samples"
-    assert done.stdout.count("fold 0 train: 3/3") == 1  # one process speaks
+    assert done.stdout.count("fold 0 train: 3/3") == done.stdout.count("| PFENet+CE | 1 |") == 1  # one process speaks
     together = pd.read_csv(run / "fold0" / "rows.csv")
     assert together.groupby(["method", "shots"]).episode.apply(list).map(lambda e: sorted(e) == list(range(10))).all()
     results = pd.read_csv(run / "results.csv")
