@@ -29,14 +29,14 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 if TYPE_CHECKING: from celp_nb.presets import RunConfig
 
-# %% ../nbs/17_cli.ipynb #33f345eb
+# %% ../nbs/17_cli.ipynb #e4c4aff8
 COMMANDS = {
     "run": "Train and evaluate every fold and print the table: the main job. Alone, it runs the bundled samples.",
     "train": "Train every fold, without evaluating.",
     "evaluate": "Score a trained run anew, replay an episode list on one of its folds, or score a published checkpoint.",
     "presets": "List the rows of the paper's tables that a run can start from: celp run --preset NAME --data DIR.",
     "data": "Fetch PASCAL-5i, or say what of COCO 2014 is missing; check it and build its index.",
-    "table": "Set the results of runs beside the paper's.",
+    "table": "Set the results of runs beside the paper's, or run one of its tables at some scale.",
     "predict": "Segment in one image what a mask marks in another.",
     "explore": "Open the explorer: latent prototypes of an image under sliders.",
 }
@@ -113,7 +113,7 @@ def training_commands(args: Sequence[str]) -> dict[str, Callable]:  # by name
 
     return {"run": run, "train": train}
 
-# %% ../nbs/17_cli.ipynb #c6a5e30d
+# %% ../nbs/17_cli.ipynb #de85263d
 def data(
     which: Positional[Annotated[Literal["pascal", "coco"], arg(help="PASCAL-5i, which is fetched where it is missing, or COCO 2014, which has to be there")]],
     root: Annotated[Path, arg(help="its folder")],
@@ -131,13 +131,26 @@ def presets():
 
 
 def table(
-    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="[RUN ...]", help="folders of runs, or files of results; by default every runs/*/results.csv")]] = (),
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="[RUN ...] | N", help="folders of runs, or files of results; by default every runs/*/results.csv. With --scale: a table of the paper, 1 to 7")]] = (),
+    scale: Annotated[Literal["samples", "voc-mini", "coco-mini", "full"] | None, arg(help="run this table, or go on with it, at this scale: the paper's is full; a table takes hours, on the samples too")] = None,
+    data: Annotated[str | None, arg(help="folder with the images, where the scale is not samples")] = None,
+    weights: Annotated[str | None, arg(help="of the backbone, if not torchvision's")] = None,
+    seeds: Annotated[tuple[int, ...], arg(help="by default 0 1 2 for tables 1 and 3, 0 for the others")] = (),
+    fold: Annotated[tuple[int, ...] | None, arg(help="by default all")] = None,
+    iterations: Annotated[int | None, arg(help="steps a fold, instead of the scale's")] = None,
 ):
-    runs = runs or tuple(file.parent for file in sorted(Path("runs").glob("*/results.csv")))
-    if not runs: raise FileNotFoundError("there is no runs/*/results.csv here; give the folders of runs, or start one with celp run.")
-    from celp_nb.presets import compare_with_paper, comparison_text, read_runs
+    if scale is None:
+        found = [Path(r) for r in runs] or [file.parent for file in sorted(Path("runs").glob("*/results.csv"))]
+        if not found: raise FileNotFoundError("there is no runs/*/results.csv here; give the folders of runs, or start one with celp run.")
+        from celp_nb.presets import compare_with_paper, comparison_text, read_runs
 
-    print(comparison_text(compare_with_paper(read_runs(runs))), end="")
+        return print(comparison_text(compare_with_paper(read_runs(found))), end="")
+    if len(runs) != 1 or not runs[0].isdigit(): raise ValueError(f"--scale runs one table of the paper: give its number, 1 to 7, not {' '.join(runs) or 'nothing'}.")
+    from celp_nb.experiments import run_table
+
+    given = {"data": data, "weights": weights, "folds": fold, "iterations": iterations}
+    if iterations: given["epochs"] = None
+    once(run_table(int(runs[0]), scale, Path("runs"), seeds, **{k: v for k, v in given.items() if v is not None or k == "epochs"}))
 
 # %% ../nbs/17_cli.ipynb #7861ed2b
 @dataclass
