@@ -211,7 +211,7 @@ def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     for x in backbone.state_dict().values(): digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]
 
-# %% ../nbs/11_training.ipynb #838861a6
+# %% ../nbs/11_training.ipynb #6e4d4218
 class View(NamedTuple):
     "One augmentation of an image, as a query and as a support."
     class_map: Tensor   # (S, S) uint8
@@ -235,6 +235,7 @@ def view_features(folder: Path,                # of this backbone, data set and 
     if path.is_file():
         if once_undamaged(path): return View(**torch.load(path, map_location="cpu", weights_only=True))
         warnings.warn(f"{path} is damaged and is made anew.")
+        once_undamaged.cache_clear()  # or the new file would be taken for the damaged one
     rng = np.random.default_rng([episodes.seed, image, cls, view])
     x, class_map = augment(read_image(episodes.image_set, image), episodes.image_set.read_mask(image), cls, episodes.recipe, rng)
     device = next(backbone.parameters()).device

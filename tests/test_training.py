@@ -330,6 +330,19 @@ def test_reading_processes_change_nothing(backbone, training):
     assert all(torch.equal(x, y) for x, y in zip((*a.query, *a.support, *a[2:]), (*b.query, *b.support, *b[2:])))
 
 
+def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypatch):
+    "And read after that, in the same process too."
+    ask = lambda: training_module.view_features(tmp_path, backbone, training, 0, int(training.episodes.cls[0]), 0)
+    made = ask()
+    path = next(tmp_path.rglob("*.pt"))
+    path.write_bytes(path.read_bytes()[:1000])
+    written = []
+    monkeypatch.setattr(training_module, "save_checkpoint", lambda where, **state: written.append(where) or save_checkpoint(where, **state))
+    with pytest.warns(UserWarning, match="is damaged and is made anew"): again = [ask() for _ in range(3)]
+    assert written == [path]
+    assert all(torch.equal(x, y) for view in again for x, y in zip(made, view))
+
+
 @pytest.mark.parametrize("step", [0, 3])
 def test_shares_of_a_step_are_the_step(step):
     assert [i for rank in range(3) for i in own_episodes(step, 6, (rank, 3))] == list(range(6 * step, 6 * step + 6))
