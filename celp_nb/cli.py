@@ -113,7 +113,7 @@ def training_commands(args: Sequence[str]) -> dict[str, Callable]:  # by name
 
     return {"run": run, "train": train}
 
-# %% ../nbs/17_cli.ipynb #de85263d
+# %% ../nbs/17_cli.ipynb #4375ab3d
 def data(
     which: Positional[Annotated[Literal["pascal", "coco"], arg(help="PASCAL-5i, which is fetched where it is missing, or COCO 2014, which has to be there")]],
     root: Annotated[Path, arg(help="its folder")],
@@ -131,11 +131,12 @@ def presets():
 
 
 def table(
-    runs: Positional[Annotated[tuple[str, ...], arg(metavar="[RUN ...] | N", help="folders of runs, or files of results; by default every runs/*/results.csv. With --scale: a table of the paper, 1 to 7")]] = (),
+    runs: Positional[Annotated[tuple[str, ...], arg(metavar="[RUN ...] | TABLE", help="folders of runs, or files of results; by default every runs/*/results.csv. With --scale: a table of the paper, 1 to 7, or one of ours: regime, differences, beyond")]] = (),
     scale: Annotated[Literal["samples", "voc-mini", "coco-mini", "full"] | None, arg(help="run this table, or go on with it, at this scale: the paper's is full; a table takes hours, on the samples too")] = None,
     data: Annotated[str | None, arg(help="folder with the images, where the scale is not samples")] = None,
+    backbone: Annotated[str | None, arg(help="instead of the scale's")] = None,
     weights: Annotated[str | None, arg(help="of the backbone, if not torchvision's")] = None,
-    seeds: Annotated[tuple[int, ...], arg(help="by default 0 1 2 for tables 1 and 3, 0 for the others")] = (),
+    seeds: Annotated[tuple[int, ...], arg(help="by default 0 1 2 for tables 1, 3 and beyond, 0 for the others")] = (),
     fold: Annotated[tuple[int, ...] | None, arg(help="by default all")] = None,
     iterations: Annotated[int | None, arg(help="steps a fold, instead of the scale's")] = None,
 ):
@@ -145,12 +146,12 @@ def table(
         from celp_nb.presets import compare_with_paper, comparison_text, read_runs
 
         return print(comparison_text(compare_with_paper(read_runs(found))), end="")
-    if len(runs) != 1 or not runs[0].isdigit(): raise ValueError(f"--scale runs one table of the paper: give its number, 1 to 7, not {' '.join(runs) or 'nothing'}.")
-    from celp_nb.experiments import run_table
+    from celp_nb.experiments import TABLES, run_table
 
-    given = {"data": data, "weights": weights, "folds": fold, "iterations": iterations}
+    if len(runs) != 1 or runs[0] not in TABLES: raise ValueError(f"--scale runs one table: give one of {', '.join(TABLES)}, not {' '.join(runs) or 'nothing'}.")
+    given = {"data": data, "backbone": backbone, "weights": weights, "folds": fold, "iterations": iterations}
     if iterations: given["epochs"] = None
-    once(run_table(int(runs[0]), scale, Path("runs"), seeds, **{k: v for k, v in given.items() if v is not None or k == "epochs"}))
+    once(run_table(runs[0], scale, Path("runs"), seeds, **{k: v for k, v in given.items() if v is not None or k == "epochs"}))
 
 # %% ../nbs/17_cli.ipynb #7861ed2b
 @dataclass

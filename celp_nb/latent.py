@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['DELTA', 'SIGMA', 'BLOCK', 'candidates', 'draw_centre', 'similar_region', 'pseudo_mask', 'masked_average', 'prototype',
-           'sample_latent']
+           'sample_latent', 'image_delta']
 
-# %% ../nbs/05_latent_prototypes.ipynb #02534044
+# %% ../nbs/05_latent_prototypes.ipynb #27e72867
 import torch
 from torch import Tensor
 
 from .backbones import resize, soft_mask
-from .similarity import KNOWN_FROM, check_delta, known_positions, similar_count, similarity_rows
+from .similarity import KNOWN_FROM, above, check_delta, known_positions, similar_count, similarity_rows
 
 # %% ../nbs/05_latent_prototypes.ipynb #a1c6fc92
 DELTA, SIGMA = 0.65, 11  # the paper's δ; strictly more than ten similar positions
@@ -24,14 +24,14 @@ def candidates(N: Tensor,      # (B, n) integer, eq. 2
     "P of eq. 3: unknown positions with at least `sigma` similar ones."
     return (N >= sigma) & ~known
 
-# %% ../nbs/05_latent_prototypes.ipynb #6f1ec79e
+# %% ../nbs/05_latent_prototypes.ipynb #cbb8f382
 BLOCK = 64  # positions asked at a time
 
 
 def draw_centre(high: Tensor,    # (B, C_h, h, w) float, high features of the query
                 known: Tensor,   # (B, hw) bool
                 generator: torch.Generator,  # on the features' device: the only randomness of latent prototypes
-                delta: float,    # in (-1, 1)
+                delta: float | Tensor,  # in (-1, 1), or (B,)
                 sigma: int,      # ≥ 0, positions
                ) -> Tensor:      # (B,) int64, a position, or -1 where P is empty
     "i* of section 4.2: one candidate of eq. 3 an image, uniformly."
@@ -45,13 +45,13 @@ def draw_centre(high: Tensor,    # (B, C_h, h, w) float, high features of the qu
         if ((centre >= 0) | at[:, -1]).all(): break  # known positions come last
     return centre
 
-# %% ../nbs/05_latent_prototypes.ipynb #3a575948
+# %% ../nbs/05_latent_prototypes.ipynb #06506d5c
 def similar_region(row: Tensor,    # (B, hw) float32, the centre's row of D
                    known: Tensor,  # (B, hw) bool
-                   delta: float,   # in (-1, 1)
+                   delta: float | Tensor,  # in (-1, 1), or (B,)
                   ) -> Tensor:     # (B, hw) bool
     "M¹ of eq. 4: unknown positions more similar to the centre than `delta`."
-    return (row > delta) & ~known
+    return above(row, delta) & ~known
 
 
 def pseudo_mask(region: Tensor,         # (B, hw) bool, eq. 4
@@ -76,13 +76,13 @@ def prototype(features: Tensor,  # (N, C, h, w) float
     "v_s of eq. 11 and v_l of eq. 7 from a mask at image size."
     return masked_average(features, soft_mask(mask, features.shape[-2:]))
 
-# %% ../nbs/05_latent_prototypes.ipynb #5e22590b
+# %% ../nbs/05_latent_prototypes.ipynb #fd5c7f72
 @torch.no_grad()
 def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the query
                   known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes in the image are 1, void 255
                   generator: torch.Generator | None = None,  # draws the centre; needed where `centre` is not given
                   centre: Tensor | None = None,  # (B,) int64, positions to point at instead; -1 for none
-                  delta: float = DELTA,  # in (-1, 1)
+                  delta: float | Tensor = DELTA,  # in (-1, 1); or (B,), one for each image, as of `image_delta`
                   sigma: int = SIGMA,    # ≥ 0, positions
                  ) -> tuple[Tensor, Tensor]:  # pseudo-mask (B, H, W) int64 {0, 1, 255}, centre (B,) int64 or -1
     "Latent prototype sampling, eq. 1 to 6. Raises ValueError for a delta outside (-1, 1) or when neither generator nor centre is given."
@@ -94,3 +94,16 @@ def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the q
         centre = draw_centre(high, at_map, generator, delta, sigma)
     row = similarity_rows(high, centre.unsqueeze(1)).squeeze(1)
     return pseudo_mask(similar_region(row, at_map, delta), size, known), centre
+
+# %% ../nbs/05_latent_prototypes.ipynb #7f2a2d8b
+@torch.no_grad()
+def image_delta(high: Tensor,   # (B, C_h, h, w) float, high features of the query
+                known: Tensor,  # (B, H, W) integer {0, 1, 255}, as of `sample_latent`
+                share: float,   # of the cosines between unknown positions that exceed it, in (0, 1)
+               ) -> Tensor:     # (B,) float32 in (-1, 1); nearly 1 where every position is known
+    "δ of each image, such that a region is about `share` of the unknown part: a quantile over evenly spread rows of D."
+    B, _, h, w = high.shape
+    at_map = known_positions(known, (h, w))
+    rows = torch.arange(0, h * w, -(-h * w // BLOCK), device=high.device).expand(B, -1)
+    D = similarity_rows(high, rows).masked_fill(at_map.gather(1, rows).unsqueeze(2) | at_map.unsqueeze(1), torch.nan)
+    return D.flatten(1).nanquantile(1 - share, dim=1).nan_to_num(1.0).clamp(-0.9999, 0.9999)

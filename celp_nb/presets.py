@@ -10,7 +10,7 @@ __all__ = ['PAPER', 'PAPER_FOLDS', 'SAMPLES', 'FOLDER', 'FREE', 'LR_FACTOR', 'EV
            'presets_table', 'paper_row', 'beside_the_row', 'compare_with_paper', 'comparison_text', 'run_text',
            'run_notes', 'changes', 'read_runs']
 
-# %% ../nbs/13a_presets.ipynb #86769293
+# %% ../nbs/13a_presets.ipynb #d370c2ca
 import difflib
 import json
 import os
@@ -30,7 +30,7 @@ from .datasets import COCO_CLASSES, COCO_TRAIN_COUNT, PASCAL_CLASSES, PASCAL_COU
 from .latent import DELTA, SIGMA
 from .pfenet import COCO_BINS, PASCAL_BINS
 from .similarity import check_delta
-from .training import DECODERS, METHODS
+from .training import DECODERS, METHODS, find_method
 
 # %% ../nbs/13a_presets.ipynb #4c03a980
 PAPER = Path(celp_nb.__file__).parent / "paper"
@@ -57,7 +57,7 @@ def unequal_means(scores: pd.DataFrame,  # of `paper_scores`
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../nbs/13a_presets.ipynb #70dd7efc
+# %% ../nbs/13a_presets.ipynb #84e1043e
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -72,7 +72,7 @@ class RunConfig:
     scale: tuple[float, float] = (0.9, 1.1)  # range of the scale factor in training
     folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"])] = None  # folds to run; by default all
     n_folds: int = 4  # parts that the classes are cut into
-    methods: tuple[str, ...] = tuple(METHODS)  # trained side by side on the same episodes
+    methods: tuple[str, ...] = tuple(METHODS)  # trained side by side on the same episodes; with what is to be otherwise: "PFENet+CE delta=0.4 known=class"
     shots: tuple[int, ...] = (1, 5)  # supports an episode in evaluation; training has one
     iterations: int | None = None  # training steps a fold; by default 400 for the samples, 5000 for a folder
     epochs: int | None = None  # passes over a fold's training images, instead of iterations
@@ -88,6 +88,8 @@ class RunConfig:
     delta: float = DELTA  # similarity threshold of eq. 2 and 4, in (-1, 1)
     sigma: int = SIGMA  # fewest similar positions of a centre, eq. 3
     contrast: float = METHODS["PFENet+CE"].contrast  # weight of the contrast loss in the methods that have one
+    classes: int | None = None  # training classes a fold, drawn by the seed; by default all
+    photographs: int | None = None  # training images a fold, drawn by the seed; classes left with fewer than two are left out; by default all
     pairs: int | None = None  # evaluation episodes a class; by default 40 for the samples, 200 for a folder
     protocol: Literal["pairs", "turns"] = "pairs"  # evaluation episodes: so many of each class, or as many with every image in turn
     select: Literal["last", "train", "test"] = "last"  # which checkpoint is kept: the last; the best on training classes held out for it; the best on the test fold, as published code does: a flattered score
@@ -110,7 +112,7 @@ SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iter
 FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200, "precision": "auto"}
 FREE = ("workers", "device", "cache_gb", "compile", "tensorboard")  # may change when a run is resumed
 
-# %% ../nbs/13a_presets.ipynb #669e2886
+# %% ../nbs/13a_presets.ipynb #805cd520
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -136,14 +138,14 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     c = RunConfig(**{**defaults, **given})
     if c.preset is not None: find_preset(c.preset)
     one_of("backbone", c.backbone, BACKBONES)
-    for m in c.methods or [""]: one_of("method", m, METHODS)
+    decoders = {find_method(m).decoder for m in c.methods or [""]}
     for what, options in [("protocol", ("pairs", "turns")), ("precision", ("auto", "float32", "bf16")), ("select", ("last", "train", "test")), ("optimiser", ("sgd", "adamw")), ("device", ("auto", "cpu", "cuda"))]:
         one_of(what, getattr(c, what), options)
     for f in c.folds or [""]: one_of("fold", f, range(c.n_folds))
-    for k in ("iterations", "epochs", "batch", "accumulate", "checks", "width", "pairs", "lr", "transformer_lr", "reference"):
+    for k in ("iterations", "epochs", "batch", "accumulate", "checks", "width", "pairs", "lr", "transformer_lr", "reference", "classes", "photographs"):
         if getattr(c, k) is not None and not getattr(c, k) > 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be more than 0.")
     if not c.shots or min(c.shots) < 1: raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
-    for m in c.methods: DECODERS[METHODS[m].decoder].build(c.width, c.bins)  # refuses a width that it cannot have
+    for d in decoders: DECODERS[d].build(c.width, c.bins)  # refuses a width that it cannot have
     check_delta(c.delta)
     for k in ("cache_views", "cache_gb", "workers"):
         if (getattr(c, k) or 0) < 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be 0 or more.")

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['COCO_COUNTS', 'COLOURS', 'Tick', 'SELECTED', 'open_set', 'Fold', 'Setup', 'precision_of', 'code_version',
-           'evaluation_episodes', 'draw_fold', 'hold_out', 'prepare', 'share_of', 'watcher', 'draw_curves', 'smoothed',
-           'loss_curves', 'loss_figure', 'save_figure', 'losses_of', 'model_file', 'steps_of', 'new_models', 'checker',
-           'selection', 'loss_writer', 'train_fold', 'keep_losses', 'keep_model', 'trained_models', 'write_table',
-           'episode_list', 'score_fold', 'evaluate_together', 'evaluate_fold', 'summary', 'markdown_table',
-           'report_text', 'predictions_figure', 'read_config', 'check_folder', 'start', 'train', 'read_results',
-           'finish_fold', 'run', 'evaluate_run', 'replay', 'object_mask', 'photograph', 'predict']
+           'evaluation_episodes', 'draw_fold', 'shown_in_training', 'hold_out', 'prepare', 'share_of', 'watcher',
+           'draw_curves', 'smoothed', 'loss_curves', 'loss_figure', 'save_figure', 'losses_of', 'model_file',
+           'steps_of', 'new_models', 'checker', 'selection', 'loss_writer', 'train_fold', 'keep_losses', 'keep_model',
+           'trained_models', 'write_table', 'episode_list', 'score_fold', 'evaluate_together', 'evaluate_fold',
+           'summary', 'markdown_table', 'report_text', 'predictions_figure', 'read_config', 'check_folder', 'start',
+           'train', 'read_results', 'finish_fold', 'run', 'evaluate_run', 'replay', 'object_mask', 'photograph',
+           'predict']
 
-# %% ../nbs/13b_runs.ipynb #7545749d
+# %% ../nbs/13b_runs.ipynb #46b44b3d
 import importlib.util
 import json
 import os
@@ -45,10 +46,10 @@ from .episodes import Episodes, atomic_file, class_images, fold_classes, images_
 from .evaluation import CUTS, FeatureMemory, all_foreground, at_native_size, Predictor, Votes, best_prior, episode_inputs, evaluate, feature_memory, padding_of, prior_predictors, scores, voting
 from .latent import sample_latent
 from .presets import FREE, RunConfig, check_preset, resolve
-from .training import (DECODERS, METHODS, Method, Optimisation, Share, Step, accelerator_for, backbone_fingerprint, build_model, cached_steps, differences, fit, load_model, online_steps, own_episodes,
+from .training import (DECODERS, Method, Optimisation, Share, Step, accelerator_for, backbone_fingerprint, build_model, cached_steps, differences, find_method, fit, load_model, online_steps, own_episodes,
                               save_checkpoint)
 
-# %% ../nbs/13b_runs.ipynb #3e79c0b6
+# %% ../nbs/13b_runs.ipynb #32e98857
 def open_set(folder: str,  # "samples" or a folder
              split: str,   # "train" or "val"
              skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
@@ -126,11 +127,26 @@ def draw_fold(config: RunConfig,  # resolved
     classes = sorted(added.union(range(1, C + 1)).difference(test))
     if not classes: raise ValueError(f"fold {number} of {config.n_folds} hides all {C} classes, so there is none to train on; use more folds.")
     held = hold_out(classes, config.seed) if config.select == "train" else []
-    shown = [c for c in classes if c not in held]
-    iterations = config.iterations or config.epochs * len(set().union(*map(set, class_images(train.pixels, shown).values()))) // config.batch
-    try: training = images_in_turn(train.pixels, shown, iterations * config.batch, 1, config.seed, class_names=train.class_names)
+    shown, pixels = shown_in_training(config, train, [c for c in classes if c not in held])
+    iterations = config.iterations or config.epochs * len(set().union(*map(set, class_images(pixels, shown).values()))) // config.batch
+    try: training = images_in_turn(pixels, shown, iterations * config.batch, 1, config.seed, class_names=train.class_names)
     except ValueError as e: raise ValueError(f"{train.name}, training split: {e}") from e
     return Fold(number, shown, test, iterations, training, evaluation_episodes(config, val, test), held)
+
+
+def shown_in_training(config: RunConfig,
+                      train: ImageSet,
+                      classes: list[int],  # that may be trained on
+                     ) -> tuple[list[int], np.ndarray]:  # those that are, and `train.pixels` with 0 in images that are left out
+    "So many of the classes and of their images as the run wants; with the same seed fewer are among more. Raises ValueError where no class is left."
+    rng, pixels = np.random.default_rng(config.seed), train.pixels
+    if config.classes: classes = sorted(rng.permutation(classes)[:config.classes].tolist())
+    if not config.photographs: return classes, pixels
+    images = rng.permutation(np.unique(np.concatenate([*class_images(pixels, classes).values()])))[:config.photographs]
+    pixels = np.where(np.isin(np.arange(len(pixels)), images)[:, None], pixels, 0)
+    left = [c for c, of in class_images(pixels, classes).items() if len(of) >= 2]
+    if not left: raise ValueError(f"{train.name}: of {config.photographs} training images no class is in two; use more photographs.")
+    return left, pixels
 
 
 def hold_out(classes: list[int],  # to train on
@@ -247,11 +263,10 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/13b_runs.ipynb #59c68f89
+# %% ../nbs/13b_runs.ipynb #71cc8d23
 def losses_of(config: RunConfig, name: str) -> Method:
     "A method's losses with the run's settings."
-    method = METHODS[name]
-    return replace(method, contrast=config.contrast if method.contrast else 0.0, delta=config.delta, sigma=config.sigma)
+    return find_method(name, delta=config.delta, sigma=config.sigma, **({"contrast": config.contrast} if find_method(name).contrast else {}))
 
 
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
@@ -263,7 +278,7 @@ def steps_of(setup: Setup, fold: Fold) -> Callable[[int], Iterable[Step]]:  # fi
     "Where a fold's training steps come from: augmented anew, or from the cache."
     c, share = setup.config, share_of(setup.accelerator)
     items = TrainingEpisodes(setup.train, fold.training, fold.train_classes, Recipe(c.crop, round(c.crop * c.reference / c.side), c.scale), c.seed)
-    whole = any(DECODERS[METHODS[m].decoder].whole_support for m in c.methods)
+    whole = any(DECODERS[find_method(m).decoder].whole_support for m in c.methods)
     if c.cache_views: return lambda start: cached_steps(c.cache or cache_folder() / "views", setup.backbone, items, c.batch, c.cache_views, start, precision_of(c), whole, share)
     return lambda start: online_steps(setup.backbone, items, c.batch, start, c.workers, precision_of(c), whole, share)
 
@@ -273,7 +288,7 @@ def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
     c, models = setup.config, {}
     for m in c.methods:
         torch.manual_seed(c.seed)
-        models[m] = build_model(feature_channels(setup.backbone)[0], c.width, c.bins, c.dropout, METHODS[m].decoder).to(setup.accelerator.device)
+        models[m] = build_model(feature_channels(setup.backbone)[0], c.width, c.bins, c.dropout, (method := find_method(m)).decoder, method.separate).to(setup.accelerator.device)
         if c.compile: models[m].decoder.compile()
     return models
 

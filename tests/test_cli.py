@@ -478,7 +478,7 @@ def test_predict_names_what_is_wrong(home, photo, capsys):
     assert not (photo / "out").exists()
 
 
-@pytest.mark.parametrize("line, said", [("table 9 --scale samples", "there is no table 9"), ("table --scale samples", "give its number, 1 to 7, not nothing"), ("table runs/x --scale samples", "give its number, 1 to 7, not runs/x"),
+@pytest.mark.parametrize("line, said", [("table 9 --scale samples", "give one of 1, 2, 3, 4, 5, 6, 7, regime, differences, beyond, not 9"), ("table --scale samples", "beyond, not nothing"), ("table runs/x --scale samples", "beyond, not runs/x"),
                                         ("table 1 --scale full", "scale full needs a folder with its images; give --data DIR")])
 def test_a_table_that_cannot_be_run_is_refused_in_a_sentence(capsys, here, line, said):
     assert main(line.split()) == 1
@@ -491,7 +491,7 @@ def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
 
     asked = []
     monkeypatch.setattr(experiments, "run", lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)))
-    monkeypatch.setattr(experiments, "table_text", lambda number, scale, folders: f"table {number}")
+    monkeypatch.setattr(experiments, "table_text", lambda name, folders: f"table {name}")
     assert main("table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9".split()) == 0
     assert [c.delta for c, _, _ in asked] == [0.40, 0.50, 0.65, 0.80] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
-    assert asked[0][1:] == ("runs/samples-delta-0.40-seed-3", True) and capsys.readouterr().out == "table 5\n"
+    assert asked[0][1:] == ("runs/samples-table-5-seed-3", True) and capsys.readouterr().out == "table 5\n"

@@ -1,13 +1,15 @@
 """The paper's tables as runs; statistics of differences: what resampling must and must not do."""
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from celp_nb.experiments import ablation, interval, resampled_miou, run_table, table_runs
-from celp_nb.presets import PRESETS, RunConfig
+from celp_nb.experiments import TABLES, ablation, interval, labelled, resampled_miou, run_table, table_runs
+from celp_nb.presets import PRESETS, RunConfig, resolve
+from celp_nb.runs import losses_of
 
 
 def rows_of(method, inter, union, classes):
@@ -58,54 +60,87 @@ def test_interval_is_the_middle():
     assert interval(np.arange(101), 0.9) == pytest.approx((5, 95)) and interval(pd.Series([3.0] * 5)) == (3, 3)
 
 
-def test_runs_of_a_table_are_the_scale_with_one_thing_changed():
-    runs = table_runs(5, "samples", iterations=7)
-    assert [c.delta for c in runs.values()] == [0.40, 0.50, 0.65, 0.80] and {c.iterations for c in runs.values()} == {7}
-    assert {replace(c, delta=0.65) for c in runs.values()} == {RunConfig(methods=("PFENet+CE",), iterations=7)}
-    assert [c.contrast for c in table_runs(6, "samples").values()] == [0, 0.1, 0.25, 1]
-    assert [c.voting for c in table_runs(7, "samples").values()] == [True]
+def test_rows_that_differ_in_the_method_are_one_run():
+    (name, config), = table_runs("5", "samples", iterations=7).items()
+    assert name == "samples-table-5-seed-0" and config == RunConfig(methods=("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8"), iterations=7)
+    assert [losses_of(config, m).delta for m in config.methods] == [0.4, 0.5, 0.65, 0.8]
+    (config,) = table_runs("6", "samples").values()
+    assert [losses_of(config, m).contrast for m in config.methods] == [0, 0.1, 0.25, 1]
+    assert [c.voting for c in table_runs("7", "samples").values()] == [True]
 
 
-def test_systems_have_three_seeds_and_tables_of_the_same_runs_share_them():
-    one, three = table_runs(1, "samples"), table_runs(3, "samples")
-    assert one == three and [c.seed for c in one.values()] == [0, 1, 2] and all(set(c.methods) == {"PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE"} for c in one.values())
-    assert [c.seed for c in table_runs(1, "samples", seeds=(5,)).values()] == [5]
+def test_rows_that_differ_in_the_run_are_runs():
+    runs = table_runs("regime", "voc-mini", data="DIR")
+    assert len(runs) == 7 and all(c.methods == ("PFENet", "PFENet+CE") and c.data == "DIR" for c in runs.values())
+    assert runs["voc-mini-table-regime-classes-5-seed-0"].classes == 5 and [c.photographs for c in runs.values()].count(None) == 4
+    assert {(c.lr, c.select, c.protocol) for c in table_runs("differences", "voc-mini", data="DIR").values()} == {(1e-3, "last", "pairs"), (1e-4, "last", "pairs"), (1e-3, "test", "pairs"), (1e-3, "last", "turns")}
 
 
-def test_full_scale_is_the_presets():
-    full = table_runs(2, "full", seeds=(0,), data="DIR")
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_of_every_table_can_be_asked_for(name):
+    for config in table_runs(name, "samples").values():
+        assert config.methods and resolve(config) and all(losses_of(config, m) for m in config.methods)
+
+
+def test_systems_have_three_seeds_and_tables_of_the_same_runs_are_alike():
+    one, three = table_runs("1", "samples"), table_runs("3", "samples")
+    assert list(one.values()) == list(three.values()) and [c.seed for c in one.values()] == [0, 1, 2] and all(set(c.methods) == {"PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE"} for c in one.values())
+    assert [c.seed for c in table_runs("1", "samples", seeds=(5,)).values()] == [5]
+
+
+def test_full_scale_is_the_presets_and_a_run_for_every_row():
+    full = table_runs("2", "full", seeds=(0,), data="DIR")
     assert {c.preset for c in full.values()} == {name for name in PRESETS if name.startswith("coco-")} and all(c.epochs == 50 and c.data == "DIR" for c in full.values())
-    ablated = table_runs(6, "full", data="DIR")
-    assert all(c.epochs == 200 and c.pairs == 1000 and c.side == 473 for c in ablated.values()) and len(ablated) == 4
+    ablated = table_runs("6", "full", data="DIR")
+    assert all(c.epochs == 200 and c.pairs == 1000 and c.side == 473 for c in ablated.values()) and [c.methods for c in ablated.values()] == [("PFENet",), ("PFENet+CE",), ("PFENet+CE contrast=0.25",), ("PFENet+CE contrast=1",)]
 
 
-@pytest.mark.parametrize("number, scale, settings, said", [
-    (8, "samples", {}, "there is no table 8"), (5, "tiny", {}, "there is no scale 'tiny'"), (5, "voc-mini", {}, "scale voc-mini needs a folder with its images; give --data DIR"),
-    (5, "coco-mini", {"data": "x"}, "Table 5 is of PASCAL-5i, which coco-mini does not stand for"), (2, "voc-mini", {"data": "x"}, "Table 2 is of COCO-20i, which voc-mini does not")])
-def test_tables_that_cannot_be_run_are_refused(number, scale, settings, said):
-    with pytest.raises(ValueError, match=said): table_runs(number, scale, **settings)
+@pytest.mark.parametrize("name, scale, settings, said", [
+    ("8", "samples", {}, "there is no table '8'"), ("5", "tiny", {}, "there is no scale 'tiny'"), ("5", "voc-mini", {}, "scale voc-mini needs a folder with its images; give --data DIR"),
+    ("5", "coco-mini", {"data": "x"}, "Table 5 is of PASCAL-5i, which coco-mini does not stand for"), ("2", "voc-mini", {"data": "x"}, "Table 2 is of COCO-20i, which voc-mini does not")])
+def test_tables_that_cannot_be_run_are_refused(name, scale, settings, said):
+    with pytest.raises(ValueError, match=said): table_runs(name, scale, **settings)
 
 
 def test_an_ablation_is_the_mean_over_folds_and_seeds_beside_the_papers_figure():
-    made = [("weight 0.10", fold, seed, 10.0 + fold + 4 * seed) for fold in (0, 1) for seed in (0, 1)]
-    results = pd.DataFrame([{"row": r, "method": "PFENet+CE", "shots": 1, "fold": f, "seed": s, "miou": m, "fb_iou": 50 + m} for r, f, s, m in made] +
-                           [{"row": "weight 0.10", "method": "all foreground", "shots": 1, "fold": 0, "seed": 0, "miou": 99.0, "fb_iou": 99.0}])
-    t = ablation(6, results).set_index(["value", "shot", "metric"])
+    made = [("0.10", fold, seed, 10.0 + fold + 4 * seed) for fold in (0, 1) for seed in (0, 1)]
+    t = ablation("6", pd.DataFrame([{"row": r, "shots": 1, "fold": f, "seed": s, "miou": m, "fb_iou": 50 + m} for r, f, s, m in made])).set_index(["value", "shot", "metric"])
     assert t.ours["0.10", 1, "mIoU"] == pytest.approx(12.5) and t.ours["0.10", 1, "FB-IoU"] == pytest.approx(62.5) and t.score["0.10", 1, "mIoU"] == 64.1
     assert np.isnan(t.ours["1.00", 1, "mIoU"]) and t.score["1.00", 5, "FB-IoU"] == 72.9
 
 
-def test_votes_and_their_average_are_rows_of_table_7():
-    results = pd.DataFrame([{"row": "votes", "method": m, "shots": 5, "fold": 0, "seed": 0, "miou": v, "fb_iou": v} for m, v in [("PFENet+CE", 30.0), ("PFENet+CE v-1", 20.0), ("PFENet+CE v-3", 31.0)]])
-    t = ablation(7, results).set_index(["value", "metric"])
+def written(folder, config, scored):
+    "A folder as of a run: what `labelled` reads."
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(asdict(config)))
+    pd.DataFrame([{"method": m, "shots": 5, "fold": 0, "seed": 0, "miou": v, "fb_iou": v, "confusion": 1.0} for m, v in scored.items()]).to_csv(folder / "results.csv", index=False)
+    return folder
+
+
+def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
+    a = written(tmp_path / "a", RunConfig(methods=("PFENet+CE", "PFENet+CE known=class", "CyCTR")), {"PFENet+CE": 1, "PFENet+CE known=class": 2, "CyCTR": 3, "all foreground": 4})
+    b = written(tmp_path / "b", RunConfig(methods=("PFENet+CE",), protocol="turns"), {"PFENet+CE": 5})
+    assert dict(zip(labelled("differences", a).row, labelled("differences", a).miou)) == {"as published": 1, "the episode's class alone is known": 2}
+    assert labelled("differences", b).row.tolist() == ["images in turn"]
+
+
+def test_votes_and_their_average_are_rows_of_table_7(tmp_path):
+    folder = written(tmp_path / "a", RunConfig(methods=("PFENet+CE", "PFENet"), voting=True), {"PFENet+CE": 30.0, "PFENet": 10.0, "PFENet+CE v-1": 20.0, "PFENet+CE v-3": 31.0, "PFENet v-3": 9.0})
+    t = ablation("7", labelled("7", folder)).set_index(["value", "metric"])
     assert (t.ours["avg", "mIoU"], t.ours["v-1", "mIoU"], t.ours["v-3", "mIoU"]) == (30, 20, 31) and t.score["v-3", "mIoU"] == 66.9 and len(t) == 12
 
 
 def test_a_table_is_run_once_and_goes_on(tmp_path):
     settings = dict(crop=57, side=97, width=16, iterations=2, pairs=2, folds=(0,), trivial=False)
-    text = run_table(6, "samples", tmp_path, **settings)
+    text = run_table("6", "samples", tmp_path, **settings)
     assert "| 0.25            | mIoU   |" in text and "development set" in text
     results = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/results.csv")}
-    assert len(results) == 4 and run_table(6, "samples", tmp_path, **settings) == text and results == {p: p.stat().st_mtime_ns for p in results}
-    shutil.rmtree(tmp_path / "samples-weight-0.25-seed-0")
-    assert run_table(6, "samples", tmp_path, **settings) == text  # the lost row comes back the same
+    assert len(results) == 1 and run_table("6", "samples", tmp_path, **settings) == text and results == {p: p.stat().st_mtime_ns for p in results}
+    shutil.rmtree(tmp_path / "samples-table-6-seed-0")
+    assert run_table("6", "samples", tmp_path, **settings) == text  # the lost run comes back the same
+
+
+def test_a_table_that_is_not_of_the_paper_says_mIoU_and_confusion_of_its_rows(tmp_path):
+    settings = dict(crop=57, side=97, width=16, iterations=2, pairs=2, folds=(0,), shots=(1,), trivial=False)
+    text = run_table("beyond", "samples", tmp_path, seeds=(0,), **settings)
+    assert "| δ = 0.65        | 1     |" in text and "| δ of each image | 1     |" in text and "confusion" in text and "Paper:" not in text

@@ -470,7 +470,7 @@ def test_a_model_of_each_method_is_read_again(method, tmp_path):
 
 def test_a_file_of_a_method_that_is_not_known(tmp_path):
     save_checkpoint(tmp_path / "m.pt", **as_file("CANet", model()))
-    with pytest.raises(ValueError, match=r"m\.pt holds a model of the method 'CANet', which is none of PFENet, PFENet\+CE, CyCTR, CyCTR\+CE; train again\."): load_model(tmp_path / "m.pt")
+    with pytest.raises(ValueError, match=r"m\.pt was trained with a method that is not known here .there is no method 'CANet'; choose one of PFENet, .*; train again\."): load_model(tmp_path / "m.pt")
 
 
 @pytest.mark.parametrize("says, holds", [("CyCTR", model), ("PFENet+CE", attentive)])
@@ -548,7 +548,7 @@ def test_caches_of_different_backbones_and_recipes_do_not_mix(backbone, training
     folder, cases = tmp_path / "cache", [(backbone, training), (other_backbone, training), (backbone, other_recipe), (backbone, other_seed), (backbone, other_masks), (backbone, other_files)]
     for b, t in cases: next(cached_steps(folder, b, t, 2, views=1))
     next(cached_steps(folder, backbone, training, 2, views=1, precision=torch.bfloat16))
-    assert len(list(folder.iterdir())) == len(cases) + 1
+    assert len(list(folder.iterdir())) == len(cases)  # the other seed reads the same views
 
 
 def test_lower_precision_is_used_and_close(backbone, training):
