@@ -9,7 +9,7 @@ __all__ = ['Predictor', 'CUTS', 'tensors_in', 'bytes_of', 'remember', 'FeatureMe
            'ImageParts', 'SupportParts', 'look', 'soon', 'recall', 'gather', 'match_name', 'conditioning', 'answers',
            'evaluate', 'bytes_of_an_image', 'scores']
 
-# %% ../nbs/12_evaluation.ipynb #0036e363
+# %% ../nbs/12_evaluation.ipynb #09d848fd
 from functools import lru_cache
 from typing import Callable, Iterable, NamedTuple
 
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from .backbones import Backbone, Features, SupportFeatures, feature_channels, image_features, keep_foreground, lowered, resize, support_features
 from .contrast import FewShotModel, fewer_channels
-from .datasets import ImageSet, binary_mask, fit_square, known_mask, read_image
+from .datasets import STRIDE, ImageSet, binary_mask, fit_square, known_mask, read_image
 from .episodes import Episodes
 from .latent import prototype
-from .metrics import counts, summarise
+from .metrics import counts, error_counts, near_edge, summarise
 from .priors import Conditioning, best_match, foreground_vectors, min_max
 
 # %% ../nbs/12_evaluation.ipynb #2855ea07
@@ -303,7 +303,7 @@ def answers(memory: FeatureMemory,
             for x, z in zip(part, logits[:, 1] - logits[:, 0]): done[x] = remember(kept, x, z.clone())
     return done
 
-# %% ../nbs/12_evaluation.ipynb #48524c63
+# %% ../nbs/12_evaluation.ipynb #8150156e
 @torch.no_grad()
 def evaluate(predictors: dict[str, Predictor | Votes],  # name → model in evaluation mode, function, or votes
              memory: FeatureMemory,
@@ -313,7 +313,7 @@ def evaluate(predictors: dict[str, Predictor | Votes],  # name → model in eval
              shots: tuple[int, ...] = (1,),  # each episode is asked with its first K supports, for each of these K
              report: Callable[[int], None] = lambda n: None,  # called after each episode with the number of those before it
              batch: int = 4,                 # questions that go through a decoder together, and episodes asked at a time; less than 2: one by one
-            ) -> pd.DataFrame:  # a row an episode, method and K, in this order: method, shots, episode, cls, and the pixel counts of `counts`
+            ) -> pd.DataFrame:  # a row an episode, method and K, in this order: method, shots, episode, cls, and the pixel counts of `counts` and `error_counts`
     "Score every method on the same episodes. Raises ValueError when the episodes hold fewer supports than asked for."
     if max(shots) > episodes.support.shape[1]: raise ValueError(f"{max(shots)} shots were asked for, but the episodes hold {episodes.support.shape[1]} supports; draw them with more.")
     order, batch, rows = np.lexsort((episodes.query, episodes.cls)), max(1, batch), {}
@@ -322,7 +322,8 @@ def evaluate(predictors: dict[str, Predictor | Votes],  # name → model in eval
     @lru_cache(batch)
     def truth(c, q):
         pixels = torch.as_tensor(data.read_mask(q))
-        return binary_mask(pixels, c), known_mask(pixels, train_classes)
+        target = binary_mask(pixels, c)
+        return target, known_mask(pixels, train_classes), near_edge(target, -(-STRIDE * max(pixels.shape) // memory.side))  # one position of the map
     memory.kept.clear()
     for first in range(0, len(order), batch):
         asked = {}  # (episode, K, method) → questions
@@ -334,7 +335,7 @@ def evaluate(predictors: dict[str, Predictor | Votes],  # name → model in eval
         says = {x: (at_native_size(z[None, None], *size(x))[0] > 0).cpu() for x, z in found.items()}
         for (e, K, name), xs in asked.items():
             foreground = torch.stack([says[x] for x in xs]).sum(0) >= getattr(predictors[name], "needed", 1)
-            rows[e, K, name] = {"method": name, "shots": K, "episode": e, "cls": xs[0].cls, **counts(foreground, *truth(xs[0].cls, xs[0].query))}
+            rows[e, K, name] = {"method": name, "shots": K, "episode": e, "cls": xs[0].cls, **counts(foreground, *(masks := truth(xs[0].cls, xs[0].query))[:2]), **error_counts(foreground, *masks)}
         for n in range(first, min(first + batch, len(order))): report(n)
     memory.kept.clear()
     return pd.DataFrame([rows[e, K, name] for e in range(len(order)) for K in shots for name in predictors if (e, K, name) in rows])
