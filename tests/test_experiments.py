@@ -7,13 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celp_nb.experiments import TABLES, ablation, interval, labelled, resampled_miou, run_table, table_runs
+from celp_nb.experiments import TABLES, ablation, interval, labelled, paired_differences, resampled_confusion, resampled_miou, run_table, scored, table_runs
 from celp_nb.presets import PRESETS, RunConfig, resolve
 from celp_nb.runs import losses_of
 
 
 def rows_of(method, inter, union, classes):
-    return pd.DataFrame({"method": method, "cls": classes, "episode": range(len(classes)), "inter_fg": inter, "union_fg": union})
+    return pd.DataFrame({"method": method, "cls": classes, "episode": range(len(classes)), "inter_fg": inter, "union_fg": union, "on_known": 1, "predicted": 2, "fold": 0, "seed": 0})
 
 
 CLASSES = [1] * 6 + [4] * 5
@@ -25,6 +25,7 @@ A, B = (rows_of(m, RNG.integers(0, 50, 11), UNION, CLASSES) for m in "ab")
 def test_one_draw_by_hand():
     "Class by class in ascending order, with the same episodes for both methods."
     draws, rng = resampled_miou(pd.concat([A, B]), draws=1, seed=3), np.random.default_rng(3)
+    rng.integers(0, 1, (1, 1))  # of one seed
     first, second = rng.integers(0, 6, (1, 6))[0], rng.integers(0, 5, (1, 5))[0] + 6
     for name, table in (("a", A), ("b", B)):
         iou = [table.inter_fg[list(e)].sum() / table.union_fg[list(e)].sum() for e in (first, second)]
@@ -54,6 +55,39 @@ def test_every_episode_is_as_likely_as_every_other():
 
 def test_methods_that_answered_different_episodes_are_refused():
     with pytest.raises(ValueError, match="not every method answered every episode"): resampled_miou(pd.concat([A, B[:-1]]))
+
+
+def several_seeds(gain, seeds=(0, 1, 2)):
+    "Two methods on two folds; `gain` of a seed is what b has more of the union, percent."
+    rng, made = np.random.default_rng(2), []
+    for seed in seeds:
+        for fold, classes in ((0, (1, 2)), (1, (6, 7))):
+            for cls in classes:
+                inter, union = rng.integers(20, 40, 12), np.full(12, 100)
+                made += [pd.DataFrame({"method": m, "cls": cls, "episode": range(12), "inter_fg": inter + more, "union_fg": union, "on_known": 3, "predicted": 10 + 5 * more, "fold": fold, "seed": seed})
+                         for m, more in (("a", 0), ("b", gain(seed)))]
+    return pd.concat(made, ignore_index=True)
+
+
+def test_a_difference_is_the_mean_over_seeds_and_classes_and_its_interval_is_of_the_seeds():
+    steady, luck = (paired_differences(several_seeds(gain), "b", "a") for gain in (lambda seed: 4, lambda seed: 12 * (seed == 1)))
+    assert steady.difference["mIoU"] == pytest.approx(4) and steady.low["mIoU"] == pytest.approx(4) == steady.high["mIoU"]
+    assert luck.difference["mIoU"] == pytest.approx(4) and luck.low["mIoU"] <= 2 and luck.high["mIoU"] >= 6
+    assert steady.episodes["mIoU"] == 144 and steady.episodes[6] == 36 and steady.seeds[6] == 3
+    assert steady.difference["confusion"] == pytest.approx(10 - 30) and steady.high["confusion"] == pytest.approx(-20)
+
+
+def test_confusion_is_a_ratio_of_sums_in_each_fold():
+    rows = several_seeds(lambda seed: 0, (0,))
+    rows.loc[rows.fold == 1, ["on_known", "predicted"]] = [0, 10]
+    assert resampled_confusion(rows, 5).to_numpy() == pytest.approx(15)
+
+
+def test_a_seed_without_a_class_does_not_count_for_it():
+    "Parts of the episodes, such as those with small objects, may lack a class under one seed."
+    rows = several_seeds(lambda seed: 4)
+    rows = rows[~((rows.seed == 0) & (rows.cls == 7))]
+    assert paired_differences(rows, "b", "a").difference.drop("confusion").to_numpy() == pytest.approx(4)
 
 
 def test_interval_is_the_middle():
@@ -120,13 +154,13 @@ def written(folder, config, scored):
 def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
     a = written(tmp_path / "a", RunConfig(methods=("PFENet+CE", "PFENet+CE known=class", "CyCTR")), {"PFENet+CE": 1, "PFENet+CE known=class": 2, "CyCTR": 3, "all foreground": 4})
     b = written(tmp_path / "b", RunConfig(methods=("PFENet+CE",), protocol="turns"), {"PFENet+CE": 5})
-    assert dict(zip(labelled("differences", a).row, labelled("differences", a).miou)) == {"as published": 1, "the episode's class alone is known": 2}
-    assert labelled("differences", b).row.tolist() == ["images in turn"]
+    assert dict(zip(labelled("differences", scored(a)).row, labelled("differences", scored(a)).miou)) == {"as published": 1, "the episode's class alone is known": 2}
+    assert labelled("differences", scored(b)).row.tolist() == ["images in turn"]
 
 
 def test_votes_and_their_average_are_rows_of_table_7(tmp_path):
     folder = written(tmp_path / "a", RunConfig(methods=("PFENet+CE", "PFENet"), voting=True), {"PFENet+CE": 30.0, "PFENet": 10.0, "PFENet+CE v-1": 20.0, "PFENet+CE v-3": 31.0, "PFENet v-3": 9.0})
-    t = ablation("7", labelled("7", folder)).set_index(["value", "metric"])
+    t = ablation("7", labelled("7", scored(folder))).set_index(["value", "metric"])
     assert (t.ours["avg", "mIoU"], t.ours["v-1", "mIoU"], t.ours["v-3", "mIoU"]) == (30, 20, 31) and t.score["v-3", "mIoU"] == 66.9 and len(t) == 12
 
 
