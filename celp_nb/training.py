@@ -237,13 +237,13 @@ def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     for x in backbone.state_dict().values(): digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]
 
-# %% ../nbs/11_training.ipynb #d7d22ac8
+# %% ../nbs/11_training.ipynb #d8f22b04
 class View(NamedTuple):
     "One augmentation of an image, as a query and as a support."
     class_map: Tensor   # (S, S) uint8
-    mid: Tensor         # (C_mid, h, w) float16
-    high: Tensor        # (C_high, h, w) float16
-    foreground: Tensor  # (C_high, h, w) float16: high features of its class alone
+    mid: Tensor         # (h, w, C_mid) float16: positions first, as cosines and 1×1 convolutions read them
+    high: Tensor        # (h, w, C_high) float16
+    foreground: Tensor  # (h, w, C_high) float16: high features of its class alone
 
 
 once_undamaged = lru_cache(None)(undamaged)  # a file is read a hundred times: its checksums are asked once a process
@@ -268,11 +268,11 @@ def view_features(folder: Path,                # of this backbone, data set and 
     with lowered(device, precision):
         mid, f3 = backbone(x[None].to(device))
         high = backbone.layer4(torch.cat([f3, keep_foreground(f3, binary_mask(class_map, cls)[None].to(device))]))
-    made = View(class_map, *(f.half().cpu().contiguous() for f in (mid[0], *high)))  # one layout, read or made: the same digits
+    made = View(class_map, *(f.half().cpu().movedim(0, 2).contiguous() for f in (mid[0], *high)))  # one layout, read or made: the same digits
     save_checkpoint(path, **made._asdict())
     return made
 
-# %% ../nbs/11_training.ipynb #ffdc6de8
+# %% ../nbs/11_training.ipynb #88b785c0
 def cached_steps(folder: str | Path,  # made if need be; a subfolder is named after the backbone's weights, the data set, the recipe and the precision: runs with other seeds read the same views
                  backbone: Backbone,
                  episodes: TrainingEpisodes,
@@ -285,7 +285,7 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
                 ) -> Iterator[Step]:
     "Steps whose features come from `views` fixed augmentations of each image, kept on disk."
     data, device = episodes.image_set, next(backbone.parameters()).device
-    described = json.dumps([data.name, fingerprint(data.image_paths), hashlib.sha1(np.ascontiguousarray(data.pixels)).hexdigest(), asdict(episodes.recipe), str(precision)])
+    described = json.dumps([data.name, fingerprint(data.image_paths), hashlib.sha1(np.ascontiguousarray(data.pixels)).hexdigest(), asdict(episodes.recipe), str(precision), "positions first"])
     folder = Path(folder) / f"{backbone_fingerprint(backbone)}-{hashlib.sha1(described.encode()).hexdigest()[:10]}"
     def row(i):
         c, images = int(episodes.episodes.cls[i]), [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()]
@@ -297,7 +297,7 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
         return Step(Features(query.mid, query.high), support, masks[1:], masks[0].long(), known_mask(query.class_map, episodes.train_classes))
     for step in range(start, len(episodes) // batch):
         query, support, *masks = default_collate([row(i) for i in own_episodes(step, batch, share)])
-        query, support = (type(f)(*(x.to(device).float() for x in f)) for f in (query, support))
+        query, support = (type(f)(*(x.to(device).float().movedim(-1, -3) for x in f)) for f in (query, support))
         yield Step(query, support, *(m.to(device) for m in masks))
 
 # %% ../nbs/11_training.ipynb #9ea3a5c2
