@@ -13,8 +13,8 @@ from torch import nn
 
 from celp_nb import contrast
 from celp_nb.backbones import Features, SupportFeatures, load_backbone, episode_features, resize
-from celp_nb.contrast import FewShotModel, Losses, cross_entropy, fewer_channels, latent_conditioning, support_conditioning, two_path_losses
-from celp_nb.latent import candidates, draw_centre, masked_average, prototype, pseudo_mask, sample_latent, similar_region
+from celp_nb.contrast import FewShotModel, Losses, cross_entropy, fewer_channels, latent_conditioning, main_prior, masked_latent_conditioning, support_conditioning, two_path_losses
+from celp_nb.latent import candidates, draw_centre, image_delta, masked_average, prototype, pseudo_mask, sample_latent, similar_region
 from celp_nb.pfenet import PFENet, bin_size, dense_comparison
 from celp_nb.priors import Conditioning, latent_prior, min_max, support_prior
 from celp_nb.similarity import cosine, known_positions, self_similarity, similar_count, similarity_rows
@@ -342,6 +342,47 @@ def test_latent_prototype_sampling_keeps_its_promises(case, sigma, delta, seed):
         assert P[b, centre[b]] if P[b].any() else centre[b] == -1
         if centre[b] < 0: assert not (pseudo[b] == 1).any()
     if case.known.all(): assert (centre == -1).all()
+
+
+@given(cases(), st.floats(0.05, 0.9))
+def test_the_delta_of_an_image_is_exceeded_by_the_share_of_its_cosines(case, share):
+    high, known = tensor(case.high), tensor(case.known)
+    own = image_delta(high, known, share)
+    for b, delta in enumerate(own.tolist()):
+        unknown = ~known_positions(known[b:b + 1], tuple(high.shape[-2:]))[0]
+        cosines = self_similarity(high[b:b + 1])[0][unknown][:, unknown].flatten()
+        if not len(cosines): assert delta == pytest.approx(0.9999)
+        elif -0.9 < delta < 0.9:  # otherwise at the bounds of what a δ can be
+            assert (cosines > delta + 1e-5).sum() <= share * (len(cosines) - 1) + 1 and (cosines >= delta - 1e-5).sum() >= share * (len(cosines) - 1)
+
+
+def test_each_image_is_sampled_with_its_own_delta():
+    torch.manual_seed(0)
+    high, known, centre, delta = torch.randn(3, 6, 5, 5), torch.zeros(3, 33, 33, dtype=torch.long), torch.tensor([3, 12, 24]), torch.tensor([0.1, 0.5, -0.2])
+    together = sample_latent(high, known, centre=centre, delta=delta, sigma=1)[0]
+    for b in range(3): assert torch.equal(together[b], sample_latent(high[b:b + 1], known[b:b + 1], centre=centre[b:b + 1], delta=delta[b].item(), sigma=1)[0][0])
+    with pytest.raises(ValueError, match="between -1 and 1"): sample_latent(high, known, centre=centre, delta=torch.tensor([0.1, 1.5, 0.2]))
+
+
+def test_the_masked_prior_is_nothing_outside_of_the_region():
+    "Eq. 8 as printed: cosines of the masked query; the question is otherwise the same."
+    torch.manual_seed(0)
+    net = FewShotModel(6, PFENet(4, (1.0,)), 4).eval()
+    query, support = Features(torch.rand(2, 6, 5, 5), torch.rand(2, 6, 5, 5)), Features(torch.rand(2, 1, 6, 5, 5), torch.rand(2, 1, 6, 5, 5))
+    pseudo = torch.full((2, 33, 33), 255)
+    pseudo[0, 8:20, 8:20], pseudo[1, :, 20:] = 1, 1
+    cond = support_conditioning(net, query, support, torch.ones(2, 1, 33, 33))
+    whole, masked = latent_conditioning(cond, pseudo), masked_latent_conditioning(cond, pseudo)
+    outside = resize((pseudo == 1).float().unsqueeze(1), (5, 5)) == 0
+    assert (masked.prior[outside] == 0).all() and (whole.prior[outside] > 0).any() and torch.equal(whole.prototype, masked.prototype) and torch.equal(whole.support_mask, masked.support_mask)
+
+
+def test_a_prior_that_is_given_is_used():
+    torch.manual_seed(0)
+    net = FewShotModel(6, PFENet(4, (1.0,)), 4).eval()
+    query, support, mask = Features(torch.rand(2, 6, 5, 5), torch.rand(2, 6, 5, 5)), Features(torch.rand(2, 1, 6, 5, 5), torch.rand(2, 1, 6, 5, 5)), torch.ones(2, 1, 33, 33)
+    alone, other = support_conditioning(net, query, support, mask), torch.rand(2, 1, 5, 5)
+    assert torch.equal(main_prior(net, query, support, mask), alone.prior) and support_conditioning(net, query, support, mask, prior=other).prior is other
 
 
 def test_a_centre_needs_a_source():

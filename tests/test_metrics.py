@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celp_nb.metrics import COUNTS, counts, summarise
+from celp_nb.metrics import COUNTS, counts, error_counts, near_edge, summarise
 
 
 @st.composite
@@ -53,6 +53,25 @@ def test_pixel_order_does_not_matter(m, seed):
 @given(masks())
 def test_bool_and_uint8_predictions_agree(m):
     assert count(m[0].astype(bool), *m[1:]) == count(*m)
+
+
+@given(masks(), st.integers(1, 7))
+def test_an_edge_is_where_both_are_within_reach(m, reach):
+    target = m[1]
+    near = near_edge(torch.from_numpy(target), reach).numpy()
+    for i, j in np.ndindex(target.shape):
+        around = target[max(0, i - reach):i + reach + 1, max(0, j - reach):j + reach + 1] == 1
+        assert near[i, j] == (around.any() and not around.all())
+
+
+@given(masks(), st.integers(1, 3))
+def test_errors_at_the_edge_are_some_of_the_errors(m, reach):
+    prediction, target, known = (torch.from_numpy(x) for x in m)
+    near = near_edge(target, reach)
+    found, all_of_it = error_counts(prediction == 1, target, known, near), error_counts(prediction == 1, target, known, torch.ones_like(near))
+    c = count(*m)
+    assert all_of_it["edge_false"] + all_of_it["edge_missed"] == c["union_fg"] - c["inter_fg"] and all_of_it["edge_false"] == c["predicted"] - c["inter_fg"]
+    assert found["edge_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum() and found["edge_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum() and found["known"] == (m[2] == 1).sum()
 
 
 def test_padding_adds_nothing():

@@ -37,6 +37,24 @@ def test_held_out_classes_are_in_no_training_episode_and_not_known():
     assert runs.prepare(TINY).folds[0].held == []
 
 
+def test_fewer_classes_and_photographs_are_among_more():
+    train = samples("train")
+    few, more = (runs.shown_in_training(RunConfig(classes=n), train, list(range(6, 21))) for n in (3, 8))
+    assert len(few[0]) == 3 and len(more[0]) == 8 and set(few[0]) < set(more[0]) and few[1] is train.pixels
+    few, more = (runs.shown_in_training(RunConfig(photographs=n), train, list(range(6, 21))) for n in (30, 90))
+    in_use = lambda pixels: set(np.flatnonzero((pixels[:, 5:] >= MIN_PIXELS).any(1)))
+    assert len(in_use(few[1])) == 30 and len(in_use(more[1])) == 90 and in_use(few[1]) < in_use(more[1])
+    assert few[0] == [c for c in range(6, 21) if (few[1][:, c - 1] >= MIN_PIXELS).sum() >= 2]
+    assert runs.shown_in_training(RunConfig(photographs=30, seed=1), train, list(range(6, 21)))[0] != [] != in_use(few[1])
+    with pytest.raises(ValueError, match="of 1 training images no class is in two; use more photographs"): runs.shown_in_training(RunConfig(photographs=1), train, [6, 7])
+
+
+def test_a_run_on_fewer_trains_on_nothing_else():
+    fold = runs.prepare(RunConfig(folds=(0,), classes=4, photographs=60, iterations=50, pairs=2)).folds[0]
+    assert set(fold.train_classes) == set(fold.training.cls.tolist()) and len(fold.train_classes) <= 4 and len(np.unique(np.c_[fold.training.query, fold.training.support])) <= 60
+    assert fold.test_classes == [1, 2, 3, 4, 5]
+
+
 @pytest.fixture(scope="module")
 def chosen(tmp_path_factory):
     "Runs that choose a checkpoint, by how."

@@ -17,7 +17,7 @@ from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.datasets import Batch, Recipe, TrainingEpisodes, UnreadableImage, augment, binary_mask, known_mask, read_image, samples
 from celp_nb.episodes import fold_classes, images_in_turn
 from celp_nb.pfenet import PFENet
-from celp_nb.training import (DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, cached_steps, fit, load_checkpoint, load_model, online_steps,
+from celp_nb.training import (DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, cached_steps, centres, find_method, fit, load_checkpoint, load_model, online_steps,
                               optimisers_for, own_episodes, save_checkpoint, train_step)
 
 SIDE = 81
@@ -81,6 +81,46 @@ SHORT = Optimisation(iterations=6, batch=2, lr=0.01)
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- methods
+
+
+def test_a_name_says_what_is_otherwise():
+    assert find_method("CyCTR+CE") == METHODS["CyCTR+CE"]
+    assert find_method("PFENet+CE delta=0.4 separate=yes known=objects", delta=0.9, sigma=5) == replace(METHODS["PFENet+CE"], delta=0.4, sigma=5, separate=True, known="objects")
+
+
+@pytest.mark.parametrize("name, said", [("CANet", "there is no method 'CANet'; choose one of PFENet"), ("", "there is no method ''"), ("PFENet+CE gamma=2", "gamma=2 is no setting of it; give one of contrast"), ("PFENet+CE delta", "delta= is no setting"),
+                                        ("PFENet+CE delta=x", "delta=x is no setting"), ("PFENet+CE separate=maybe", "separate=maybe"), ("PFENet+CE known=dogs", "there is no known 'dogs'; choose one of all, class, objects"),
+                                        ("PFENet+CE delta=2", "delta is 2.0"), ("PFENet+CE share=1", "share is 1.0"), ("PFENet+CE decoder=CyCTR", "decoder=CyCTR is no setting")])
+def test_a_name_that_is_no_method_is_refused(name, said):
+    with pytest.raises(ValueError, match=re.escape(said)): find_method(name)
+
+
+def test_what_is_annotated_decides_where_centres_may_be(steps):
+    "Of one step: all training classes and void; the episode's class and void; all classes without void."
+    data = next(steps(0))
+    known = torch.zeros_like(data.known)
+    known[:, :40], known[:, 40:60] = 1, 255
+    target = torch.zeros_like(data.target)
+    target[:, :20], target[:, 40:60] = 1, 255
+    data = data._replace(known=known, target=target)
+    rows = {k: (centres(replace(LATENT, known=k, delta=-0.9, sigma=0), data, 3, 0) == 1).any(2)[0] for k in ("all", "class", "objects")}  # rows of the image that a pseudo-mask reaches
+    assert not rows["all"][:55].any() and rows["all"][70:].all()
+    assert not rows["class"][:18].any() and rows["class"][24:36].all() and not rows["class"][45:55].any()
+    assert not rows["objects"][:36].any() and rows["objects"][45:55].all()
+
+
+def test_models_that_share_a_steps_priors_and_pseudo_masks_learn_as_they_would_alone(steps):
+    methods = {"plain": PLAIN, "CE": LATENT, "other": replace(LATENT, delta=0.5), "own": replace(LATENT, share=0.2), "masked": replace(LATENT, latent_prior="masked")}
+    together = {n: model() for n in methods}
+    fit(together, methods, steps, SHORT, 5)
+    for n in methods:
+        alone = {n: model()}
+        fit(alone, methods, steps, SHORT, 5)
+        assert same(alone[n].state_dict(), together[n].state_dict())
+    assert not any(same(together["CE"].state_dict(), together[n].state_dict()) for n in methods if n != "CE")
 
 
 # --- learning
