@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celp_nb.experiments import TABLES, ablation, interval, labelled, paired_differences, resampled_confusion, resampled_miou, run_table, scored, table_runs
+from celp_nb.experiments import TABLES, ablation, interval, labelled, paired_differences, resampled_confusion, resampled_miou, run_table, scored, table_episodes, table_runs
 from celp_nb.presets import PRESETS, RunConfig, resolve
 from celp_nb.runs import losses_of
 
@@ -156,6 +156,14 @@ def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
     b = written(tmp_path / "b", RunConfig(methods=("PFENet+CE",), protocol="turns"), {"PFENet+CE": 5})
     assert dict(zip(labelled("differences", scored(a)).row, labelled("differences", scored(a)).miou)) == {"as published": 1, "the episode's class alone is known": 2}
     assert labelled("differences", scored(b)).row.tolist() == ["images in turn"]
+
+
+def test_episodes_of_a_table_are_those_of_its_rows(tmp_path):
+    folder = written(tmp_path / "a", RunConfig(methods=("PFENet", "PFENet+CE delta=0.8", "CyCTR")), {"PFENet": 1, "PFENet+CE delta=0.8": 2, "CyCTR": 3})
+    episodes = pd.DataFrame([{"run": run, "method": m, "episode": e} for run in "ab" for m in ("PFENet", "PFENet+CE delta=0.8") for e in (0, 1)])
+    got = table_episodes("5", scored(folder), episodes)
+    assert got.method.tolist() == ["0.80", "0.80"] and got.run.tolist() == ["a", "a"] and got.episode.tolist() == [0, 1]
+    assert set(table_episodes("6", scored(folder), episodes).method) == {"0.00"}
 
 
 def test_votes_and_their_average_are_rows_of_table_7(tmp_path):
