@@ -153,7 +153,7 @@ def table(
     if iterations: given["epochs"] = None
     once(run_table(runs[0], scale, Path("runs"), seeds, **{k: v for k, v in given.items() if v is not None or k == "epochs"}))
 
-# %% ../nbs/17_cli.ipynb #7861ed2b
+# %% ../nbs/17_cli.ipynb #d64d918c
 @dataclass
 class Asked:
     "What a published checkpoint is asked."
@@ -178,8 +178,8 @@ def evaluate(
         raise ValueError(f"a run is scored on all of its folds; for fold {fold} alone replay its list: --fold {fold} --episodes {folder / f'fold{fold}' / 'episodes.csv'}.")
     from celp_nb import runs
 
-    if published: print(f"\n{runs.markdown_table(score_published_file(published, fold or 0, for_published))}")
-    elif episodes: print(f"\n{runs.markdown_table(runs.replay(folder, fold or 0, episodes))}")
+    if published: once(f"\n{runs.markdown_table(score_published_file(published, fold or 0, for_published))}")
+    elif episodes: once(f"\n{runs.markdown_table(runs.replay(folder, fold or 0, episodes))}")
     else:
         runs.evaluate_run(folder)
         once(f"\n{(folder / 'table.md').read_text(encoding='utf-8')}")
@@ -224,7 +224,7 @@ def command(name: str,            # one of `COMMANDS`
     if name in ("run", "train"): return training_commands(args)[name]
     return {"evaluate": evaluate, "presets": presets, "data": data, "table": table, "predict": predict, "explore": explore}[name]
 
-# %% ../nbs/17_cli.ipynb #0568f12c
+# %% ../nbs/17_cli.ipynb #3a59ba99
 def say(message: object, *_: object, **__: object) -> None:
     "One line on stderr; takes the further arguments of `warnings.showwarning`."
     print("celp:", " ".join(str(message).split()), file=sys.stderr, flush=True)
@@ -270,7 +270,8 @@ def main(
             tyro.cli(command(argv[0], argv[1:]), prog=f"celp {argv[0]}", description=COMMANDS[argv[0]], args=argv[1:], config=(tyro.conf.FlagCreatePairsOff,))
     except KeyboardInterrupt as stop:
         word = "terminated" if isinstance(stop, Terminated) else "interrupted"
-        say(f"{word}; the same command with --resume goes on from the last checkpoint." if argv[0] in ("run", "train") else f"{word}.")
+        goes_on = {"run": " with --resume", "train": " with --resume", "table": ""}
+        say(f"{word}; the same command{goes_on[argv[0]]} goes on from the last checkpoint." if argv[0] in goes_on else f"{word}.")
         return 143 if isinstance(stop, Terminated) else 130
     except (ValueError, OSError, RuntimeError, ImportError, FloatingPointError) as error:
         if os.environ.get("CELP_DEBUG"):

@@ -230,7 +230,7 @@ def draw_curves(bar,           # a master_bar
         bar.graph_ax.legend()
         bar.graph_out.update(bar.graph_ax.figure)
 
-# %% ../nbs/13b_runs.ipynb #11b77c90
+# %% ../nbs/13b_runs.ipynb #27f32b66
 def smoothed(values: list[float],
              points: int = 50,  # at most
             ) -> tuple[np.ndarray, np.ndarray]:  # steps, and the mean of the values around each; NaN where there are none
@@ -251,10 +251,12 @@ def loss_figure(history: dict[str, list[dict[str, float]]],  # of `fit`
                 title: str,
                ) -> Figure:
     "Loss curves of a fold."
-    fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for (name, (x, y)), colour in zip(loss_curves(history).items(), COLOURS): ax.plot(x, y, label=name, color=colour)
+    fig, ax = plt.subplots(figsize=(9.5, 3.2), layout="constrained")
+    for name, (x, y) in loss_curves(history).items():
+        method, term = name.rsplit(": ", 1)
+        ax.plot(x, y, label=name, color=COLOURS[[*history].index(method) % len(COLOURS)], ls="-" if term == "query mask" else ":")
     ax.set(title=title, xlabel="step", ylabel="loss")
-    ax.legend(fontsize=9)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
 
 
@@ -485,7 +487,7 @@ def report_text(setup: Setup, results: pd.DataFrame) -> str:
             f"{SELECTED[c.select].format(c.checks)}; {results.episodes.iloc[0]} episodes a fold. {warning}\n\n{markdown_table(results)}"
             + ("\nThe prior's cut is the best of nine *on the test episodes*.\n" if c.trivial else ""))
 
-# %% ../nbs/13b_runs.ipynb #20feda98
+# %% ../nbs/13b_runs.ipynb #cff5ac7b
 @torch.no_grad()
 def predictions_figure(setup: Setup,
                        fold: Fold,
@@ -508,7 +510,7 @@ def predictions_figure(setup: Setup,
         seen = overlay(photo, known_mask(truth, fold.train_classes), OKABE_ITO["blue"])
         images += [overlay(read_image(setup.val, s), binary_mask(setup.val.read_mask(s), k)), photo, overlay(seen, binary_mask(truth, k)),
                    *(overlay(photo, a.cpu()) for a in answers.values()), overlay(photo, pseudo.cpu(), OKABE_ITO["orange"])]
-        titles += [f"support: {setup.val.class_names[k - 1]}", "query", "ground truth", *answers, "pseudo-mask"]
+        titles += [f"support: {setup.val.class_names[k - 1]}", "query", "ground truth", *(m.replace(" ", "\n") for m in answers), "pseudo-mask"]
     return show_images(images, titles, columns=4 + len(models), size=1.7,
                        suptitle=f"{setup.val.name} val, fold {fold.number}, {fold.iterations} steps, seed {c.seed}, 1 shot: first episode of each class")
 
