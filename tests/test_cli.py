@@ -493,5 +493,5 @@ def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
     monkeypatch.setattr(experiments, "run", lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)))
     monkeypatch.setattr(experiments, "table_text", lambda name, folders: f"table {name}")
     assert main("table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9".split()) == 0
-    assert [c.delta for c, _, _ in asked] == [0.40, 0.50, 0.65, 0.80] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
+    assert [c.methods for c, _, _ in asked] == [("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8")] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
     assert asked[0][1:] == ("runs/samples-table-5-seed-3", True) and capsys.readouterr().out == "table 5\n"
