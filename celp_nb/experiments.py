@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SUMMED', 'MINI_LR', 'CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'SMALLER', 'TABLES', 'MINI', 'SCALES', 'SETTINGS',
-           'resampled_sums', 'shares', 'resampled_miou', 'resampled_confusion', 'interval', 'measured',
-           'paired_differences', 'Row', 'Table', 'table_runs', 'run_table', 'scored', 'labelled', 'table_episodes',
-           'ablation', 'table_text']
+           'resampled_sums', 'shares', 'pooled_iou', 'pooled_confusion', 'resampled_miou', 'resampled_confusion',
+           'interval', 'measured', 'paired_differences', 'Row', 'Table', 'table_runs', 'run_table', 'scored',
+           'labelled', 'table_episodes', 'ablation', 'table_text']
 
 # %% ../nbs/14_experiments.ipynb #f65abfde
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from .presets import LR_FACTOR, PRESETS, RunConfig, aligned, compare_with_paper,
 from .runs import read_config, read_results, run
 from .training import METHODS
 
-# %% ../nbs/14_experiments.ipynb #33d85d23
+# %% ../nbs/14_experiments.ipynb #ea51d999
 SUMMED = ("inter_fg", "union_fg", "on_known", "predicted")
 
 
@@ -55,17 +55,29 @@ def shares(sums: np.ndarray,  # (seeds, draws, methods, 4)
     return np.ma.array(100 * sums[..., part] / np.maximum(sums[..., whole], 1), mask=~there).mean(0).filled(np.nan)
 
 
+def pooled_iou(sums: dict[tuple[int, int], np.ndarray],  # of `resampled_sums`
+              ) -> np.ndarray:  # (draws, methods), percent
+    "mIoU: the mean over all classes that a draw has episodes of."
+    return np.nanmean([shares(s, 0, 1) for s in sums.values()], axis=0)
+
+
+def pooled_confusion(sums: dict[tuple[int, int], np.ndarray],  # of `resampled_sums`
+                    ) -> np.ndarray:  # (draws, methods), percent
+    "Known-class confusion: a ratio in each fold, and their mean."
+    folds = [sum(s for (f, _), s in sums.items() if f == fold) for fold in sorted({f for f, _ in sums})]
+    return np.mean([shares(s, 2, 3) for s in folds], axis=0)
+
+
 def resampled_miou(rows: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:  # a row a draw, a column a method: mIoU in percent
-    "mIoU over `resampled_sums`: the mean over all classes that a draw has episodes of."
+    "`pooled_iou` of `resampled_sums`."
     methods, sums = resampled_sums(rows, draws, seed)
-    return pd.DataFrame(np.nanmean([shares(s, 0, 1) for s in sums.values()], axis=0), columns=methods)
+    return pd.DataFrame(pooled_iou(sums), columns=methods)
 
 
 def resampled_confusion(rows: pd.DataFrame, draws: int = 1000, seed: int = 0) -> pd.DataFrame:  # a row a draw, a column a method: percent
-    "Known-class confusion over `resampled_sums`: a ratio in each fold, and their mean."
+    "`pooled_confusion` of `resampled_sums`."
     methods, sums = resampled_sums(rows, draws, seed)
-    folds = [sum(s for (f, _), s in sums.items() if f == fold) for fold in sorted({f for f, _ in sums})]
-    return pd.DataFrame(np.mean([shares(s, 2, 3) for s in folds], axis=0), columns=methods)
+    return pd.DataFrame(pooled_confusion(sums), columns=methods)
 
 
 def interval(values: pd.Series | np.ndarray,
@@ -76,10 +88,12 @@ def interval(values: pd.Series | np.ndarray,
 
 
 def measured(rows: pd.DataFrame,  # as of `resampled_sums`
-            ) -> pd.DataFrame:    # index: method, fold, cls; column: iou, percent
-    "IoU of every method and class as it is: a ratio of sums for each seed, and their mean."
-    sums = rows.groupby(["method", "fold", "cls", "seed"])[list(SUMMED)].sum()
-    return (100 * sums.inter_fg / sums.union_fg).groupby(["method", "fold", "cls"]).mean().rename("iou").to_frame()
+             part: str, whole: str,   # two of `SUMMED`
+             by: list[str],           # columns
+            ) -> pd.Series:           # percent, indexed by them
+    "A score as it is: a ratio of sums for each seed, and their mean."
+    sums = rows.groupby([*by, "seed"])[[part, whole]].sum()
+    return (100 * sums[part] / sums[whole]).groupby(by).mean()
 
 
 def paired_differences(rows: pd.DataFrame,  # as of `resampled_sums`
@@ -93,12 +107,10 @@ def paired_differences(rows: pd.DataFrame,  # as of `resampled_sums`
     methods, sums = resampled_sums(rows, draws, seed)
     minus = lambda values: values[:, methods.index(method)] - values[:, methods.index(than)]
     by_class = {cls: minus(shares(s, 0, 1)) for (_, cls), s in sums.items()}
-    confusion = resampled_confusion(rows, draws, seed)
-    drawn = {"mIoU": np.nanmean([*by_class.values()], axis=0), "confusion": (confusion[method] - confusion[than]).to_numpy(), **by_class}
-    iou, on_known = measured(rows).iou, rows.groupby(["method", "fold", "seed"])[["on_known", "predicted"]].sum()
-    on_known = (100 * on_known.on_known / on_known.predicted).groupby("method").mean()
-    of_class = iou[method].droplevel("fold") - iou[than].droplevel("fold")
-    found = {"mIoU": of_class.mean(), "confusion": on_known[method] - on_known[than], **of_class.to_dict()}
+    drawn = {"mIoU": np.nanmean([*by_class.values()], axis=0), "confusion": minus(pooled_confusion(sums)), **by_class}
+    iou, confusion = measured(rows, "inter_fg", "union_fg", ["method", "cls"]), measured(rows, "on_known", "predicted", ["method", "fold"])
+    of_class = iou[method] - iou[than]
+    found = {"mIoU": of_class.mean(), "confusion": (confusion[method] - confusion[than]).mean(), **of_class.to_dict()}
     own = rows[rows.method == method]
     n = {"mIoU": len(own), "confusion": len(own), **own.cls.value_counts().to_dict()}
     return pd.DataFrame([{"row": k, "difference": found[k], **dict(zip(("low", "high"), interval(drawn[k]))), "episodes": n[k], "seeds": own.seed.nunique()} for k in drawn]).set_index("row")
@@ -137,7 +149,7 @@ TABLES = {"1": SYSTEMS, "2": SYSTEMS_COCO, "3": SYSTEMS, "4": SYSTEMS_COCO,
 MINI = RunConfig(backbone="resnet50", side=161, crop=161, reference=473, width=64, lr=MINI_LR, iterations=1200, pairs=40, cache_views=2)  # the regime of results/voc-mini
 SCALES = {"samples": RunConfig(), "voc-mini": MINI, "coco-mini": replace(MINI, scale=(0.8, 1.25)), "full": None}
 
-# %% ../nbs/14_experiments.ipynb #342e1510
+# %% ../nbs/14_experiments.ipynb #04bbc7a8
 def table_runs(name: str,       # one of `TABLES`
                scale: str,      # one of `SCALES`
                seeds: tuple[int, ...] = (),  # by default the table's
@@ -149,12 +161,13 @@ def table_runs(name: str,       # one of `TABLES`
     table = TABLES[name]
     if scale != "samples" and not settings.get("data"): raise ValueError(f"scale {scale} needs a folder with its images; give --data DIR.")
     if scale.endswith("-mini") and (scale == "coco-mini") != (table.data == "coco"): raise ValueError(f"Table {name} is of {'COCO-20i' if table.data == 'coco' else 'PASCAL-5i'}, which {scale} does not stand for; choose another scale.")
+    rows = {label: row for label, row in table.rows.items() if "lr" not in row.fields or scale == "voc-mini"}  # of whose regime the rate is a tenth
     if scale == "full" and name in "1234": bases = {preset: preset_config(preset) for preset, p in PRESETS.items() if p.data == table.data}
-    elif scale == "full": bases = {f"table {name} {label}": replace(preset_config("pascal-pfenet-ce-resnet50"), methods=(row.method,), **row.fields) for label, row in table.rows.items()}
+    elif scale == "full": bases = {f"table {name} {label}": replace(preset_config("pascal-pfenet-ce-resnet50"), methods=(row.method,), **row.fields) for label, row in rows.items()}
     else:
         alike = {}
-        for row in table.rows.values(): alike.setdefault(" ".join(["table", name, *(f"{k} {v}" for k, v in row.fields.items())]), []).append(row)
-        bases = {label: replace(SCALES[scale], methods=tuple(r.method for r in rows), **rows[0].fields) for label, rows in alike.items()}
+        for row in rows.values(): alike.setdefault(" ".join(["table", name, *(f"{k} {v}" for k, v in row.fields.items())]), []).append(row)
+        bases = {label: replace(SCALES[scale], methods=tuple(r.method for r in side), **side[0].fields) for label, side in alike.items()}
     return {f"{scale} {label} seed {seed}".replace(" ", "-"): replace(base, seed=seed, **settings) for label, base in bases.items() for seed in seeds or table.seeds}
 
 

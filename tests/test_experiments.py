@@ -108,6 +108,7 @@ def test_rows_that_differ_in_the_run_are_runs():
     assert len(runs) == 7 and all(c.methods == ("PFENet", "PFENet+CE") and c.data == "DIR" for c in runs.values())
     assert runs["voc-mini-table-regime-classes-5-seed-0"].classes == 5 and [c.photographs for c in runs.values()].count(None) == 4
     assert {(c.lr, c.select, c.protocol) for c in table_runs("differences", "voc-mini", data="DIR").values()} == {(1e-3, "last", "pairs"), (1e-4, "last", "pairs"), (1e-3, "test", "pairs"), (1e-3, "last", "turns")}
+    assert {c.lr for c in table_runs("differences", "full", data="DIR").values()} == {0.025} and {c.lr for c in table_runs("differences", "samples").values()} == {None}  # a tenth of another regime's rate is no tenth here
 
 
 @pytest.mark.parametrize("name", TABLES)
