@@ -201,7 +201,7 @@ def method_steps(args, device):
         def build():  # late: a process that measures one of them holds no other
             method = replace(METHODS[name], delta=args.delta)
             torch.manual_seed(0)
-            model = build_model(channels, args.width or WIDTHS[method.decoder], bins_at(args.side), decoder=method.decoder).to(device)
+            model = build_model(channels, args.width or WIDTHS[method.decoder], bins_at(args.side), method=method).to(device)
             parts = prepared(model, method, device, PRECISIONS[precision])
             return lambda: our_step(backbone, data, **parts)
         return build

@@ -9,7 +9,7 @@ __all__ = ['Predictor', 'CUTS', 'tensors_in', 'bytes_of', 'remember', 'FeatureMe
            'ImageParts', 'SupportParts', 'look', 'soon', 'recall', 'gather', 'match_name', 'conditioning', 'answers',
            'evaluate', 'bytes_of_an_image', 'scores']
 
-# %% ../nbs/12_evaluation.ipynb #09d848fd
+# %% ../nbs/12_evaluation.ipynb #b5616673
 from functools import lru_cache
 from typing import Callable, Iterable, NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .backbones import Backbone, Features, SupportFeatures, feature_channels, image_features, keep_foreground, lowered, resize, support_features
 from .contrast import FewShotModel, fewer_channels
-from .datasets import STRIDE, ImageSet, binary_mask, fit_square, known_mask, read_image
+from .datasets import STRIDE, VOID, ImageSet, binary_mask, fit_square, known_mask, read_image
 from .episodes import Episodes
 from .latent import prototype
 from .metrics import counts, error_counts, near_edge, summarise
@@ -46,7 +46,7 @@ def remember(kept: LRUCache, name: tuple, value):
     except ValueError: pass  # cachetools': value too large
     return value
 
-# %% ../nbs/12_evaluation.ipynb #29c4d306
+# %% ../nbs/12_evaluation.ipynb #fbf53bc7
 class FeatureMemory(NamedTuple):
     "Where the features of a test set's images come from, and what is kept of them."
     backbone: Backbone
@@ -54,6 +54,7 @@ class FeatureMemory(NamedTuple):
     side: int                      # of the square that images are fitted into, 8n + 1 pixels
     precision: torch.dtype | None  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
     kept: LRUCache                 # name → tensors, up to a budget in bytes
+    void_seen: bool = False        # whether the void pixels of a query's ground truth are padding too: as published, but no honest question
 
     def square(self, i: int) -> tuple[Tensor, Tensor]:  # (3, S, S) float, normalised; (S, S) uint8
         "Image and class map as a model sees them."
@@ -187,7 +188,7 @@ def voting(model: FewShotModel,
     "The votes of Table 7."
     return {f"v-{k}": Votes(model, k) for k in range(1, shots + 1)}
 
-# %% ../nbs/12_evaluation.ipynb #30438ee1
+# %% ../nbs/12_evaluation.ipynb #d693e132
 class ImageParts(NamedTuple):
     "Of an image, as query or support."
     reduced: dict[Callable, Tensor]  # reduction → (1, C, h, w) float32
@@ -221,7 +222,8 @@ def look(memory: FeatureMemory,
     vectors = lambda c, m: {n: foreground_vectors(high[n] if n else kept[c], m) for n in channels}
     made = {("support", i, c): SupportParts(vectors(c, m), {r: prototype(x, m[None])[0] for r, x in reduced.items()}, m) for c, m in masks.items()}
     if ("high", i) in names: made["high", i] = high
-    return {("image", i): ImageParts(reduced, padding_of(*photo.shape[:2], memory.side).to(device)), **made}
+    padding = (class_map == VOID)[None] if memory.void_seen else padding_of(*photo.shape[:2], memory.side)
+    return {("image", i): ImageParts(reduced, padding.to(device)), **made}
 
 # %% ../nbs/12_evaluation.ipynb #353343ee
 def soon(coming: Episodes,  # in the order in which they are asked, from now on

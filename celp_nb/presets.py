@@ -57,7 +57,7 @@ def unequal_means(scores: pd.DataFrame,  # of `paper_scores`
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../nbs/13a_presets.ipynb #84e1043e
+# %% ../nbs/13a_presets.ipynb #e7682d06
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -92,6 +92,7 @@ class RunConfig:
     photographs: int | None = None  # training images a fold, drawn by the seed; classes left with fewer than two are left out; by default all
     pairs: int | None = None  # evaluation episodes a class; by default 40 for the samples, 200 for a folder
     protocol: Literal["pairs", "turns"] = "pairs"  # evaluation episodes: so many of each class, or as many with every image in turn
+    void: Literal["hidden", "seen"] = "hidden"  # the query's void pixels in evaluation; seen: marked as padding for the transformer, from the ground truth, as published code does
     select: Literal["last", "train", "test"] = "last"  # which checkpoint is kept: the last; the best on training classes held out for it; the best on the test fold, as published code does: a flattered score
     checks: int = 10  # times that a training is scored for `select`
     cache_views: int = 0  # fixed augmentations of each image whose features are kept on disk, a matter of speed; 0: each augmentation is fresh
@@ -112,7 +113,7 @@ SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iter
 FOLDER = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200, "precision": "auto"}
 FREE = ("workers", "device", "cache_gb", "compile", "tensorboard")  # may change when a run is resumed
 
-# %% ../nbs/13a_presets.ipynb #805cd520
+# %% ../nbs/13a_presets.ipynb #d231277e
 def one_of(what: str,       # for the message
            value: object,
            options: Iterable,
@@ -139,7 +140,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     if c.preset is not None: find_preset(c.preset)
     one_of("backbone", c.backbone, BACKBONES)
     decoders = {find_method(m).decoder for m in c.methods or [""]}
-    for what, options in [("protocol", ("pairs", "turns")), ("precision", ("auto", "float32", "bf16")), ("select", ("last", "train", "test")), ("optimiser", ("sgd", "adamw")), ("device", ("auto", "cpu", "cuda"))]:
+    for what, options in [("protocol", ("pairs", "turns")), ("void", ("hidden", "seen")), ("precision", ("auto", "float32", "bf16")), ("select", ("last", "train", "test")), ("optimiser", ("sgd", "adamw")), ("device", ("auto", "cpu", "cuda"))]:
         one_of(what, getattr(c, what), options)
     for f in c.folds or [""]: one_of("fold", f, range(c.n_folds))
     for k in ("iterations", "epochs", "batch", "accumulate", "checks", "width", "pairs", "lr", "transformer_lr", "reference", "classes", "photographs"):

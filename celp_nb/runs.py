@@ -49,7 +49,7 @@ from .presets import FREE, RunConfig, check_preset, resolve
 from .training import (DECODERS, Method, Optimisation, Share, Step, accelerator_for, backbone_fingerprint, build_model, cached_steps, differences, find_method, fit, load_model, online_steps, own_episodes,
                               save_checkpoint)
 
-# %% ../nbs/13b_runs.ipynb #32e98857
+# %% ../nbs/13b_runs.ipynb #f9d5a60e
 def open_set(folder: str,  # "samples" or a folder
              split: str,   # "train" or "val"
              skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
@@ -177,7 +177,8 @@ def prepare(config: RunConfig) -> Setup:
     if len(own_episodes(0, c.batch, share_of(accelerator))) % c.accumulate:
         raise ValueError(f"each of {accelerator.num_processes} processes gets {c.batch // accelerator.num_processes} episodes of a batch of {c.batch}, which cannot be worked through in {c.accumulate} equal parts; choose another accumulate.")
     backbone.to(accelerator.device)
-    return Setup(c, train, val, folds, backbone, fingerprint, accelerator, feature_memory(backbone, val, c.side, c.cache_gb, precision_of(c)), code_version())
+    memory = feature_memory(backbone, val, c.side, c.cache_gb, precision_of(c))._replace(void_seen=c.void == "seen")
+    return Setup(c, train, val, folds, backbone, fingerprint, accelerator, memory, code_version())
 
 
 def share_of(accelerator: Accelerator) -> Share:
@@ -265,7 +266,7 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../nbs/13b_runs.ipynb #71cc8d23
+# %% ../nbs/13b_runs.ipynb #8e31f37d
 def losses_of(config: RunConfig, name: str) -> Method:
     "A method's losses with the run's settings."
     return find_method(name, delta=config.delta, sigma=config.sigma, **({"contrast": config.contrast} if find_method(name).contrast else {}))
@@ -290,7 +291,7 @@ def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
     c, models = setup.config, {}
     for m in c.methods:
         torch.manual_seed(c.seed)
-        models[m] = build_model(feature_channels(setup.backbone)[0], c.width, c.bins, c.dropout, (method := find_method(m)).decoder, method.separate).to(setup.accelerator.device)
+        models[m] = build_model(feature_channels(setup.backbone)[0], c.width, c.bins, c.dropout, find_method(m)).to(setup.accelerator.device)
         if c.compile: models[m].decoder.compile()
     return models
 

@@ -6,8 +6,9 @@
 __all__ = ['DECODERS', 'METHODS', 'Share', 'BUNDLED', 'once_undamaged', 'LOSSES', 'KNOWN', 'SECOND', 'SAVE_AFTER', 'Decoder',
            'Method', 'find_method', 'Optimisation', 'Objective', 'accelerator_for', 'own_episodes', 'Step',
            'read_ahead', 'online_steps', 'save_checkpoint', 'undamaged', 'load_checkpoint', 'build_model', 'load_model',
-           'backbone_fingerprint', 'View', 'view_features', 'cached_steps', 'optimisers_for', 'train_step', 'once',
-           'centres', 'Best', 'better', 'Trained', 'differences', 'fit', 'keep', 'go_on']
+           'backbone_fingerprint', 'View', 'fixed_view', 'view_features', 'drawn_views', 'cached_steps',
+           'optimisers_for', 'train_step', 'once', 'centres', 'Best', 'better', 'Trained', 'differences', 'fit', 'keep',
+           'go_on']
 
 # %% ../nbs/11_training.ipynb #7ed63297
 import hashlib
@@ -39,19 +40,19 @@ from .pfenet import PFENet
 from .priors import Conditioning
 from .similarity import check_delta
 
-# %% ../nbs/11_training.ipynb #517cc2c0
+# %% ../nbs/11_training.ipynb #25479ebf
 class Decoder(NamedTuple):
     "What a decoder needs around it."
     build: Callable[[int, tuple[float, ...]], nn.Module]  # width and scales → decoder
     loss: Callable[[Tensor, Tensor], Tensor]  # of the main path: logits and mask → scalar; the contrast loss is cross-entropy
     whole_support: bool = False  # whether its prior compares the support's high features made with the background
-    transformer: str = "-"       # beginning of the names of the weights that have an optimiser of their own
+    transformer: str = "-"       # beginning of the names of the weights that have an optimiser of their own; "-": none has
 
 
 DECODERS = {"PFENet": Decoder(PFENet, cross_entropy),
             "CyCTR": Decoder(lambda width, bins: CyCTR(width), dice, True, "decoder.transformer.")}
 
-# %% ../nbs/11_training.ipynb #7c1b0cc9
+# %% ../nbs/11_training.ipynb #5adf198e
 @dataclass(frozen=True)
 class Method:
     "A decoder and the loss of eq. 13."
@@ -64,6 +65,8 @@ class Method:
     known: Literal["all", "class", "objects"] = "all"  # what of a query is annotated: see `KNOWN`
     latent_prior: Literal["whole", "masked"] = "whole"  # over what it is compared: see `SECOND`
     separate: bool = False  # a 1×1 convolution of its own for the support
+    rate: float = 1.0       # factor on the learning rate of everything that has a schedule
+    attention: Literal["mended", "published"] = "mended"  # CyCTR's: published, with the two defects that *08_cyctr* describes
 
 
 METHODS = {name: Method(decoder, contrast) for decoder in DECODERS for name, contrast in [(decoder, 0.0), (f"{decoder}+CE", Method.contrast)]}
@@ -84,6 +87,8 @@ def find_method(name: str,  # one of `METHODS`, and what is to be otherwise: "PF
     method = replace(METHODS[base], **settings)
     check_delta(method.delta)
     if not 0 <= method.share < 1: raise ValueError(f"method {name!r}: share is {method.share}; give a share from 0 (delta holds for all images) to less than 1.")
+    if not 0 < method.rate < np.inf: raise ValueError(f"method {name!r}: rate is {method.rate}; give a factor on the learning rate above 0, such as rate=0.1.")
+    if method.attention != Method.attention and DECODERS[method.decoder].transformer == "-": raise ValueError(f"method {name!r}: attention is CyCTR's, and {method.decoder} has none; leave it out.")
     return method
 
 # %% ../nbs/11_training.ipynb #b5e218c9
@@ -204,14 +209,16 @@ def load_checkpoint(path: str | Path) -> dict:
     if not isinstance(saved, dict): raise ValueError(f"{path} is not a checkpoint of this project but a {type(saved).__name__}; give one written by celp train or celp run.")
     return saved
 
-# %% ../nbs/11_training.ipynb #9adb7149
+# %% ../nbs/11_training.ipynb #2d61348d
 #: method → the bundled model of it: fold 0 of the samples (tests classes 1 to 5), tiny backbone
 BUNDLED = {method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method in ("PFENet", "PFENet+CE")}
 
 
-def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5, decoder: str = "PFENet", separate: bool = False) -> FewShotModel:
+def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5, method: Method = METHODS["PFENet"]) -> FewShotModel:
     "An untrained decoder with its reduction."
-    return FewShotModel(in_channels, DECODERS[decoder].build(width, bins), width, dropout, DECODERS[decoder].whole_support, separate)
+    decoder = DECODERS[method.decoder].build(width, bins)
+    if method.attention == "published": decoder.transformer._published = True
+    return FewShotModel(in_channels, decoder, width, dropout, DECODERS[method.decoder].whole_support, method.separate)
 
 
 def load_model(path: str | Path,
@@ -223,9 +230,9 @@ def load_model(path: str | Path,
     if missing: raise ValueError(f"{path} holds no trained model ({min(missing)!r} is missing); give a file such as runs/samples/fold0/PFENet+CE.pt.")
     if fingerprint not in (None, saved["fingerprint"]):
         raise ValueError(f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, not {fingerprint}; use the backbone and weights file of its training.")
-    try: decoder = find_method(saved["method"]).decoder
+    try: method = find_method(saved["method"])
     except ValueError as e: raise ValueError(f"{path} was trained with a method that is not known here ({e}); train again.") from e
-    model = build_model(saved["in_channels"], saved["width"], saved["bins"], decoder=decoder, separate="reduce_support.0.weight" in saved["model"])
+    model = build_model(saved["in_channels"], saved["width"], saved["bins"], method=method)
     try: model.load_state_dict(saved["model"])
     except RuntimeError as e: raise ValueError(f"{path} holds another decoder than it says ({str(e).splitlines()[-1].strip()[:80]}); train again.") from e
     return model.eval(), saved
@@ -237,7 +244,7 @@ def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     for x in backbone.state_dict().values(): digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]
 
-# %% ../nbs/11_training.ipynb #d8f22b04
+# %% ../nbs/11_training.ipynb #b2762e7f
 class View(NamedTuple):
     "One augmentation of an image, as a query and as a support."
     class_map: Tensor   # (S, S) uint8
@@ -250,6 +257,13 @@ once_undamaged = lru_cache(None)(undamaged)  # a file is read a hundred times: i
 
 
 @torch.no_grad()
+def fixed_view(episodes: TrainingEpisodes,  # for its images and recipe
+               image: int, cls: int, view: int,  # which image, the class its crop keeps, and which of its views
+              ) -> tuple[Tensor, Tensor]:   # (3, S, S) float, ImageNet-normalised; (S, S) uint8, the class map
+    "One of the fixed augmentations of an image: always the same, whatever the run's seed."
+    return augment(read_image(episodes.image_set, image), episodes.image_set.read_mask(image), cls, episodes.recipe, np.random.default_rng([0, image, cls, view]))
+
+
 def view_features(folder: Path,                # of this backbone, data set and recipe
                   backbone: Backbone,
                   episodes: TrainingEpisodes,  # for its images and recipe
@@ -262,8 +276,7 @@ def view_features(folder: Path,                # of this backbone, data set and 
         if once_undamaged(path): return View(**torch.load(path, map_location="cpu", weights_only=True))
         warnings.warn(f"{path} is damaged and is made anew.")
         once_undamaged.cache_clear()  # or the new file would be taken for the damaged one
-    rng = np.random.default_rng([0, image, cls, view])
-    x, class_map = augment(read_image(episodes.image_set, image), episodes.image_set.read_mask(image), cls, episodes.recipe, rng)
+    x, class_map = fixed_view(episodes, image, cls, view)
     device = next(backbone.parameters()).device
     with lowered(device, precision):
         mid, f3 = backbone(x[None].to(device))
@@ -272,7 +285,15 @@ def view_features(folder: Path,                # of this backbone, data set and 
     save_checkpoint(path, **made._asdict())
     return made
 
-# %% ../nbs/11_training.ipynb #88b785c0
+# %% ../nbs/11_training.ipynb #6c3fafa2
+def drawn_views(episodes: TrainingEpisodes,
+                i: int,      # which episode
+                views: int,  # that there are of each image and class
+               ) -> list[int]:  # of the query, then of each support
+    "Which fixed views an episode shows."
+    return np.random.default_rng([episodes.seed, i]).integers(0, views, 1 + episodes.episodes.support.shape[1]).tolist()
+
+
 def cached_steps(folder: str | Path,  # made if need be; a subfolder is named after the backbone's weights, the data set, the recipe and the precision: runs with other seeds read the same views
                  backbone: Backbone,
                  episodes: TrainingEpisodes,
@@ -289,8 +310,7 @@ def cached_steps(folder: str | Path,  # made if need be; a subfolder is named af
     folder = Path(folder) / f"{backbone_fingerprint(backbone)}-{hashlib.sha1(described.encode()).hexdigest()[:10]}"
     def row(i):
         c, images = int(episodes.episodes.cls[i]), [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()]
-        drawn = np.random.default_rng([episodes.seed, i]).integers(0, views, len(images))
-        seen = [view_features(folder, backbone, episodes, j, c, int(v), precision) for j, v in zip(images, drawn)]
+        seen = [view_features(folder, backbone, episodes, j, c, v, precision) for j, v in zip(images, drawn_views(episodes, i, views))]
         query, masks = seen[0], binary_mask(torch.stack([v.class_map for v in seen]), c)
         gather = lambda *names: (torch.stack([getattr(v, n) for v in seen[1:]]) for n in names)
         support = SupportFeatures(*gather("mid", "foreground", "high")) if whole else Features(*gather("mid", "foreground"))
@@ -393,7 +413,7 @@ def better(best: dict[str, Best],            # changed in place
         if n not in best or score > best[n].score:
             best[n] = Best(score, step, {k: v.detach().cpu().clone() for k, v in models[n].state_dict().items()})
 
-# %% ../nbs/11_training.ipynb #ce3c337c
+# %% ../nbs/11_training.ipynb #07609e68
 SAVE_AFTER = 600  # seconds without a checkpoint
 
 
@@ -435,7 +455,7 @@ def fit(models: dict[str, FewShotModel],    # name → model, trained in place
     for step, data in zip(range(start, opt.iterations), steps(start) if start < opt.iterations else ()):
         found = {}
         for n in models:
-            try: losses = train_step(objectives[n], optimisers[n], methods[n], data, opt.lr_at(step), seed * 1_000_003 + step, accelerator, n, parts, found)
+            try: losses = train_step(objectives[n], optimisers[n], methods[n], data, opt.lr_at(step) * methods[n].rate, seed * 1_000_003 + step, accelerator, n, parts, found)
             except FloatingPointError as e: raise FloatingPointError(f"step {step}: {e}" + (f" The last good checkpoint is {checkpoint}." if checkpoint and Path(checkpoint).is_file() else "")) from e
             trained.history[n].append(losses)
         report(step, {n: trained.history[n][-1] for n in models})

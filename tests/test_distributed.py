@@ -32,7 +32,7 @@ def train(place: Path, parts: int = 1) -> None:
     models, methods = {}, {n: replace(METHODS[n], delta=0.3, sigma=3) for n in NAMES}
     for n in NAMES:
         torch.manual_seed(0)
-        models[n] = build_model(240, 16, (1.0, 0.5), 0.0, methods[n].decoder)
+        models[n] = build_model(240, 16, (1.0, 0.5), 0.0, methods[n])
         for m in models[n].modules():
             if isinstance(m, (nn.Dropout, nn.Dropout2d)): m.p = 0.0
     backbone = load_backbone("tiny")

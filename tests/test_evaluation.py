@@ -18,7 +18,7 @@ from celp_nb.episodes import Episodes
 from celp_nb.evaluation import (Votes, all_foreground, at_native_size, best_prior, bytes_of, episode_inputs, evaluate, feature_memory, padding_of, prior_predictors, scores, soon, voting)
 from celp_nb.pfenet import PFENet
 from celp_nb.priors import support_prior
-from celp_nb.training import build_model
+from celp_nb.training import METHODS, build_model
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def backbone():
 def model(seed=0, decoder="PFENet"):
     "A small model of the tiny backbone's channels."
     torch.manual_seed(seed)
-    return build_model(240, 16, (1.0, 0.5), decoder=decoder)
+    return build_model(240, 16, (1.0, 0.5), method=METHODS[decoder])
 
 
 def lively(net, seed=0):
@@ -424,6 +424,17 @@ def test_a_model_that_looks_at_padding_is_told_the_shape_of_the_image(backbone, 
     (padding, logits), leak = answer(), torch.from_numpy(square_of(np.where(masks[0] == 3, 255, masks[0]), SIDE) == 255)[None]
     assert torch.equal(padding[0], torch.from_numpy(square_of(np.zeros_like(masks[0]), SIDE) == 255))
     assert not torch.equal(answer(leak)[1], logits) and torch.equal(answer(padding)[1], logits)
+
+
+def test_void_is_seen_where_that_is_asked_for(backbone, photographs):
+    "The padding that a query's model is told: of the square, or with the ground truth's void."
+    data, masks = photographs
+    episodes, told = Episodes(np.array([1]), np.array([0]), np.array([[2]])), {}
+    for seen in (False, True):
+        spy = watched(lively(model(decoder="CyCTR")))
+        evaluate({"m": spy}, feature_memory(backbone, data, SIDE)._replace(void_seen=seen), data, episodes, [2])
+        told[seen] = spy.decoder.given[0].padding[0]
+    assert torch.equal(told[True], torch.from_numpy(square_of(masks[0], SIDE) == 255)) and told[True].sum() > told[False].sum() and (told[True] | ~told[False]).all()
 
 
 @pytest.mark.parametrize("change", CHANGES)

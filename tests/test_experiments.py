@@ -107,8 +107,8 @@ def test_rows_that_differ_in_the_run_are_runs():
     runs = table_runs("regime", "voc-mini", data="DIR")
     assert len(runs) == 7 and all(c.methods == ("PFENet", "PFENet+CE") and c.data == "DIR" for c in runs.values())
     assert runs["voc-mini-table-regime-classes-5-seed-0"].classes == 5 and [c.photographs for c in runs.values()].count(None) == 4
-    assert {(c.lr, c.select, c.protocol) for c in table_runs("differences", "voc-mini", data="DIR").values()} == {(1e-3, "last", "pairs"), (1e-4, "last", "pairs"), (1e-3, "test", "pairs"), (1e-3, "last", "turns")}
-    assert {c.lr for c in table_runs("differences", "full", data="DIR").values()} == {0.025} and {c.lr for c in table_runs("differences", "samples").values()} == {None}  # a tenth of another regime's rate is no tenth here
+    assert {(c.select, c.protocol, c.void) for c in table_runs("differences", "voc-mini", data="DIR").values()} == {("last", "pairs", "hidden"), ("test", "pairs", "hidden"), ("last", "turns", "hidden"), ("last", "pairs", "seen")}
+    assert {(c.methods[0].startswith("CyCTR"), c.width) for c in table_runs("differences", "full", data="DIR").values()} == {(False, 256), (True, 384)}  # each row varies its own decoder's preset
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -157,6 +157,8 @@ def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
     b = written(tmp_path / "b", RunConfig(methods=("PFENet+CE",), protocol="turns"), {"PFENet+CE": 5})
     assert dict(zip(labelled("differences", scored(a)).row, labelled("differences", scored(a)).miou)) == {"as published": 1, "the episode's class alone is known": 2}
     assert labelled("differences", scored(b)).row.tolist() == ["images in turn"]
+    c = written(tmp_path / "c", RunConfig(methods=("CyCTR+CE", "CyCTR+CE attention=published"), void="seen"), {"CyCTR+CE": 6, "CyCTR+CE attention=published": 7})
+    assert labelled("differences", scored(c)).row.tolist() == ["CyCTR+CE, void seen at test time"]  # one thing is otherwise in a row
 
 
 def test_episodes_of_a_table_are_those_of_its_rows(tmp_path):

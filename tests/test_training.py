@@ -64,7 +64,7 @@ def whole_steps(backbone, training):
 def attentive(seed=0, width=16, channels=240):
     "A small CyCTR."
     torch.manual_seed(seed)
-    return build_model(channels, width, (1.0,), decoder="CyCTR")
+    return build_model(channels, width, (1.0,), method=METHODS["CyCTR"])
 
 
 def one_step(net, optimisers, method, *rest, **more):
@@ -93,9 +93,17 @@ def test_a_name_says_what_is_otherwise():
 
 @pytest.mark.parametrize("name, said", [("CANet", "there is no method 'CANet'; choose one of PFENet"), ("", "there is no method ''"), ("PFENet+CE gamma=2", "gamma=2 is no setting of it; give one of contrast"), ("PFENet+CE delta", "delta= is no setting"),
                                         ("PFENet+CE delta=x", "delta=x is no setting"), ("PFENet+CE separate=maybe", "separate=maybe"), ("PFENet+CE known=dogs", "there is no known 'dogs'; choose one of all, class, objects"),
-                                        ("PFENet+CE delta=2", "delta is 2.0"), ("PFENet+CE share=1", "share is 1.0"), ("PFENet+CE decoder=CyCTR", "decoder=CyCTR is no setting")])
+                                        ("PFENet+CE delta=2", "delta is 2.0"), ("PFENet+CE share=1", "share is 1.0"), ("PFENet+CE decoder=CyCTR", "decoder=CyCTR is no setting"),
+                                        ("PFENet rate=0", "rate is 0.0; give a factor"), ("PFENet rate=nan", "rate is nan"), ("PFENet attention=published", "attention is CyCTR's, and PFENet has none"), ("CyCTR attention=old", "there is no attention 'old'")])
 def test_a_name_that_is_no_method_is_refused(name, said):
     with pytest.raises(ValueError, match=re.escape(said)): find_method(name)
+
+
+def test_a_methods_rate_is_a_factor_on_the_schedule(steps):
+    of_method, of_run = {"m": model()}, {"m": model()}
+    fit(of_method, {"m": replace(LATENT, rate=0.5)}, steps, SHORT, 5)
+    fit(of_run, {"m": LATENT}, steps, replace(SHORT, lr=SHORT.lr / 2), 5)
+    assert same(of_method["m"].state_dict(), of_run["m"].state_dict())
 
 
 def test_what_is_annotated_decides_where_centres_may_be(steps):
@@ -202,7 +210,7 @@ def names_in(net, groups):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("first", ["sgd", "adamw"])
 def test_each_parameter_has_one_optimiser(method, first):
-    net = build_model(240, 16, (1.0, 0.5), decoder=METHODS[method].decoder)
+    net = build_model(240, 16, (1.0, 0.5), method=METHODS[method])
     optimisers = optimisers_for(net, METHODS[method], Optimisation(optimiser=first))
     owned, names = [names_in(net, o.param_groups) for o in optimisers], {n for n, _ in net.named_parameters()}
     assert sorted(sum(owned, [])) == sorted(names)
@@ -506,6 +514,14 @@ def test_a_model_of_each_method_is_read_again(method, tmp_path):
     read, saved = load_model(tmp_path / "m.pt")
     assert same(read.state_dict(), net.state_dict()) and type(read.decoder) is type(net.decoder) and not read.training
     assert read.whole_support == method.startswith("CyCTR") and saved["method"] == method
+
+
+@pytest.mark.parametrize("name", ["PFENet separate=yes", "CyCTR attention=published"])
+def test_what_is_otherwise_about_a_model_is_read_again(name, tmp_path):
+    net = build_model(240, 16, (1.0, 0.5), method=find_method(name))
+    save_checkpoint(tmp_path / "m.pt", **as_file(name, net))
+    read, _ = load_model(tmp_path / "m.pt")
+    assert same(read.state_dict(), net.state_dict()) and (read.reduce_support is not None) == name.endswith("yes") and (not name.startswith("CyCTR") or read.decoder.transformer._published)
 
 
 def test_a_file_of_a_method_that_is_not_known(tmp_path):

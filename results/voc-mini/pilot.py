@@ -54,7 +54,7 @@ episodes = images_in_turn(pixels, classes, args.iterations * args.batch, 1, 0, c
 items = TrainingEpisodes(data, episodes, classes, Recipe(args.side), 0)
 torch.manual_seed(0)
 method = METHODS[args.method]
-model, whole = build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout, method.decoder), DECODERS[method.decoder].whole_support
+model, whole = build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout, method), DECODERS[method.decoder].whole_support
 if args.he:
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d): nn.init.normal_(layer.weight, 0, (2 / layer.weight[0].numel()) ** 0.5)
