@@ -57,7 +57,7 @@ def unequal_means(scores: pd.DataFrame,  # of `paper_scores`
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../nbs/13a_presets.ipynb #e7682d06
+# %% ../nbs/13a_presets.ipynb #cd00c63e
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
@@ -107,6 +107,7 @@ class RunConfig:
     trivial: bool = True  # score trivial predictors too
     voting: bool = False  # of several shots, also score votes of as many single passes (Table 7): v-k is foreground where at least k say so
     skip_unreadable: bool = False  # leave unreadable images out, with a count, instead of stopping
+    skip_rare: bool = False  # leave classes that are in too few images for an episode out, with a count, instead of stopping; test classes stay hidden in training all the same
 
 
 SAMPLES = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iterations": 400, "optimiser": "sgd", "lr": 0.2, "transformer_lr": 1e-3, "width": 64, "pairs": 40, "precision": "float32"}

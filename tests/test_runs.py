@@ -10,7 +10,7 @@ import torch
 from celp_nb import runs, training
 from celp_nb.datasets import samples
 from celp_nb.episodes import MIN_PIXELS
-from celp_nb.presets import RunConfig
+from celp_nb.presets import RunConfig, resolve
 from celp_nb.training import differences, load_checkpoint
 
 TINY = RunConfig(folds=(0,), crop=57, side=97, width=16, iterations=4, pairs=2, shots=(1,), methods=("PFENet+CE",), trivial=False)
@@ -47,6 +47,23 @@ def test_fewer_classes_and_photographs_are_among_more():
     assert few[0] == [c for c in range(6, 21) if (few[1][:, c - 1] >= MIN_PIXELS).sum() >= 2]
     assert runs.shown_in_training(RunConfig(photographs=30, seed=1), train, list(range(6, 21)))[0] != [] != in_use(few[1])
     with pytest.raises(ValueError, match="of 1 training images no class is in two; use more photographs"): runs.shown_in_training(RunConfig(photographs=1), train, [6, 7])
+
+
+def test_rare_classes_are_left_out_where_that_is_asked_for():
+    "One class of the fold in too few evaluation images for five shots, one other in a single training image."
+    sets = {split: samples(split) for split in ("train", "val")}
+    for split, cls, n in (("val", 2, 5), ("train", 7, 1)):
+        pixels = sets[split].pixels.copy()
+        pixels[np.flatnonzero(pixels[:, cls - 1] >= MIN_PIXELS)[n:], cls - 1] = 0
+        sets[split] = replace(sets[split], pixels=pixels)
+    config = resolve(RunConfig(folds=(0,), skip_rare=True))
+    fold = runs.draw_fold(config, sets["train"], sets["val"], 0)
+    assert fold.test_classes == [1, 3, 4, 5] and fold.train_classes == [6, *range(8, 21)] and set(fold.training.cls) == set(fold.train_classes) and set(fold.evaluation.cls) == {1, 3, 4, 5}
+    assert runs.draw_fold(replace(config, shots=(1, 4)), sets["train"], sets["val"], 0).test_classes == [1, 2, 3, 4, 5]
+    with pytest.raises(ValueError, match="training split: class 7 .* With skip_rare all such classes are left out"): runs.draw_fold(replace(config, skip_rare=False), *sets.values(), 0)
+    with pytest.raises(ValueError, match="evaluation split: class 2 .* With skip_rare"): runs.draw_fold(replace(config, skip_rare=False), samples("train"), sets["val"], 0)
+    with pytest.warns(UserWarning, match="1 classes are present in fewer than 6 images and are not tested"): runs.warn_of_rare(sets["val"], range(1, 21), 6, "tested")
+    with pytest.raises(ValueError, match="there is none to test"): runs.draw_fold(replace(config, shots=(500,)), *sets.values(), 0)
 
 
 def test_a_run_on_fewer_trains_on_nothing_else():
