@@ -1,7 +1,9 @@
 """The paper's tables as runs; statistics of differences: what resampling must and must not do."""
 import json
+import os
 import shutil
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +11,9 @@ import pytest
 
 from celp_nb.experiments import TABLES, ablation, interval, labelled, paired_differences, resampled_confusion, resampled_miou, run_table, scored, table_episodes, table_runs
 from celp_nb.presets import PRESETS, RunConfig, resolve
-from celp_nb.runs import losses_of
+from celp_nb.runs import draw_fold, losses_of, open_set
+
+DATA = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
 
 def rows_of(method, inter, union, classes):
@@ -128,6 +132,15 @@ def test_full_scale_is_the_presets_and_a_run_for_every_row():
     assert {c.preset for c in full.values()} == {name for name in PRESETS if name.startswith("coco-")} and all(c.epochs == 50 and c.data == "DIR" for c in full.values())
     ablated = table_runs("6", "full", data="DIR")
     assert all(c.epochs == 200 and c.pairs == 1000 and c.side == 473 for c in ablated.values()) and [c.methods for c in ablated.values()] == [("PFENet",), ("PFENet+CE",), ("PFENet+CE contrast=0.25",), ("PFENet+CE contrast=1",)]
+
+
+@pytest.mark.parametrize("name, scale, tested", [("1", "voc-mini", [5, 5, 5, 5]), ("2", "coco-mini", [6, 8, 4, 6])])
+def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
+    if not (DATA / scale).is_dir(): pytest.skip(f"real photographs are not in {DATA}")
+    config = resolve(table_runs(name, scale, data=str(DATA / scale))[f"{scale}-table-{name}-seed-0"])
+    train, val = (open_set(config.data, split) for split in ("train", "val"))
+    folds = [draw_fold(config, train, val, f) for f in config.folds]
+    assert [len(f.test_classes) for f in folds] == tested and all(len(f.evaluation.cls) == 40 * n and not set(f.training.cls) & set(f.test_classes) for f, n in zip(folds, tested))
 
 
 @pytest.mark.parametrize("name, scale, settings, said", [
