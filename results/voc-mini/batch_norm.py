@@ -18,6 +18,7 @@ from torch.utils.data import default_collate
 
 from celp_nb.backbones import BACKBONES, Backbone, image_features, load_weights_, lowered, read_weights, support_features
 from celp_nb.datasets import Recipe, TrainingEpisodes, binary_mask, known_mask
+from celp_nb.episodes import atomic_file
 from celp_nb.evaluation import feature_memory
 from celp_nb.experiments import MINI
 from celp_nb.presets import resolve
@@ -58,7 +59,7 @@ def steps(backbone: Backbone, episodes: TrainingEpisodes):
 
 
 args.out.mkdir(parents=True, exist_ok=True)
-if not (args.out / "config.json").is_file(): (args.out / "config.json").write_text(json.dumps(asdict(config), indent=1) + "\n")
+with atomic_file(args.out / "config.json", "w") as f: f.write(json.dumps(asdict(config), indent=1) + "\n")
 setup = prepare(config)
 watch = watcher(2 * len(setup.folds))
 for fold in setup.folds:
