@@ -8,7 +8,7 @@ __all__ = ['SUMMED', 'CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'SMALLER', 'TABLES
            'paired_differences', 'Row', 'Table', 'table_runs', 'run_table', 'scored', 'labelled', 'table_episodes',
            'ablation', 'table_text']
 
-# %% ../nbs/14_experiments.ipynb #96bac305
+# %% ../nbs/14_experiments.ipynb #996c9e7e
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .presets import PRESETS, RunConfig, aligned, compare_with_paper, comparison_text, one_of, paper_ablations, preset_config, read_runs
-from .runs import read_config, read_results, run
+from .runs import read_config, read_results, run, spread
 from .training import METHODS, find_method
 
 # %% ../nbs/14_experiments.ipynb #ea51d999
@@ -181,7 +181,7 @@ def run_table(name: str,
     for run_name, config in runs.items(): run(config, Path(home) / run_name, resume=True)
     return table_text(name, [Path(home) / run_name for run_name in runs])
 
-# %% ../nbs/14_experiments.ipynb #652ebdb5
+# %% ../nbs/14_experiments.ipynb #2d771c6c
 SETTINGS = ("classes", "photographs", "select", "protocol", "void", "voting")  # what tables vary about runs
 
 
@@ -244,5 +244,5 @@ def table_text(name: str, folders: list[Path]) -> str:
     folds, seeds = (", ".join(map(str, sorted(set(results[k])))) for k in ("fold", "seed"))
     steps = ", ".join(f"{n:,}" for n in sorted(set(results.iterations)))
     return (f"## Table {name} on `{results.data.iloc[0]}`, {results.backbone.iloc[0]}\n\n" + aligned(head, rows, 2)
-            + f"\nIn percent. Means over folds {folds} and seeds {seeds}; {steps} steps; {results.episodes.iloc[0]} episodes a fold." + " Paper: PASCAL-5i, ResNet-50, all folds." * bool(setting) + "\n"
+            + f"\nIn percent. Means over folds {folds} and seeds {seeds}; {steps} steps; {spread(results.episodes)} episodes a fold." + " Paper: PASCAL-5i, ResNet-50, all folds." * bool(setting) + "\n"
             + ("" if results.data.iloc[0] == "pascal5i" or not setting else f"Warning: `{results.data.iloc[0]}` is a development set: the two are not comparable, only how they change.\n"))

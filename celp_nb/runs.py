@@ -8,7 +8,7 @@ __all__ = ['COCO_COUNTS', 'SKIP_RARE', 'COLOURS', 'Tick', 'SELECTED', 'open_set'
            'share_of', 'watcher', 'draw_curves', 'smoothed', 'loss_curves', 'loss_figure', 'save_figure', 'losses_of',
            'model_file', 'steps_of', 'new_models', 'checker', 'selection', 'loss_writer', 'train_fold', 'keep_losses',
            'keep_model', 'trained_models', 'write_table', 'episode_list', 'score_fold', 'evaluate_together',
-           'evaluate_fold', 'summary', 'markdown_table', 'report_text', 'predictions_figure', 'read_config',
+           'evaluate_fold', 'summary', 'markdown_table', 'spread', 'report_text', 'predictions_figure', 'read_config',
            'check_folder', 'start', 'train', 'read_results', 'finish_fold', 'run', 'evaluate_run', 'replay',
            'object_mask', 'photograph', 'predict']
 
@@ -482,7 +482,7 @@ def summary(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     table.insert(0, "data", setup.val.name)
     return table.assign(iterations=fold.iterations, seed=c.seed, selection=c.select, commit=setup.commit)
 
-# %% ../nbs/13b_runs.ipynb #ff7a5da7
+# %% ../nbs/13b_runs.ipynb #8776556e
 def markdown_table(results: pd.DataFrame,  # of `run`
                   ) -> str:
     "Tables 1 and 3 in shape: mIoU per fold and in the mean, then FB-IoU and known-class confusion, in percent."
@@ -500,13 +500,18 @@ SELECTED = {"last": "last checkpoint", "train": "best of {} checkpoints on held-
             "test": "**best of {} checkpoints on the test fold itself, as published code chooses: a flattered score**"}
 
 
+def spread(values: pd.Series) -> str:
+    "The one value that folds have in common, or from which to which: \"160 to 320\"."
+    return " to ".join(map(str, sorted({values.min(), values.max()})))
+
+
 def report_text(setup: Setup, results: pd.DataFrame) -> str:
     "The table with what it is of, and what it is not."
     c, name = setup.config, setup.val.name
     warning = {"samples": "Scenes drawn by code: the scores say nothing about photographs.", "pascal5i": "", "coco20i": ""}.get(
         name, f"Scores on `{name}` are comparable with those of the same episode lists only; they are not PASCAL-5i or COCO-20i scores.")
-    return (f"# `{name}`, {c.backbone}\n\nIn percent. Trained on the classes that a fold does not test, {' to '.join(map(str, sorted({results.iterations.min(), results.iterations.max()})))} steps of {c.batch} episodes, crops of {c.crop} and images of {c.side} pixels, seed {c.seed}, "
-            f"{SELECTED[c.select].format(c.checks)}; {results.episodes.iloc[0]} episodes a fold. {warning}\n\n{markdown_table(results)}"
+    return (f"# `{name}`, {c.backbone}\n\nIn percent. Trained on the classes that a fold does not test, {spread(results.iterations)} steps of {c.batch} episodes, crops of {c.crop} and images of {c.side} pixels, seed {c.seed}, "
+            f"{SELECTED[c.select].format(c.checks)}; {spread(results.episodes)} episodes a fold. {warning}\n\n{markdown_table(results)}"
             + ("\nThe prior's cut is the best of nine *on the test episodes*.\n" if c.trivial else ""))
 
 # %% ../nbs/13b_runs.ipynb #cff5ac7b

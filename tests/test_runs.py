@@ -193,3 +193,7 @@ def test_settings_beside_the_results_are_those_that_ran(tmp_path):
     runs.train(TINY, tmp_path / "run")
     kept = json.loads((tmp_path / "run/config.json").read_text())
     assert kept["precision"] == "float32" and kept["iterations"] == 4 and kept["select"] == "last"
+
+
+def test_what_folds_have_in_common_is_said_once():
+    assert runs.spread(pd.Series([240, 320, 160])) == "160 to 320" and runs.spread(pd.Series([200, 200])) == "200"
