@@ -72,5 +72,6 @@ for fold in setup.folds:
     mine = setup._replace(memory=feature_memory(backbone.eval(), setup.val, config.side, precision=precision_of(config)))
     (args.out / f"fold{fold.number}").mkdir(exist_ok=True)
     new = evaluate_fold(mine, fold, models, args.out, watch).assign(backbone="resnet50, batch norm in training mode", seconds=round(time.time() - began, 1))
-    write_table(args.out / "results.csv", pd.concat([read_results(args.out), new]).sort_values("fold", kind="stable"))
+    old = read_results(args.out)
+    write_table(args.out / "results.csv", pd.concat([old, new]).sort_values("fold", kind="stable") if len(old) else new)
     print(new[["fold", "method", "shots", "miou", "confusion"]].round(1).to_string(index=False), flush=True)
