@@ -31,9 +31,15 @@ def test_directives_are_not_shown(tmp_path):
     code = nbformat.v4.new_code_cell
     cells = [code("#| default_exp x"), code("#| export\ndef f(): pass"), code("#| hide\nimport os"), code("a = 1  # | no directive")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_x.ipynb")
-    made = pages.for_reading(tmp_path / "01_x.ipynb", STEMS).cells
+    made = pages.for_reading(tmp_path / "01_x.ipynb", STEMS, "https://host/repo", "main").cells
     assert [cell.source for cell in made] == ["def f(): pass", "import os", "a = 1  # | no directive"]
     assert [cell.metadata.get("tags") for cell in made] == [None, ["hide-input"], None]
+
+
+def test_links_to_other_files_lead_to_the_repository(tmp_path):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("[pilot](../results/pilot.py), [01](01_episodes.ipynb)")]), tmp_path / "01_x.ipynb")
+    [made] = pages.for_reading(tmp_path / "01_x.ipynb", STEMS, "https://host/repo", "main").cells
+    assert made.source == "[pilot](https://host/repo/blob/main/results/pilot.py), [01](01_episodes.ipynb)"
 
 
 def test_front_page_links_to_the_site_and_else_to_the_repository():
@@ -53,6 +59,8 @@ def test_links_lead_somewhere_and_equations_have_one_number(path):
         for text in texts:
             missing = [stem for stem in re.findall(r"\]\((\w+)\.ipynb[)#]", text) if stem not in STEMS]
             assert not missing, f"a link leads to {missing[0]}.ipynb, which is not there"
+            lost = [to for to in re.findall(r"\]\((?!https?:|#|\w+\.ipynb[)#])([^)]+)\)", text) if not (cell.cell_type == "markdown" and to.startswith("../") and (path.parent / to).exists())]
+            assert not lost, f"a link leads to {lost[0]}: write it as ../ and the path of a file of the repository, in a markdown cell"
             for equation in re.findall(r"\$\$(.+?)\$\$", text, re.S):
                 assert equation.count(r"\tag") <= 1, f"MathJax sets no equation with two numbers: {equation.strip()[:60]}"
 

@@ -43,12 +43,12 @@ def linked(text: str, stems: set[str]) -> str:
     return re.sub(r"(?<![\[*`])([*`])((?:\d\d[a-z]?|A\d)_\w+)\1(?![\]*`])", link, text)
 
 
-def for_reading(path: Path, stems: set[str]) -> nbformat.NotebookNode:
-    "A notebook without nbdev's directives: what they hide is folded away, and names of notebooks are links."
+def for_reading(path: Path, stems: set[str], git_url: str, branch: str) -> nbformat.NotebookNode:
+    "A notebook without nbdev's directives: what they hide is folded away, names of notebooks are links, and links to other files lead to the repository."
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
-            cell.source = linked(cell.source, stems)
+            cell.source = linked(cell.source, stems).replace("](../", f"]({git_url}/blob/{branch}/")
         if cell.cell_type == "code":
             names = set(DIRECTIVE.findall(cell.source))
             cell.source = DIRECTIVE.sub("", cell.source)
@@ -70,7 +70,7 @@ def front_page(stems: list[str], git_url: str, branch: str) -> str:
 def write_sources(folder: Path, git_url: str, branch: str) -> None:
     "What Sphinx reads: the front page, its pictures, and the notebooks."
     stems = [path.stem for path in notebooks()]
-    for path in notebooks(): nbformat.write(for_reading(path, set(stems)), folder / path.name)
+    for path in notebooks(): nbformat.write(for_reading(path, set(stems), git_url, branch), folder / path.name)
     front = front_page(stems, git_url, branch)
     (folder / "index.md").write_text(front, encoding="utf-8")
     (folder / "_static").mkdir()
