@@ -153,13 +153,15 @@ def table(
     if iterations: given["epochs"] = None
     once(run_table(runs[0], scale, Path("runs"), seeds, **{k: v for k, v in given.items() if v is not None or k == "epochs"}))
 
-# %% ../nbs/17_cli.ipynb #d64d918c
+# %% ../nbs/17_cli.ipynb #1cfbf4c2
 @dataclass
 class Asked:
     "What a published checkpoint is asked."
     data: Annotated[str, arg(help="samples, or a folder")] = "samples"
     shots: Annotated[tuple[int, ...], arg(help="supports an episode")] = (1, 5)
     pairs: Annotated[int | None, arg(help="episodes a class; by default 40 for the samples, 200 for a folder")] = None
+    protocol: Annotated[Literal["pairs", "turns"], arg(help="so many episodes of each class, or, as the published code does, as many with every image in turn")] = "pairs"
+    void: Annotated[Literal["hidden", "seen"], arg(help="void pixels of a query; seen: marked for the transformer, from the ground truth, as the published code does")] = "hidden"
     side: Annotated[int | None, arg(help="of the square that an image is fitted into; by default 161 for the samples, 473 for a folder")] = None
     bins: Annotated[tuple[float, ...] | None, arg(help="scales that a PFENet was trained with, which its file does not say: by default 60 30 15 8; for COCO 1 0.5 0.25 0.125")] = None
 

@@ -2,12 +2,12 @@
 
 # %% auto #0
 __all__ = ['PASCAL_CLASSES', 'COCO_CLASSES', 'VOID', 'OKABE_ITO', 'IMAGENET_MEAN', 'IMAGENET_STD', 'STRIDE', 'PASCAL_COUNTS',
-           'COCO_TRAIN_COUNT', 'COCO_PARTS', 'SYNONYMS', 'PASCAL', 'COCO', 'MEAN_COLOUR', 'Pair', 'ImageSet',
-           'normalise', 'denormalise', 'overlay', 'show_images', 'UnreadableImage', 'open_image', 'read_png_mask',
-           'read_image', 'fingerprint', 'cache_folder', 'cache_file', 'cached', 'count_pixels', 'pixel_index', 'subset',
-           'read_split', 'find_files', 'read_class_names', 'voc_layout', 'samples', 'Outlines', 'coco_tools', 'paint',
-           'run_lengths', 'parse_coco', 'coco_layout', 'read_pascal_mask', 'check_count', 'fetch', 'pascal5i',
-           'coco20i', 'prepare_pascal', 'prepare_coco', 'index_size', 'inventory', 'class_key', 'merge', 'known_mask',
+           'COCO_COUNTS', 'COCO_PARTS', 'SYNONYMS', 'PASCAL', 'COCO', 'MEAN_COLOUR', 'Pair', 'ImageSet', 'normalise',
+           'denormalise', 'overlay', 'show_images', 'UnreadableImage', 'open_image', 'read_png_mask', 'read_image',
+           'fingerprint', 'cache_folder', 'cache_file', 'cached', 'count_pixels', 'pixel_index', 'subset', 'read_split',
+           'find_files', 'read_class_names', 'voc_layout', 'samples', 'Outlines', 'coco_tools', 'paint', 'run_lengths',
+           'parse_coco', 'coco_layout', 'read_pascal_mask', 'check_count', 'fetch', 'pascal5i', 'coco20i', 'as_coco20i',
+           'prepare_pascal', 'prepare_coco', 'index_size', 'inventory', 'class_key', 'merge', 'known_mask',
            'binary_mask', 'Recipe', 'round_side', 'as_pair', 'rescale', 'rotate', 'place_crop', 'crop', 'augment',
            'fit_square', 'Batch', 'TrainingEpisodes']
 
@@ -558,9 +558,9 @@ def coco_layout(
     counts, readable = pixel_index(f"{root} {split}", image_paths, [path], read_mask, skip_unreadable)
     return _finish(name or root.name, ids, image_paths, read_mask, image_paths, names, counts, readable)
 
-# %% ../nbs/02_datasets.ipynb #ddf8b264
+# %% ../nbs/02_datasets.ipynb #7e493644
 PASCAL_COUNTS = {"train": 5953, "val": 1449}
-COCO_TRAIN_COUNT = 82081
+COCO_COUNTS = {"train": 82081, "val": 40137}  # annotated images of COCO 2014
 
 
 def read_pascal_mask(
@@ -654,22 +654,31 @@ def pascal5i(
 def coco20i(
     root: str | Path,  # a folder in COCO layout: annotations/instances_{train,val}2014.json, train2014/, val2014/
     split: str,  # "train" or "val"
-    count: int = COCO_TRAIN_COUNT,  # annotated training images that it must have not to be called a part
-) -> ImageSet:  # named "coco20i", its folds interleaved
+    counts: dict[str, int] = COCO_COUNTS,  # annotated images that each split must have not to be called a part
+) -> ImageSet:  # named "coco20i", or after its folder where that holds a part; its folds interleaved
     """COCO-20i: COCO 2014 with 80 classes, every fourth of them a fold; warns if the folder holds only a part of it.
 
     Raises ValueError for another split and other classes, and as `coco_layout` does.
     """
     if split not in ("train", "val"):
         raise ValueError(f"COCO-20i has no split '{split}': choose 'train' or 'val'.")
-    whole = coco_layout(root, f"{split}2014", name="coco20i")
-    if whole.class_names != COCO_CLASSES:
-        raise ValueError(f"{root}: its {len(whole.class_names)} categories are not COCO's 80; open it with coco_layout instead.")
-    if split == "train" and len(whole.ids) != count:
-        warnings.warn(f"{root}: {len(whole.ids)} annotated training images instead of {count}: scores from it are not COCO-20i scores.")
-    return replace(whole, interleaved=True)
+    found = coco_layout(root, f"{split}2014")
+    if found.class_names != COCO_CLASSES:
+        raise ValueError(f"{root}: its {len(found.class_names)} categories are not COCO's 80; open it with coco_layout instead.")
+    if len(found.ids) != counts[split]:
+        warnings.warn(f"{root}, {split}: {len(found.ids)} annotated images instead of {counts[split]}: scores from it are not COCO-20i scores.")
+    return as_coco20i(found, split, counts)
 
-# %% ../nbs/02_datasets.ipynb #28b946a2
+
+def as_coco20i(
+    found: ImageSet,  # of COCO's 80 classes
+    split: str,  # "train" or "val"
+    counts: dict[str, int] = COCO_COUNTS,  # annotated images that each split must have not to be called a part
+) -> ImageSet:  # its folds interleaved; named "coco20i" only if it is whole
+    """An open set of COCO's classes with the folds of COCO-20i."""
+    return replace(found, interleaved=True, name="coco20i" if len(found.ids) == counts[split] else found.name)
+
+# %% ../nbs/02_datasets.ipynb #98163419
 #: a part of a COCO 2014 folder → the archive that it comes from
 COCO_PARTS = {
     "train2014": "http://images.cocodataset.org/zips/train2014.zip",
@@ -690,7 +699,7 @@ def prepare_pascal(
 
 def prepare_coco(
     root: str | Path,  # where COCO 2014 was unpacked
-    count: int = COCO_TRAIN_COUNT,  # annotated training images that it must have
+    counts: dict[str, int] = COCO_COUNTS,  # annotated images that each split must have
 ) -> tuple[ImageSet, ImageSet]:  # training, evaluation
     """Check a COCO 2014 folder and build its index. Raises FileNotFoundError naming what is missing and where it comes from; and as `coco20i` does."""
     coco_tools()
@@ -699,8 +708,9 @@ def prepare_coco(
     if missing:
         archives = list(dict.fromkeys(COCO_PARTS[part] for part in missing))
         raise FileNotFoundError(f"{root} lacks {', '.join(missing)}, which cannot be fetched from here; download {' and '.join(archives)} and unpack {'it' if len(archives) == 1 else 'them'} in {root}.")
-    train, val = (coco20i(root, split, count) for split in ("train", "val"))
-    check_count(f"COCO-20i train in {root}", len(train.ids), count)
+    train, val = (coco20i(root, split, counts) for split in ("train", "val"))
+    check_count(f"COCO-20i train in {root}", len(train.ids), counts["train"])
+    check_count(f"COCO-20i val in {root}", len(val.ids), counts["val"])
     return train, val
 
 

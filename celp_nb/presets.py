@@ -10,7 +10,7 @@ __all__ = ['PAPER', 'PAPER_FOLDS', 'SAMPLES', 'FOLDER', 'FREE', 'LR_FACTOR', 'EV
            'presets_table', 'paper_row', 'beside_the_row', 'compare_with_paper', 'comparison_text', 'run_text',
            'run_notes', 'changes', 'read_runs']
 
-# %% ../nbs/13a_presets.ipynb #d370c2ca
+# %% ../nbs/13a_presets.ipynb #42aa08e9
 import difflib
 import json
 import os
@@ -26,7 +26,7 @@ from tyro.conf import arg
 
 import celp_nb
 from .backbones import BACKBONES
-from .datasets import COCO_CLASSES, COCO_TRAIN_COUNT, PASCAL_CLASSES, PASCAL_COUNTS, round_side
+from .datasets import COCO_CLASSES, COCO_COUNTS, PASCAL_CLASSES, PASCAL_COUNTS, round_side
 from .latent import DELTA, SIGMA
 from .pfenet import COCO_BINS, PASCAL_BINS
 from .similarity import check_delta
@@ -223,8 +223,8 @@ def check_preset(config: RunConfig,
         raise ValueError(f"the preset {config.preset} is a row of {PAPER_DATA[data]}, whose {len(wanted)} classes ({wanted[0]}, {wanted[1]}, …) {where} not have in this order; "
                          f"give --data a folder that has (celp data {data} makes one), or leave the preset out.")
 
-# %% ../nbs/13a_presets.ipynb #4b3a9e73
-IMAGES = {"pascal": PASCAL_COUNTS["train"], "coco": COCO_TRAIN_COUNT}
+# %% ../nbs/13a_presets.ipynb #b215f42a
+IMAGES = {"pascal": PASCAL_COUNTS["train"], "coco": COCO_COUNTS["train"]}
 
 
 def most_steps(preset: Preset) -> int:

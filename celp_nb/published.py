@@ -7,7 +7,7 @@ __all__ = ['PFENET_NAMES', 'SEPARATE_NAMES', 'CYCTR_NAMES', 'NEVER_USED', 'STEM'
            'BODY_NAMES', 'KINDS', 'published_name', 'turned', 'Published', 'recognise', 'load_published',
            'score_published']
 
-# %% ../nbs/16_published.ipynb #2977c7c2
+# %% ../nbs/16_published.ipynb #721044c8
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from .evaluation import evaluate, feature_memory, scores
 from .presets import RunConfig, resolve
 from .runs import evaluation_episodes, open_set
 from .pfenet import PASCAL_BINS, PFENet
+from .training import accelerator_for
 
 # %% ../nbs/16_published.ipynb #14dd130d
 PFENET_NAMES = {"down_feat": "reduce", "res1.0": "decoder.fuse", "res2": "decoder.refine_all", "cls": "decoder.classify",
@@ -111,9 +112,9 @@ def load_published(state: dict,  # names → tensors, of a published model
     if cyctr: model.reduce[0].weight.data = model.reduce[0].weight.data.roll(-512, 1)  # theirs reads [layer2, layer3], ours [layer3, layer2]
     return load_backbone(kind.backbone, {ours: state[theirs] for theirs, ours in body.items()}), model.eval()
 
-# %% ../nbs/16_published.ipynb #6cd3b45a
+# %% ../nbs/16_published.ipynb #df04eb6b
 def score_published(path: str | Path,     # of a published checkpoint
-                    config: RunConfig,    # data, folds (one), shots, pairs, protocol, side, seed, bins and device; the rest is not read
+                    config: RunConfig,    # data, folds (one), shots, pairs, protocol, void, side, seed, bins and device; the rest is not read
                    ) -> pd.DataFrame:     # a row a number of shots: fold, method, shots, miou, fb_iou, confusion (percent), episodes
     "Score a published checkpoint on a fold of a data set. Raises ValueError or FileNotFoundError before any work."
     c = resolve(config)
@@ -122,8 +123,8 @@ def score_published(path: str | Path,     # of a published checkpoint
     C = len(val.class_names)
     test = fold_classes(C, c.folds[0], c.n_folds, val.interleaved)
     episodes = evaluation_episodes(c, val, test)
-    device = torch.device("cuda" if c.device == "cuda" or c.device == "auto" and torch.cuda.is_available() else "cpu")
-    memory = feature_memory(backbone.to(device), val, c.side, c.cache_gb)
+    device = accelerator_for(c.device).device
+    memory = feature_memory(backbone.to(device), val, c.side, c.cache_gb)._replace(void_seen=c.void == "seen")
     known = [k for k in range(1, C + 1) if k not in test]
     table = scores(evaluate({Path(path).stem: model.to(device)}, memory, val, episodes, known, c.shots))
     table.insert(0, "fold", c.folds[0])

@@ -10,7 +10,7 @@ __all__ = ['DECODERS', 'METHODS', 'Share', 'BUNDLED', 'once_undamaged', 'LOSSES'
            'optimisers_for', 'train_step', 'once', 'centres', 'Best', 'better', 'Trained', 'differences', 'fit', 'keep',
            'go_on']
 
-# %% ../nbs/11_training.ipynb #7ed63297
+# %% ../nbs/11_training.ipynb #19af1e29
 import hashlib
 import json
 import time
@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from .backbones import TINY_WEIGHTS, Backbone, Features, SupportFeatures, episode_features, keep_foreground, lowered, some
 from .contrast import FewShotModel, Losses, latent_conditioning, main_prior, masked_latent_conditioning, two_path_losses
-from .cyctr import CyCTR
+from .cyctr import CyCTR, as_published
 from .datasets import Batch, TrainingEpisodes, augment, binary_mask, fingerprint, known_mask, read_image
 from .episodes import atomic_file
 from .latent import DELTA, SIGMA, image_delta, sample_latent
@@ -209,7 +209,7 @@ def load_checkpoint(path: str | Path) -> dict:
     if not isinstance(saved, dict): raise ValueError(f"{path} is not a checkpoint of this project but a {type(saved).__name__}; give one written by celp train or celp run.")
     return saved
 
-# %% ../nbs/11_training.ipynb #2d61348d
+# %% ../nbs/11_training.ipynb #b74cb8e8
 #: method → the bundled model of it: fold 0 of the samples (tests classes 1 to 5), tiny backbone
 BUNDLED = {method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method in ("PFENet", "PFENet+CE")}
 
@@ -217,7 +217,7 @@ BUNDLED = {method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method
 def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5, method: Method = METHODS["PFENet"]) -> FewShotModel:
     "An untrained decoder with its reduction."
     decoder = DECODERS[method.decoder].build(width, bins)
-    if method.attention == "published": decoder.transformer._published = True
+    if method.attention == "published": decoder = as_published(decoder)
     return FewShotModel(in_channels, decoder, width, dropout, DECODERS[method.decoder].whole_support, method.separate)
 
 

@@ -15,7 +15,7 @@ from celp_nb.backbones import BACKBONES, read_weights
 from celp_nb.cli import COMMANDS, main
 from celp_nb.contrast import FewShotModel
 from celp_nb.datasets import PASCAL_CLASSES, samples, voc_layout
-from celp_nb.episodes import MIN_PIXELS, pairs_per_class
+from celp_nb.episodes import MIN_PIXELS, images_in_turn, pairs_per_class
 from celp_nb.evaluation import evaluate, feature_memory, scores
 from celp_nb.pfenet import PASCAL_BINS, PFENet
 from celp_nb.published import PFENET_NAMES, RESNET_NAMES, load_published, published_name, turned
@@ -289,6 +289,18 @@ def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
     assert [row for row in table.splitlines() if "official" in row] == [
         f"| official | {r.shots} | {r.miou:.1f} | {r.miou:.1f} | {r.fb_iou:.1f} | {cell(r.confusion)} |" for r in expected.itertuples()]
     assert sorted(home.rglob("*")) == before  # nothing is written
+
+
+def test_a_published_checkpoint_is_asked_what_the_options_say(home, official, monkeypatch):
+    monkeypatch.chdir(home)
+    asked = {}
+    def spied(models, memory, val, episodes, *rest):
+        asked.update(void_seen=memory.void_seen, queries=episodes.query.tolist())
+        return evaluate(models, memory, val, episodes, *rest)
+    monkeypatch.setattr("celp_nb.published.evaluate", spied)
+    assert main(f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 --side 65 --protocol turns --void seen".split()) == 0
+    turns = images_in_turn(voc_layout(home / "scenes", "val").pixels, [3, 4], 4, 1, 0)
+    assert asked == {"void_seen": True, "queries": turns.query.tolist()}
 
 
 def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, capsys):

@@ -363,9 +363,13 @@ def test_coco20i_needs_the_80_classes_and_says_when_it_is_a_part(tmp_path):
     with pytest.raises(ValueError, match="no split 'test'"):
         ds.coco20i(root, "test")
     make_coco(root, [{"segmentation": [SQUARE]}], categories=[{"id": k + 1, "name": name} for k, name in enumerate(ds.COCO_CLASSES)])
-    with pytest.warns(UserWarning, match="1 annotated training images instead of 82081"):
+    with pytest.warns(UserWarning, match="train: 1 annotated images instead of 82081: scores from it are not COCO-20i"):
         image_set = ds.coco20i(root, "train")
-    assert image_set.interleaved and image_set.name == "coco20i" and image_set.pixels.shape == (1, 80)
+    assert image_set.interleaved and image_set.name == "coco" and image_set.pixels.shape == (1, 80)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = ds.coco20i(root, "train", {"train": 1})
+    assert whole.interleaved and whole.name == "coco20i"
 
 
 def test_missing_extras_are_named(tmp_path, monkeypatch):
@@ -519,7 +523,9 @@ def test_preparing_coco_names_what_is_missing_and_where_it_comes_from(tmp_path):
     make_coco(root, [{"segmentation": [SQUARE]}, {"image_id": 9, "segmentation": [SQUARE]}], categories=categories, split="val2014")
     with pytest.raises(ValueError, match="COCO-20i train in .* has 1 images, not the published 82081"), pytest.warns(UserWarning, match="instead of 82081"):
         ds.prepare_coco(root)
-    train, val = ds.prepare_coco(root, 1)
+    with pytest.raises(ValueError, match="COCO-20i val in .* has 2 images, not the published 40137"), pytest.warns(UserWarning, match="instead of 40137"):
+        ds.prepare_coco(root, {"train": 1, "val": 40137})
+    train, val = ds.prepare_coco(root, {"train": 1, "val": 2})
     assert (len(train.ids), len(val.ids)) == (1, 2) and train.interleaved and val.interleaved
     assert ds.index_size(root)[0] == sum(f.stat().st_size for f in (tmp_path / "cache").glob("*.npz"))
 

@@ -10,7 +10,7 @@ import torch
 
 from celp_nb.backbones import Features, SupportFeatures, load_backbone
 from celp_nb.contrast import two_path_losses
-from celp_nb.cyctr import DeformableAttention
+from celp_nb.cyctr import DeformableAttention, as_published
 from celp_nb.latent import DELTA, sample_latent
 from celp_nb.losses import cross_entropy, dice
 from celp_nb.published import CYCTR_NAMES, PFENET_NAMES, RESNET_NAMES, VGG_NAMES, load_published, published_name
@@ -57,7 +57,7 @@ def published(kind, settings):
     backbone, model = load_published(official(f"{kind}_resnet50", settings["salt"]), settings["ppm"])
     for m in model.modules():
         if isinstance(m, (torch.nn.Dropout, torch.nn.Dropout2d)): m.p = 0.0
-    if kind == "cyctr": model.decoder.transformer._published = True
+    if kind == "cyctr": as_published(model.decoder)
     return model
 
 
