@@ -22,6 +22,7 @@ CSS = """.bd-page-width { max-width: 110rem; }
 .bd-main .bd-content .bd-article-container { max-width: 75rem; }
 div.cell pre { font-size: 78%; }
 div.cell_output pre { white-space: pre-wrap; }
+p.rubric { display: block; }
 """  # notebooks have lines of up to 150 characters
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
 
