@@ -13,13 +13,13 @@ import numpy as np
 from .datasets import ImageSet
 from .episodes import Episodes
 
-# %% ../nbs/12a_listening.ipynb #a330a9d4
-def other_supports(episodes: Episodes,
+# %% ../nbs/12a_listening.ipynb #a7c8c9d7
+def other_supports(episodes: Episodes,  # n questions with K supports each
                    data: ImageSet,      # that the episodes are of
                    classes: list[int],  # of the fold: each has episodes
                    shift: int = 1,      # by how many places in `classes` a query's supports are off, 1 … len(classes) - 1
                   ) -> tuple[Episodes, ImageSet, np.ndarray]:  # what to ask, what to score it against, and which of `episodes` these are, (n,) int64
-    "The queries of an episode list with supports of another class. Raises ValueError for a shift by nothing, and for a class without episodes."
+    "The queries of an episode list with supports of another class (figure 1). Raises ValueError for a shift by nothing, and for a class without episodes."
     if shift % len(classes) == 0: raise ValueError(f"a shift of {shift} gives each of {len(classes)} classes its own supports; choose 1 to {len(classes) - 1}.")
     of_class = {c: np.flatnonzero(episodes.cls == c) for c in classes}
     if empty := [c for c in classes if not len(of_class[c])]: raise ValueError(f"class {empty[0]} has no episode, so that there are no supports of it to give; leave it out.")

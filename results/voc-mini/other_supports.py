@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from celp_nb.episodes import atomic_file
 from celp_nb.evaluation import evaluate
 from celp_nb.listening import other_supports
 from celp_nb.metrics import COUNTS
-from celp_nb.runs import prepare, read_config, read_results, trained_models
+from celp_nb.runs import prepare, read_config, trained_models
 
 SHIFTS = (1, 2)
 OUT = Path(__file__).with_name("other_supports.csv.gz")
@@ -38,4 +39,4 @@ if __name__ == "__main__":
     for run in map(Path, sys.argv[1:]):
         new = asked_otherwise(run)
         if OUT.is_file(): new = pd.concat([(old := pd.read_csv(OUT))[old.run != run.name], new], ignore_index=True)
-        new.to_csv(OUT, index=False, compression={"method": "gzip", "mtime": 0})
+        with atomic_file(OUT, "wb") as f: new.to_csv(f, index=False, compression={"method": "gzip", "mtime": 0})
