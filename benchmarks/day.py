@@ -20,8 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from celp_nb.datasets import COCO, COCO_CLASSES, ImageSet, Outlines, TrainingEpisodes, binary_mask, known_mask, paint, run_lengths
-from celp_nb.episodes import class_images, fold_classes, images_in_turn
+from celp_nb.data.coco import COCO_CLASSES, Outlines, paint, run_lengths
+from celp_nb.data.episodes import class_images, fold_classes, images_in_turn
+from celp_nb.data.images import ImageSet
+from celp_nb.data.training_set import TrainingEpisodes
+from celp_nb.data.transforms import COCO_RECIPE, binary_mask, known_mask
 
 HEIGHT, WIDTH, OUTLINES, SHAPES = 480, 640, 7, 500
 
@@ -75,7 +78,7 @@ def main():
     pool, start = len(set().union(*map(set, class_images(pixels, classes).values()))), time.perf_counter()
     episodes = images_in_turn(pixels, classes, 50 * pool, 1, 0)
     print(f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB")
-    items = TrainingEpisodes(data, episodes, classes, type(COCO)(**{**vars(COCO), "side": args.side}), 0)
+    items = TrainingEpisodes(data, episodes, classes, type(COCO_RECIPE)(**{**vars(COCO_RECIPE), "side": args.side}), 0)
 
     def masks(i):
         c = int(episodes.cls[i])

@@ -17,15 +17,33 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import torch
+from step import (
+    machine,
+    plain_cosine,
+    plain_decoder,
+    plain_features,
+    plain_min_max,
+    plain_prototype,
+    resize,
+)
 
-from celp_nb.backbones import BACKBONES, TINY_WEIGHTS, feature_channels, load_backbone, load_weights_, read_weights
+from celp_nb.bundled.scenes import samples
 from celp_nb.contrast import FewShotModel
-from celp_nb.datasets import binary_mask, fit_square, known_mask, read_image, samples, voc_layout
-from celp_nb.episodes import Episodes, fold_classes, pairs_per_class
-from celp_nb.evaluation import evaluate, feature_memory
-from celp_nb.metrics import COUNTS, counts, summarise
+from celp_nb.data.episodes import Episodes, fold_classes, pairs_per_class
+from celp_nb.data.images import read_image
+from celp_nb.data.transforms import binary_mask, fit_square, known_mask
+from celp_nb.data.voc import voc_layout
+from celp_nb.engine.backbones import (
+    BACKBONES,
+    TINY_WEIGHTS,
+    feature_channels,
+    load_backbone,
+    load_weights_,
+    read_weights,
+)
+from celp_nb.engine.feature_bank import evaluate, feature_bank
+from celp_nb.metrics import COUNTS, pixel_counts, summarise
 from celp_nb.pfenet import COCO_BINS, PASCAL_BINS, PFENet
-from step import machine, plain_cosine, plain_decoder, plain_features, plain_min_max, plain_prototype, resize
 
 TOLERANCE = 1e-5  # of the valid pixels, and of mIoU
 
@@ -64,7 +82,7 @@ def plain_loop(backbone, model, data, episodes, train_classes, side):
     rows, start = [], (time.perf_counter(), time.process_time())
     for c, q, supports in zip(*(x.tolist() for x in episodes)):
         logits, truth = plain_logits(backbone, model, data, c, q, supports, side)
-        rows.append({"cls": c, **counts(logits.argmax(0).bool().cpu(), binary_mask(truth, c), known_mask(truth, train_classes))})
+        rows.append({"cls": c, **pixel_counts(logits.argmax(0).bool().cpu(), binary_mask(truth, c), known_mask(truth, train_classes))})
     return rows, np.subtract((time.perf_counter(), time.process_time()), start)
 
 
@@ -90,7 +108,7 @@ def compare(args, data, plain, ours, model, K):
         difference = plain_logits(plain, model, data, *(x[0].tolist() for x in episodes), args.side)[0].diff(dim=0)
         model.decoder.classify[3].bias[1] -= difference.median()
     plain_model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    memory, looks, most = feature_memory(ours, data, args.side, args.gigabytes), [], []
+    memory, looks, most = feature_bank(ours, data, args.side, args.gigabytes), [], []
     hook = ours.layer3.register_forward_hook(lambda net, given, out: looks.append(len(out)))
     first, spent = half(sample[::2])
     start = time.perf_counter(), time.process_time()

@@ -29,12 +29,26 @@ import torch.nn.functional as F
 import torchvision.models as tv
 from torch import nn
 
-from celp_nb.backbones import dilate_, episode_features, feature_channels, load_backbone, lowered, read_weights
 from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.cyctr import CycleAttention
+from celp_nb.engine.backbones import (
+    autocast,
+    dilate_,
+    episode_features,
+    feature_channels,
+    load_backbone,
+    read_weights,
+)
+from celp_nb.engine.methods import DECODERS, METHODS, Method, Step, build_model
+from celp_nb.engine.training import (
+    Objective,
+    Optimisation,
+    accelerator_for,
+    optimisers_for,
+    train_step,
+)
 from celp_nb.latent import sample_latent
 from celp_nb.pfenet import COCO_BINS, PASCAL_BINS, PFENet, bin_size
-from celp_nb.training import DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, optimisers_for, train_step
 
 NUMBER = 7  # seeds the centres
 WIDTHS = {"PFENet": 256, "CyCTR": 384}  # as published
@@ -130,7 +144,7 @@ def prepared(model, method, device, precision):
 def our_step(backbone, data, objective, optimisers, method, accelerator, precision):
     "What `train_step` tells, and the seconds, of clock and processor, that the backbone took."
     device, start = data["query"].device, now(data["query"].device)
-    with lowered(device, precision):
+    with autocast(device, precision):
         query, support = episode_features(backbone, data["query"], data["support"], data["support_mask"], DECODERS[method.decoder].whole_support)
     spent = [b - a for a, b in zip(start, now(device))]
     step = Step(query, support, data["support_mask"], data["target"], data["known"])
@@ -289,7 +303,8 @@ def profile(args, device):
         timed("backward", lambda: losses.total().backward())
     whole = sum(statistics.median(s) for s in seconds.values())
     for name, s in seconds.items(): print(f"  {name:16} {statistics.median(s):8.3f} s  {statistics.median(s) / whole:5.0%}")
-    from torch.profiler import ProfilerActivity, profile as profiler
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiler
     with profiler(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")) as p:
         two_path_losses(model, query, support, data["support_mask"], data["target"], pseudo).total().backward()
     print(p.key_averages().table(sort_by=f"self_{device.type}_time_total", row_limit=14, max_name_column_width=50))

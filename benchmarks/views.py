@@ -13,11 +13,22 @@ from pathlib import Path
 
 import torch
 
-from celp_nb.backbones import feature_channels, load_backbone
-from celp_nb.datasets import Recipe, TrainingEpisodes, samples, voc_layout
-from celp_nb.episodes import fold_classes, images_in_turn
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.episodes import fold_classes, images_in_turn
+from celp_nb.data.training_set import TrainingEpisodes
+from celp_nb.data.transforms import Recipe
+from celp_nb.data.voc import voc_layout
+from celp_nb.engine.backbones import feature_channels, load_backbone
+from celp_nb.engine.methods import DECODERS, METHODS, build_model
+from celp_nb.engine.steps import cached_steps, online_steps
+from celp_nb.engine.training import (
+    Objective,
+    Optimisation,
+    accelerator_for,
+    optimisers_for,
+    train_step,
+)
 from celp_nb.pfenet import COCO_BINS
-from celp_nb.training import DECODERS, METHODS, Objective, Optimisation, accelerator_for, build_model, cached_steps, online_steps, optimisers_for, train_step
 
 
 def main():

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from celp_nb.experiments import scored
-from celp_nb.runs import read_config, write_table
+from celp_nb.repro.report import write_table
+from celp_nb.repro.runs import read_config
+from celp_nb.repro.tables import scored_run
 
 
 def rows_of(run: Path, fold: int, seed: int, trained: tuple[str, ...]) -> pd.DataFrame:
@@ -21,7 +22,7 @@ def rows_of(run: Path, fold: int, seed: int, trained: tuple[str, ...]) -> pd.Dat
 def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     scores, rows = [], []
     for run in runs:
-        config, results = read_config(run), scored(run)
+        config, results = read_config(run), scored_run(run)
         scores.append(results)
         rows += [rows_of(run, fold, config.seed, config.methods) for fold in results.fold.unique()]
     return pd.concat(scores, ignore_index=True), pd.concat(rows, ignore_index=True)

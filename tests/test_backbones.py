@@ -12,9 +12,26 @@ import torchvision.models as tv
 from PIL import Image
 from torch import nn
 
-from celp_nb import backbones
-from celp_nb.backbones import (BACKBONES, TINY_WEIGHTS, Backbone, Features, SupportFeatures, deepen_stem_, dilate_, episode_features, feature_channels, freeze_, image_features, photograph_or_sample,
-                               load_backbone, load_weights_, read_weights, resize, soft_mask, some, support_features, tiny_net)
+from celp_nb.engine import backbones as engine_backbones
+from celp_nb.conditioning import Features, SupportFeatures, index_features
+from celp_nb.engine.backbones import (
+    BACKBONES,
+    TINY_WEIGHTS,
+    Backbone,
+    deepen_stem_,
+    dilate_,
+    episode_features,
+    feature_channels,
+    freeze_,
+    image_features,
+    load_backbone,
+    load_weights_,
+    photograph_or_sample,
+    read_weights,
+    support_features,
+    tiny_net,
+)
+from celp_nb.ops import resize, soft_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CELP_SHARED", ROOT.parent / "shared")) / "weights"
@@ -381,7 +398,7 @@ def test_the_whole_support_beside_its_foreground(networks):
     assert type(s) is Features and type(whole_s) is SupportFeatures and whole_s.whole.shape == s.high.shape
     for b in range(B):
         for k in range(K): close(whole_s.whole[b, k], image_features(backbone, support[b, k][None]).high[0])
-    picked = some(whole_s, (slice(None), [2, 0]))
+    picked = index_features(whole_s, (slice(None), [2, 0]))
     assert type(picked) is SupportFeatures and all(torch.equal(p, torch.stack([x[:, 2], x[:, 0]], 1)) for p, x in zip(picked, whole_s))
 
 
@@ -394,7 +411,7 @@ def test_what_is_outside_the_support_mask_does_not_reach_its_high_features(netwo
 
 
 def test_every_public_name_has_its_sentence():
-    assert all(getattr(backbones, n).__doc__ for n in backbones.__all__ if callable(getattr(backbones, n)))
+    assert all(getattr(engine_backbones, n).__doc__ for n in engine_backbones.__all__ if callable(getattr(engine_backbones, n)))
 
 
 # --- photographs, where they can be had

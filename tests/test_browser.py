@@ -1,4 +1,5 @@
 """The explorer in a real browser: JupyterLab runs the notebook, Voilà shows the page of `celp explore`; sliders are dragged, points clicked, files uploaded."""
+from celp_nb.app import explorer as app_explorer
 import base64
 import copy
 import importlib.util
@@ -79,10 +80,10 @@ map_pictures = held(map_pictures)"""
 
 def chapter(folder):
     "The notebook, with a cell before its last code cell that lets a test hold the pictures back."
-    nb = nbformat.read(ROOT / "nbs/13_explorer.ipynb", 4)
+    nb = nbformat.read(ROOT / "nbs/50_explorer.ipynb", 4)
     at = max(i for i, cell in enumerate(nb.cells) if cell.cell_type == "code")
     nb.cells.insert(at, nbformat.v4.new_code_cell(HOLD))
-    nbformat.write(nb, folder / "13_explorer.ipynb")
+    nbformat.write(nb, folder / "50_explorer.ipynb")
 
 
 def wait_for_kernel(port):
@@ -121,7 +122,7 @@ def lab(browser, tmp_path_factory):
     port = free_port()
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip", "127.0.0.1", "--port", str(port), "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
                "--LabApp.extension_manager=readonly"]
-    for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/13_explorer.ipynb"):
+    for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/50_explorer.ipynb"):
         page = browser.new_page()
         page.goto(url)
         page.locator(".jp-Notebook").wait_for()
@@ -248,14 +249,13 @@ class Bench:
     "The same image by the functions of the earlier notebooks."
 
     def __init__(self, image, class_map, classes):
-        from celp_nb import explorer as ex
-        from celp_nb.backbones import image_features, load_backbone
-        from celp_nb.datasets import denormalise, fit_square, known_mask
+        from celp_nb.data.transforms import denormalise, fit_square, known_mask
+        from celp_nb.engine.backbones import image_features, load_backbone
         from celp_nb.similarity import self_similarity
 
         x, self.class_map = fit_square(image, class_map, 161)
         self.photo, self.high, self.known = denormalise(x), image_features(load_backbone("tiny"), x[None]).high, known_mask(self.class_map, classes)[None]
-        self.D, self.ex = self_similarity(self.high), ex
+        self.D, self.ex = self_similarity(self.high), app_explorer
 
     def with_mask(self, drawn):
         "The same image with a mask, (S, S) bool, in place of what is annotated."
@@ -287,10 +287,11 @@ class Bench:
 @pytest.fixture(scope="module")
 def sample():
     "The image that the panel begins with."
-    from celp_nb import explorer as ex
-    from celp_nb.datasets import read_image, samples
+    from celp_nb.app import explorer as app_explorer
+    from celp_nb.bundled.scenes import samples
+    from celp_nb.data.images import read_image
 
-    first = next(w for w in ex.explorer().children[0].children[0].children[0].children if w.description == "Image").value[1]
+    first = next(w for w in app_explorer.explorer().children[0].children[0].children[0].children if w.description == "Image").value[1]
     data = samples("val")
     return Bench(read_image(data, first), data.read_mask(first), range(6, 21))
 
@@ -472,7 +473,7 @@ def test_models_that_are_not_there_are_one_sentence(lab):
 
 def test_celp_explore_shows_the_panel(browser, sample, tmp_path):
     port = free_port()
-    command = [sys.executable, "-c", "import sys; from celp_nb.cli import main; sys.exit(main())", "explore", "--port", str(port), "--no-browser"]
+    command = [sys.executable, "-c", "import sys; from celp_nb import main; sys.exit(main())", "explore", "--port", str(port), "--no-browser"]
     for url in serve(command, tmp_path, f"http://127.0.0.1:{port}/voila/static/voila.js"):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")

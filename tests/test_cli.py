@@ -11,14 +11,22 @@ import pytest
 import torch
 from PIL import Image
 
-from celp_nb.backbones import BACKBONES, read_weights
-from celp_nb.cli import COMMANDS, main
+from celp_nb.app.cli import COMMANDS, main
+from celp_nb.bundled.scenes import samples
 from celp_nb.contrast import FewShotModel
-from celp_nb.datasets import PASCAL_CLASSES, samples, voc_layout
-from celp_nb.episodes import MIN_PIXELS, images_in_turn, pairs_per_class
-from celp_nb.evaluation import evaluate, feature_memory, scores
+from celp_nb.data.episodes import MIN_PIXELS, images_in_turn, pairs_per_class
+from celp_nb.data.voc import PASCAL_CLASSES, voc_layout
+from celp_nb.engine.backbones import BACKBONES, read_weights
+from celp_nb.engine.evaluation import scores
+from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.pfenet import PASCAL_BINS, PFENet
-from celp_nb.published import PFENET_NAMES, RESNET_NAMES, load_published, published_name, turned
+from celp_nb.repro.published import (
+    PFENET_NAMES,
+    RESNET_NAMES,
+    load_published,
+    published_name,
+    turned,
+)
 
 SMALL = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --n-folds 2 --shots 1 2"
 
@@ -75,7 +83,7 @@ def refused(capsys, line, *said):
 
 
 def test_help_is_there_without_loading_pytorch():
-    code = "import sys; from celp_nb.cli import main; s = main(['--help']); sys.exit(s or 'torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys; from celp_nb.app.cli import main; s = main(['--help']); sys.exit(s or 'torch' in sys.modules or 'matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
@@ -283,7 +291,7 @@ def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
     backbone, model = load_published(read_weights(official))
     val, test = voc_layout(home / "scenes", "val"), [3, 4]  # of six classes and four folds
     episodes = pairs_per_class(val.pixels, test, 1, 2, 0)
-    expected = scores(evaluate({"official": model}, feature_memory(backbone, val, 65), val, episodes, [1, 2, 5, 6], (1, 2)))
+    expected = scores(evaluate({"official": model}, feature_bank(backbone, val, 65), val, episodes, [1, 2, 5, 6], (1, 2)))
     assert expected.miou.between(1, 99).all()
     cell = lambda x: "–" if np.isnan(x) else f"{x:.1f}"
     assert [row for row in table.splitlines() if "official" in row] == [
@@ -297,7 +305,7 @@ def test_a_published_checkpoint_is_asked_what_the_options_say(home, official, mo
     def spied(models, memory, val, episodes, *rest):
         asked.update(void_seen=memory.void_seen, queries=episodes.query.tolist())
         return evaluate(models, memory, val, episodes, *rest)
-    monkeypatch.setattr("celp_nb.published.evaluate", spied)
+    monkeypatch.setattr("celp_nb.repro.published.evaluate", spied)
     assert main(f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 --side 65 --protocol turns --void seen".split()) == 0
     turns = images_in_turn(voc_layout(home / "scenes", "val").pixels, [3, 4], 4, 1, 0)
     assert asked == {"void_seen": True, "queries": turns.query.tolist()}
@@ -351,10 +359,10 @@ def test_an_unknown_preset_is_named_with_the_nearest(capsys, here, form):
 
 def given(monkeypatch, line):
     "The settings and the folder with which a command line starts a run."
-    from celp_nb import runs
+    from celp_nb.repro import runs as repro_runs
 
     told = []
-    monkeypatch.setattr(runs, "train", lambda config, folder, resume: told.append((config, str(folder))))
+    monkeypatch.setattr(repro_runs, "train_run", lambda config, folder, resume: told.append((config, str(folder))))
     assert main(line.split()) == 0
     return told[0]
 
@@ -383,10 +391,10 @@ def test_missing_coco_files_are_named_with_their_address(capsys, here):
 
 
 def test_data_that_is_whole_says_what_to_run_next(monkeypatch, capsys, here):
-    from celp_nb import datasets
+    from celp_nb.data import benchmarks as data_benchmarks
 
     asked = []
-    monkeypatch.setattr(datasets, "prepare_pascal", lambda root: (asked.append(str(root)), (samples("train"), samples("val")))[1])
+    monkeypatch.setattr(data_benchmarks, "prepare_pascal", lambda root: (asked.append(str(root)), (samples("train"), samples("val")))[1])
     assert main("data pascal --root D".split()) == 0
     out = capsys.readouterr().out
     assert asked == ["D"] and "600 images, 20 of 20 classes" in out and "Next: celp run --preset pascal-pfenet-ce-resnet50 --data D --fold 0" in out
@@ -455,7 +463,7 @@ def test_predict_knows_the_decoder_of_its_file(home, photo):
 
 
 def test_void_and_other_objects_in_a_support_mask_are_told_apart(photo):
-    from celp_nb.runs import object_mask
+    from celp_nb.engine.segmenter import object_mask
 
     Image.fromarray(np.array([[0, 1, 255]], np.uint8)).save("m.png")
     assert object_mask("m.png").tolist() == [[0, 1, 255]]
@@ -499,11 +507,11 @@ def test_a_table_that_cannot_be_run_is_refused_in_a_sentence(capsys, here, line,
 
 
 def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
-    from celp_nb import experiments
+    from celp_nb.repro import tables as repro_tables
 
     asked = []
-    monkeypatch.setattr(experiments, "run", lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)))
-    monkeypatch.setattr(experiments, "table_text", lambda name, folders: f"table {name}")
+    monkeypatch.setattr(repro_tables, "run", lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)))
+    monkeypatch.setattr(repro_tables, "table_text", lambda name, folders: f"table {name}")
     assert main("table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9".split()) == 0
     assert [c.methods for c, _, _ in asked] == [("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8")] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
     assert asked[0][1:] == ("runs/samples-table-5-seed-3", True) and capsys.readouterr().out == "table 5\n"

@@ -7,16 +7,26 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from celp_nb import cyctr
-from celp_nb.backbones import Features
-from celp_nb.contrast import FewShotModel, two_path_losses
-from celp_nb.cyctr import (CycleAttention, CyCTR, DeformableAttention, Transformer, centres, choose_keys, cycle_consistent, nearest, sample_points,
-                           sine_position, with_fallback)
-from celp_nb.losses import dice
-from celp_nb.priors import Conditioning
 from test_equations import few, near, slow_average, slow_conv, slow_resize, tensor
 from test_losses import slow_dice
+
+from celp_nb import cyctr
+from celp_nb.conditioning import Conditioning, Features
+from celp_nb.contrast import FewShotModel, two_path_losses
+from celp_nb.cyctr import (
+    CycleAttention,
+    CyCTR,
+    DeformableAttention,
+    Transformer,
+    choose_keys,
+    cycle_consistent,
+    nearest,
+    position_grid,
+    sample_points,
+    sine_position,
+    with_fallback,
+)
+from celp_nb.losses import dice
 
 
 def seeded(seed):
@@ -58,7 +68,7 @@ def test_the_last_row_and_column_of_the_image_are_1_wherever_the_padding_begins(
 
 
 def test_centres_are_x_before_y():
-    assert centres((2, 3)).tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
+    assert position_grid((2, 3)).tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
 
 
 # --- deformable attention
@@ -85,7 +95,7 @@ def test_sample_points(seed, heads, P, h, w):
 
 def test_a_point_on_a_position_is_the_position():
     value = torch.randn(1, 1, 2, 3, 4)
-    seen = sample_points(value, centres((3, 4)).view(1, 12, 1, 1, 2), torch.ones(1, 12, 1, 1))
+    seen = sample_points(value, position_grid((3, 4)).view(1, 12, 1, 1, 2), torch.ones(1, 12, 1, 1))
     assert torch.allclose(seen[0].T.view(2, 3, 4), value[0, 0], atol=1e-5)
 
 

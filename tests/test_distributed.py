@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from celp_nb.backbones import load_backbone
-from celp_nb.datasets import Recipe, TrainingEpisodes, samples
-from celp_nb.episodes import images_in_turn
-from celp_nb.runs import evaluate_run
-from celp_nb.training import METHODS, Optimisation, accelerator_for, build_model, fit, load_checkpoint, online_steps
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.episodes import images_in_turn
+from celp_nb.data.training_set import TrainingEpisodes
+from celp_nb.data.transforms import Recipe
+from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.checkpoints import load_checkpoint
+from celp_nb.engine.methods import METHODS, build_model
+from celp_nb.engine.steps import online_steps
+from celp_nb.engine.training import Optimisation, accelerator_for, fit
+from celp_nb.repro.runs import evaluate_run
 
 CLASSES = list(range(6, 21))
 NAMES = ("PFENet+CE", "CyCTR+CE")
@@ -79,7 +83,7 @@ SMALL = ["--data", "samples", "--fold", "0", "--crop", "57", "--width", "16", "-
 
 
 def test_a_run_of_two_processes_scores_every_episode_once(tmp_path):
-    done = launch("-m", "celp_nb.cli", "run", *SMALL, "--iterations", "3", processes=2, cwd=tmp_path)
+    done = launch("-m", "celp_nb", "run", *SMALL, "--iterations", "3", processes=2, cwd=tmp_path)
     assert not done.returncode, done.stderr
     run = tmp_path / "runs/samples"
     assert done.stdout.count("fold 0 train: 3/3") == done.stdout.count("| PFENet+CE | 1 |") == 1  # one process speaks
@@ -94,7 +98,7 @@ def test_a_run_of_two_processes_scores_every_episode_once(tmp_path):
 
 
 def test_more_processes_than_episodes_are_refused_in_a_sentence(tmp_path):
-    done = launch("-m", "celp_nb.cli", "run", *SMALL, "--iterations", "3", "--batch", "1", processes=2, cwd=tmp_path)
+    done = launch("-m", "celp_nb", "run", *SMALL, "--iterations", "3", "--batch", "1", processes=2, cwd=tmp_path)
     assert done.returncode and "celp: 2 processes cannot share a batch of 1 episodes equally; start as many processes as divide it, or choose another batch." in done.stderr
     assert not list(tmp_path.rglob("*.pt"))
 
@@ -104,7 +108,7 @@ LONG = ["train", *SMALL, "--iterations", "110"]
 
 def start(place: Path, *more: str) -> subprocess.Popen:
     "The command in a process of its own, its output lines as they come."
-    return subprocess.Popen([sys.executable, "-m", "celp_nb.cli", *LONG, *more], cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", "celp_nb", *LONG, *more], cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until(process: subprocess.Popen, line: str) -> None:

@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from celp_nb.episodes import (
-    Episodes, atomic_file, class_images, draw_distinct, fold_classes, images_in_turn, pairs_per_class, read_episodes, write_episodes,
+from celp_nb.data.episodes import (
+    Episodes,
+    atomic_file,
+    class_images,
+    draw_distinct,
+    fold_classes,
+    images_in_turn,
+    pairs_per_class,
+    read_episodes,
+    write_episodes,
 )
 
 IDS = [f"photo {i:02}" for i in range(30)]

@@ -11,13 +11,44 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from celp_nb import contrast
-from celp_nb.backbones import Features, SupportFeatures, load_backbone, episode_features, resize
-from celp_nb.contrast import FewShotModel, Losses, cross_entropy, fewer_channels, latent_conditioning, main_prior, masked_latent_conditioning, support_conditioning, two_path_losses
-from celp_nb.latent import candidates, draw_centre, image_delta, masked_average, prototype, pseudo_mask, sample_latent, similar_region
+from celp_nb import contrast as contrast_module
+from celp_nb.conditioning import (
+    Conditioning,
+    Features,
+    SupportFeatures,
+    latent_prior,
+    masked_average,
+    prototype,
+    support_prior,
+)
+from celp_nb.contrast import (
+    FewShotModel,
+    Losses,
+    cross_entropy,
+    fewer_channels,
+    latent_conditioning,
+    main_prior,
+    masked_latent_conditioning,
+    support_conditioning,
+    two_path_losses,
+)
+from celp_nb.engine.backbones import episode_features, load_backbone
+from celp_nb.latent import (
+    candidates,
+    draw_centre,
+    image_delta,
+    pseudo_mask,
+    sample_latent,
+    similar_region,
+)
+from celp_nb.ops import cosine, min_max, resize
 from celp_nb.pfenet import PFENet, bin_size, dense_comparison
-from celp_nb.priors import Conditioning, latent_prior, min_max, support_prior
-from celp_nb.similarity import cosine, known_positions, self_similarity, similar_count, similarity_rows
+from celp_nb.similarity import (
+    known_positions,
+    self_similarity,
+    similar_count,
+    similarity_rows,
+)
 
 few = settings(derandomize=True, deadline=None, max_examples=25)
 
@@ -768,7 +799,7 @@ def test_contrastive_enhancement_knows_nothing_of_the_decoder():
         tree = ast.parse(inspect.getsource(part))
         used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} | {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
         assert not used & (parts | {"PFENet", "PASCAL_BINS"}), part.__name__
-    for module, words in [("pfenet", ("pseudo", "latent", "contrast")), ("priors", ("pseudo_mask", "contrast"))]:
+    for module, words in [("pfenet", ("pseudo", "latent", "contrast")), ("conditioning", ("pseudo_mask", "contrast"))]:
         code = inspect.getsource(__import__(f"celp_nb.{module}", fromlist=["x"]))
         imports = [n.module or "" for n in ast.walk(ast.parse(code)) if isinstance(n, ast.ImportFrom)]
         assert not {"contrast", "latent"} & set(imports)
@@ -778,7 +809,7 @@ def test_contrastive_enhancement_knows_nothing_of_the_decoder():
 
 def test_no_line_of_the_seam_names_a_decoder():
     "Not even a comment: what holds for the decoders that are there holds for the reader's own."
-    for number, line in enumerate(inspect.getsource(contrast).splitlines(), 1):
+    for number, line in enumerate(inspect.getsource(contrast_module).splitlines(), 1):
         assert not any(name in line.lower() for name in ("pfenet", "cyctr")), f"line {number}: {line}"
 
 
@@ -833,4 +864,4 @@ def test_resizing(seed, h, w, H, W):
 
 
 def test_the_seam_is_exported():
-    assert {"FewShotModel", "two_path_losses", "support_conditioning", "latent_conditioning"} <= set(contrast.__all__)
+    assert {"FewShotModel", "two_path_losses", "support_conditioning", "latent_conditioning"} <= set(contrast_module.__all__)

@@ -10,15 +10,31 @@ from cachetools import LRUCache
 from PIL import Image
 from torch import nn
 
-from celp_nb import cyctr, evaluation
-from celp_nb.backbones import Features, SupportFeatures, load_backbone
+from celp_nb.engine import feature_bank as engine_feature_bank
+from celp_nb import cyctr
+from celp_nb.conditioning import Features, SupportFeatures, support_prior
 from celp_nb.contrast import FewShotModel, support_conditioning
-from celp_nb.datasets import ImageSet, fit_square, read_image
-from celp_nb.episodes import Episodes
-from celp_nb.evaluation import (Votes, all_foreground, at_native_size, best_prior, bytes_of, episode_inputs, evaluate, feature_memory, padding_of, prior_predictors, scores, soon, voting)
+from celp_nb.data.episodes import Episodes
+from celp_nb.data.images import ImageSet, read_image
+from celp_nb.data.transforms import at_native_size, fit_square, padding_of
+from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.evaluation import (
+    VotingPredictor,
+    all_foreground,
+    best_prior,
+    prior_predictors,
+    scores,
+    voting,
+)
+from celp_nb.engine.feature_bank import (
+    bytes_of,
+    episode_inputs,
+    evaluate,
+    feature_bank,
+    upcoming_uses,
+)
+from celp_nb.engine.methods import METHODS, build_model
 from celp_nb.pfenet import PFENet
-from celp_nb.priors import support_prior
-from celp_nb.training import METHODS, build_model
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +123,7 @@ def at_size(logits, h, w):
 def slow_leads(predictor, parts, size):
     "One map of one predictor, or one a vote."
     query, support, mask, padding = parts
-    if isinstance(predictor, Votes): return [slow_leads(predictor.predict, (query, SupportFeatures(*(x[:, [k]] for x in support)), mask[:, [k]], padding), size)[0] for k in range(mask.shape[1])]
+    if isinstance(predictor, VotingPredictor): return [slow_leads(predictor.predict, (query, SupportFeatures(*(x[:, [k]] for x in support)), mask[:, [k]], padding), size)[0] for k in range(mask.shape[1])]
     with torch.no_grad(): return [at_size(predictor(query, support if predictor.whole_support else Features(*support[:2]), mask, padding), *size)]
 
 
@@ -148,7 +164,7 @@ def test_evaluation_against_a_slow_loop(K, backbone, photographs):
     data, masks = photographs
     nets = {"one": balanced(model().eval(), backbone, photographs, LIST), "two": balanced(model(seed=4).eval(), backbone, photographs, LIST)}
     told = []
-    table = evaluate(nets, feature_memory(backbone, data, SIDE), data, LIST, [1], (1, 2), told.append)
+    table = evaluate(nets, feature_bank(backbone, data, SIDE), data, LIST, [1], (1, 2), told.append)
     assert len(table) == 2 * 2 * 3 and list(table.columns[:4]) == ["method", "shots", "episode", "cls"] and told == [0, 1, 2]
     assert table[["episode", "shots", "method"]].values.tolist() == [[e, k, name] for e in range(3) for k in (1, 2) for name in nets]
     for name, net in nets.items():
@@ -164,8 +180,8 @@ def test_evaluation_against_a_slow_loop(K, backbone, photographs):
 
 def found_masks(monkeypatch):
     "From now on each row of `evaluate` has the mask that was counted."
-    counts = evaluation.counts
-    monkeypatch.setattr(evaluation, "counts", lambda f, *rest: {**counts(f, *rest), "found": f.numpy()})
+    counts = engine_feature_bank.pixel_counts
+    monkeypatch.setattr(engine_feature_bank, "pixel_counts", lambda f, *rest: {**counts(f, *rest), "found": f.numpy()})
 
 
 def agree(found, leads, needed=1):
@@ -201,7 +217,7 @@ def test_all_at_once_is_a_plain_loop_whatever_the_budget_the_batch_and_the_order
     data, _ = photographs
     order = np.arange(11) if turn is None else np.random.default_rng(turn).permutation(11)
     found_masks(monkeypatch)
-    table = evaluate({**zoo, "all": all_foreground, **prior_predictors((0.5,))}, feature_memory(backbone, data, SIDE, gigabytes), data, Episodes(*(x[order] for x in many())), [1], (1, 2, 5), batch=batch)
+    table = evaluate({**zoo, "all": all_foreground, **prior_predictors((0.5,))}, feature_bank(backbone, data, SIDE, gigabytes), data, Episodes(*(x[order] for x in many())), [1], (1, 2, 5), batch=batch)
     assert len(table) == 11 * (3 * 5 + 2 * (1 + 2 + 5))
     for row in table[~table.method.isin(["all", "prior ≥ 0.50"])].itertuples():
         assert agree(row.found, slow_zoo(int(order[row.episode]), row.shots, row.method), getattr(zoo[row.method], "needed", 1)), (row.method, row.shots)
@@ -214,7 +230,7 @@ def test_few_keys_are_drawn_alike_alone_and_in_a_batch(zoo, slow_zoo, backbone, 
     monkeypatch.setattr(cyctr, "KEYS", 5)
     slow_zoo.cache_clear()
     found_masks(monkeypatch)
-    table = evaluate({"CyCTR": zoo["CyCTR"]}, feature_memory(backbone, data, SIDE), data, many(), [1], (1, 5), batch=6)
+    table = evaluate({"CyCTR": zoo["CyCTR"]}, feature_bank(backbone, data, SIDE), data, many(), [1], (1, 5), batch=6)
     assert all(agree(row.found, slow_zoo(row.episode, row.shots, "CyCTR")) for row in table.itertuples())
     slow_zoo.cache_clear()
 
@@ -242,7 +258,7 @@ def watched(net, padding=None):
 @pytest.mark.parametrize("decoder", ["PFENet", "CyCTR"])
 def test_a_decoder_is_given_the_conditioning_of_training(decoder, backbone, photographs):
     data, _ = photographs
-    net, memory = watched(lively(model(decoder=decoder))), feature_memory(backbone, data, SIDE)
+    net, memory = watched(lively(model(decoder=decoder))), feature_bank(backbone, data, SIDE)
     episodes, seen = LIST, net.decoder.given
     evaluate({"m": net}, memory, data, episodes, [1], (1, 2), batch=1)
     order = np.lexsort((episodes.query, episodes.cls))
@@ -257,10 +273,10 @@ def test_a_decoder_is_given_the_conditioning_of_training(decoder, backbone, phot
 def test_a_function_is_given_the_prior_and_no_channels(backbone, photographs):
     data, _ = photographs
     given = []
-    evaluate({"f": lambda cond: given.append(cond) or all_foreground(cond)}, feature_memory(backbone, data, SIDE), data, LIST, [1], (2,), batch=1)
+    evaluate({"f": lambda cond: given.append(cond) or all_foreground(cond)}, feature_bank(backbone, data, SIDE), data, LIST, [1], (2,), batch=1)
     h = (SIDE - 1) // 8 + 1
     for cond in given: assert cond.query.shape == (1, 0, h, h) and cond.prototype.shape == (1, 0) and cond.support.shape == (1, 2, 0, h, h) and cond.prior.shape == (1, 1, h, h)
-    query, support, masks = episode_inputs(feature_memory(backbone, data, SIDE), LIST, 1)  # the first by class
+    query, support, masks = episode_inputs(feature_bank(backbone, data, SIDE), LIST, 1)  # the first by class
     assert torch.allclose(given[0].prior, support_prior(query.high, support.high, masks), atol=1e-5) and given[0].prior.max() > 0.5
 
 
@@ -287,7 +303,7 @@ class Witness(LRUCache):
 @pytest.mark.parametrize("megabytes", [0, 0.02, 0.2, 0.5, 100])
 def test_never_more_than_the_budget_is_kept(megabytes, zoo, backbone, photographs):
     data, _ = photographs
-    memory, kept = feature_memory(backbone, data, SIDE)._replace(kept=Witness(megabytes)), []
+    memory, kept = feature_bank(backbone, data, SIDE)._replace(kept=Witness(megabytes)), []
     evaluate(zoo, memory, data, many(), [1], (1, 5), lambda n: kept.append(len(memory.kept)))
     assert memory.kept.most <= megabytes * 1e6 and not len(memory.kept)
     assert (memory.kept.dropped > 0) == (0 < megabytes < 100) and (max(kept) > 2) == (megabytes > 0)
@@ -308,7 +324,7 @@ def test_each_image_goes_through_the_backbone_once(nets, shots, zoo, backbone, p
     "And through layer4 once as a query and once for each class that it supports; of a model that compares whole images once at all."
     data, _ = photographs
     (images, one), (high, other) = calls(backbone.layer2, SIDE), calls(backbone.layer4, (SIDE - 1) // 8 + 1)
-    evaluate({name: zoo[name] for name in nets}, feature_memory(backbone, data, SIDE), data, many(), [1], shots)
+    evaluate({name: zoo[name] for name in nets}, feature_bank(backbone, data, SIDE), data, many(), [1], shots)
     one.remove(), other.remove()
     queries, supports = set(many().query.tolist()), {(c, s) for c, all_of in zip(many().cls.tolist(), many().support[:, :max(shots)].tolist()) for s in all_of}
     everything = queries | {s for _, s in supports}
@@ -320,7 +336,7 @@ def test_each_image_goes_through_the_backbone_once(nets, shots, zoo, backbone, p
 def test_without_a_memory_it_is_the_plain_loop(K, zoo, backbone, photographs):
     data, _ = photographs
     images, hook = calls(backbone.layer2, SIDE)
-    evaluate({name: zoo[name] for name in ("PFENet", "CyCTR")}, feature_memory(backbone, data, SIDE, 0.0), data, many(), [1], (K,), batch=1)
+    evaluate({name: zoo[name] for name in ("PFENet", "CyCTR")}, feature_bank(backbone, data, SIDE, 0.0), data, many(), [1], (K,), batch=1)
     hook.remove()
     assert len(images) == 11 * (1 + K)
 
@@ -332,7 +348,7 @@ def test_the_order_of_a_list_costs_nothing(zoo, backbone, photographs):
     for seed, megabytes in [(0, 0.3), (1, 0.3), (2, 0.3), (0, 0.0)]:
         order = np.random.default_rng(seed).permutation(10)  # without the one that comes twice
         images, hook = calls(backbone.layer2, SIDE)
-        evaluate({"PFENet": zoo["PFENet"]}, feature_memory(backbone, data, SIDE, megabytes / 1e3), data, Episodes(*(x[order] for x in many())), [1], (2,), batch=1)
+        evaluate({"PFENet": zoo["PFENet"]}, feature_bank(backbone, data, SIDE, megabytes / 1e3), data, Episodes(*(x[order] for x in many())), [1], (2,), batch=1)
         hook.remove()
         looks.append(len(images))
     assert looks[0] == looks[1] == looks[2] < looks[3] == 30
@@ -342,7 +358,7 @@ def test_a_question_that_comes_again_is_answered_once(zoo, backbone, photographs
     "The last episode is the first; a vote of one support is the one-shot question."
     data, _ = photographs
     net = watched(zoo["PFENet"])
-    evaluate({"m": net, **voting(net, 2)}, feature_memory(backbone, data, SIDE), data, many(), [1], (1, 2))
+    evaluate({"m": net, **voting(net, 2)}, feature_bank(backbone, data, SIDE), data, many(), [1], (1, 2))
     e = many()
     single = {(c, q, s) for c, q, supports in zip(e.cls.tolist(), e.query.tolist(), e.support[:, :2].tolist()) for s in supports}
     two = {(c, q, *supports) for c, q, supports in zip(e.cls.tolist(), e.query.tolist(), e.support[:, :2].tolist())}
@@ -353,11 +369,11 @@ def test_a_question_that_comes_again_is_answered_once(zoo, backbone, photographs
 def test_other_weights_give_other_answers(backbone, photographs):
     "Nothing is left of the last time."
     data, _ = photographs
-    memory, net = feature_memory(backbone, data, SIDE), balanced(lively(model()), backbone, photographs, LIST)
+    memory, net = feature_bank(backbone, data, SIDE), balanced(lively(model()), backbone, photographs, LIST)
     before = evaluate({"m": net}, memory, data, LIST, [1])
     lively(net, seed=5)
     after = evaluate({"m": net}, memory, data, LIST, [1])
-    assert not after.equals(before) and after.equals(evaluate({"m": net}, feature_memory(backbone, data, SIDE), data, LIST, [1]))
+    assert not after.equals(before) and after.equals(evaluate({"m": net}, feature_bank(backbone, data, SIDE), data, LIST, [1]))
 
 
 def test_soon_is_before_so_many_others_have_been_touched():
@@ -372,12 +388,12 @@ def test_soon_is_before_so_many_others_have_been_touched():
             if len(touched) > room: break
             if q == i: slow.add(("high", i))
             if i in supports: slow.add(("support", i, c))
-        assert set(soon(coming, i, room)) == slow
+        assert set(upcoming_uses(coming, i, room)) == slow
 
 
 def test_lower_precision_is_close_and_half_the_size(backbone, photographs):
     data, _ = photographs
-    exact, lower = feature_memory(backbone, data, SIDE), feature_memory(backbone, data, SIDE, precision=torch.bfloat16)
+    exact, lower = feature_bank(backbone, data, SIDE), feature_bank(backbone, data, SIDE, precision=torch.bfloat16)
     for a, b in zip(episode_inputs(exact, LIST, 0)[:2], episode_inputs(lower, LIST, 0)[:2]):
         for x, y in zip(a, b): assert y.dtype == torch.float32 and 0 < (x - y).abs().max() <= 0.05 * x.abs().max()
     net, high = watched(lively(model())), []
@@ -406,7 +422,7 @@ def test_the_query_mask_reaches_no_predictor(backbone, photographs):
     def seen(change):
         nets, given = {d: watched(lively(model(decoder=d))) for d in ("PFENet", "CyCTR")}, []
         altered = with_mask(data, masks, change)
-        evaluate({**nets, **voting(nets["CyCTR"], 2), "spy": lambda cond: given.append(cond) or all_foreground(cond)}, feature_memory(backbone, altered, SIDE), altered, ASKED, [1], (1, 2))
+        evaluate({**nets, **voting(nets["CyCTR"], 2), "spy": lambda cond: given.append(cond) or all_foreground(cond)}, feature_bank(backbone, altered, SIDE), altered, ASKED, [1], (1, 2))
         return [x for net in nets.values() for cond in net.decoder.given for x in cond] + [x for cond in given for x in cond] + [x for net in nets.values() for x in net.decoder.said]
     plain = seen(lambda m: m)
     assert len(plain) >= 40
@@ -419,7 +435,7 @@ def test_a_model_that_looks_at_padding_is_told_the_shape_of_the_image(backbone, 
     net = lively(model(decoder="CyCTR"))
     def answer(padding=None):
         spy = watched(net, padding)
-        evaluate({"m": spy}, feature_memory(backbone, data, SIDE), data, ASKED, [1])
+        evaluate({"m": spy}, feature_bank(backbone, data, SIDE), data, ASKED, [1])
         return spy.decoder.given[0].padding, spy.decoder.said[0]
     (padding, logits), leak = answer(), torch.from_numpy(square_of(np.where(masks[0] == 3, 255, masks[0]), SIDE) == 255)[None]
     assert torch.equal(padding[0], torch.from_numpy(square_of(np.zeros_like(masks[0]), SIDE) == 255))
@@ -432,7 +448,7 @@ def test_void_is_seen_where_that_is_asked_for(backbone, photographs):
     episodes, told = Episodes(np.array([1]), np.array([0]), np.array([[2]])), {}
     for seen in (False, True):
         spy = watched(lively(model(decoder="CyCTR")))
-        evaluate({"m": spy}, feature_memory(backbone, data, SIDE)._replace(void_seen=seen), data, episodes, [2])
+        evaluate({"m": spy}, feature_bank(backbone, data, SIDE)._replace(void_seen=seen), data, episodes, [2])
         told[seen] = spy.decoder.given[0].padding[0]
     assert torch.equal(told[True], torch.from_numpy(square_of(masks[0], SIDE) == 255)) and told[True].sum() > told[False].sum() and (told[True] | ~told[False]).all()
 
@@ -444,7 +460,7 @@ def test_the_mask_of_a_support_does_reach_them(change, backbone, photographs):
     episodes = Episodes(np.array([1]), np.array([1]), np.array([[0, 2]]))
     def said(change):
         net, altered = watched(lively(model())), with_mask(data, masks, lambda m: np.where(m == 1, 1, change(m)) if (change(m) == 1).any() else np.where(np.arange(len(m))[:, None] < 9, 1, change(m)))
-        evaluate({"m": net}, feature_memory(backbone, altered, SIDE), altered, episodes, [2])
+        evaluate({"m": net}, feature_bank(backbone, altered, SIDE), altered, episodes, [2])
         return net.decoder.given[0].prior, net.decoder.given[0].support_mask
     (prior, mask), (other_prior, other_mask) = said(lambda m: m), said(change)
     assert not torch.equal(mask, other_mask)
@@ -477,7 +493,7 @@ def test_votes_are_single_passes_one_after_the_other(decoder, backbone, thirteen
     data, masks = thirteen
     net = balanced(lively(model(decoder=decoder), seed=1), backbone, thirteen, TEN, 33)
     found_masks(monkeypatch)
-    table = evaluate(voting(net, 10), feature_memory(backbone, data, 33), data, TEN, [1], shots=tuple(range(1, 11)))
+    table = evaluate(voting(net, 10), feature_bank(backbone, data, 33), data, TEN, [1], shots=tuple(range(1, 11)))
     ours = {(e, K, method): f for e, K, method, f in zip(table.episode, table.shots, table.method, table.found)}
     assert len(table) == 2 * 55 and set(ours) == {(e, K, f"v-{k}") for e in (0, 1) for K in range(1, 11) for k in range(1, K + 1)}
     different = 0
@@ -494,20 +510,20 @@ def test_votes_are_single_passes_one_after_the_other(decoder, backbone, thirteen
 def test_votes_share_one_set_of_passes(backbone, thirteen):
     data, _ = thirteen
     net = watched(lively(model()))
-    evaluate(voting(net, 10), feature_memory(backbone, data, 33), data, TEN, [1], shots=(1, 4, 10))
+    evaluate(voting(net, 10), feature_bank(backbone, data, 33), data, TEN, [1], shots=(1, 4, 10))
     assert sum(len(cond.query) for cond in net.decoder.given) == 2 * 10 and all(cond.support.shape[1] == 1 for cond in net.decoder.given)
 
 
 def test_fewer_supports_than_shots(backbone, photographs):
     data, _ = photographs
     with pytest.raises(ValueError, match="5 shots were asked for, but the episodes hold 2 supports"):
-        evaluate({"m": lambda *x: pytest.fail("before any work")}, feature_memory(backbone, data, SIDE), data, LIST, [1], shots=(1, 5))
+        evaluate({"m": lambda *x: pytest.fail("before any work")}, feature_bank(backbone, data, SIDE), data, LIST, [1], shots=(1, 5))
 
 
 def test_an_empty_support_mask_is_named(backbone, photographs):
     data, masks = photographs
     empty = replace(data, read_mask=lambda i: np.where(masks[i] == 3, 0, masks[i]) if i == 2 else masks[i])
-    memory = feature_memory(backbone, empty, SIDE)
+    memory = feature_bank(backbone, empty, SIDE)
     with pytest.raises(ValueError, match="support image number 2 shows no pixel of class 3"): episode_inputs(memory, LIST, 0)
     with pytest.raises(ValueError, match="support image number 2 shows no pixel of class 3"): evaluate({"m": model().eval()}, memory, empty, LIST, [1], (2,))
     episode_inputs(memory, LIST.shots(1), 0)
@@ -520,7 +536,7 @@ def test_an_empty_support_mask_is_named(backbone, photographs):
 def test_prior_predictors_cut_the_prior(backbone, photographs):
     data, masks = photographs
     cuts = (0.2, 0.5, 0.8)
-    memory = feature_memory(backbone, data, SIDE)
+    memory = feature_bank(backbone, data, SIDE)
     table = evaluate(prior_predictors(cuts), memory, data, LIST, [1], shots=(1, 2))
     for e in range(3):
         for K in (1, 2):
@@ -544,7 +560,7 @@ def test_best_prior_keeps_the_best_threshold_of_each_number_of_shots():
 
 def test_all_foreground(backbone, photographs):
     data, masks = photographs
-    table = evaluate({"all": all_foreground}, feature_memory(backbone, data, SIDE), data, LIST, [1])
+    table = evaluate({"all": all_foreground}, feature_bank(backbone, data, SIDE), data, LIST, [1])
     for row, (c, q) in zip(table.itertuples(), zip(LIST.cls, LIST.query)):
         assert row.predicted == row.valid == (masks[q] != 255).sum() and row.inter_fg == (masks[q] == c).sum() and row.on_known == (masks[q] == 1).sum()
 

@@ -9,9 +9,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celp_nb.experiments import TABLES, ablation, interval, labelled, paired_differences, resampled_confusion, resampled_miou, run_table, scored, table_episodes, table_runs
-from celp_nb.presets import PRESETS, RunConfig, resolve
-from celp_nb.runs import draw_fold, losses_of, open_set
+from celp_nb.repro.config import RunConfig, resolve
+from celp_nb.repro.presets import PRESETS
+from celp_nb.repro.runs import draw_fold, open_data, method_of
+from celp_nb.repro.statistics import (
+    interval,
+    paired_differences,
+    resampled_confusion,
+    resampled_miou,
+)
+from celp_nb.repro.tables import (
+    TABLES,
+    ablation,
+    labelled,
+    run_table,
+    scored_run,
+    table_episodes,
+    table_runs,
+)
 
 DATA = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 
@@ -101,9 +116,9 @@ def test_interval_is_the_middle():
 def test_rows_that_differ_in_the_method_are_one_run():
     (name, config), = table_runs("5", "samples", iterations=7).items()
     assert name == "samples-table-5-seed-0" and config == RunConfig(methods=("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8"), iterations=7)
-    assert [losses_of(config, m).delta for m in config.methods] == [0.4, 0.5, 0.65, 0.8]
+    assert [method_of(config, m).delta for m in config.methods] == [0.4, 0.5, 0.65, 0.8]
     (config,) = table_runs("6", "samples").values()
-    assert [losses_of(config, m).contrast for m in config.methods] == [0, 0.1, 0.25, 1]
+    assert [method_of(config, m).contrast for m in config.methods] == [0, 0.1, 0.25, 1]
     assert [c.voting for c in table_runs("7", "samples").values()] == [True]
 
 
@@ -118,7 +133,7 @@ def test_rows_that_differ_in_the_run_are_runs():
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_of_every_table_can_be_asked_for(name):
     for config in table_runs(name, "samples").values():
-        assert config.methods and resolve(config) and all(losses_of(config, m) for m in config.methods)
+        assert config.methods and resolve(config) and all(method_of(config, m) for m in config.methods)
 
 
 def test_systems_have_three_seeds_and_tables_of_the_same_runs_are_alike():
@@ -138,7 +153,7 @@ def test_full_scale_is_the_presets_and_a_run_for_every_row():
 def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     if not (DATA / scale).is_dir(): pytest.skip(f"real photographs are not in {DATA}")
     config = resolve(table_runs(name, scale, data=str(DATA / scale))[f"{scale}-table-{name}-seed-0"])
-    train, val = (open_set(config.data, split) for split in ("train", "val"))
+    train, val = (open_data(config.data, split) for split in ("train", "val"))
     folds = [draw_fold(config, train, val, f) for f in config.folds]
     assert [len(f.test_classes) for f in folds] == tested and all(len(f.evaluation.cls) == 40 * n and not set(f.training.cls) & set(f.test_classes) for f, n in zip(folds, tested))
 
@@ -168,23 +183,23 @@ def written(folder, config, scored):
 def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
     a = written(tmp_path / "a", RunConfig(methods=("PFENet+CE", "PFENet+CE known=class", "CyCTR")), {"PFENet+CE": 1, "PFENet+CE known=class": 2, "CyCTR": 3, "all foreground": 4})
     b = written(tmp_path / "b", RunConfig(methods=("PFENet+CE",), protocol="turns"), {"PFENet+CE": 5})
-    assert dict(zip(labelled("differences", scored(a)).row, labelled("differences", scored(a)).miou)) == {"as published": 1, "the episode's class alone is known": 2}
-    assert labelled("differences", scored(b)).row.tolist() == ["images in turn"]
+    assert dict(zip(labelled("differences", scored_run(a)).row, labelled("differences", scored_run(a)).miou)) == {"as published": 1, "the episode's class alone is known": 2}
+    assert labelled("differences", scored_run(b)).row.tolist() == ["images in turn"]
     c = written(tmp_path / "c", RunConfig(methods=("CyCTR+CE", "CyCTR+CE attention=published"), void="seen"), {"CyCTR+CE": 6, "CyCTR+CE attention=published": 7})
-    assert labelled("differences", scored(c)).row.tolist() == ["CyCTR+CE, void seen at test time"]  # one thing is otherwise in a row
+    assert labelled("differences", scored_run(c)).row.tolist() == ["CyCTR+CE, void seen at test time"]  # one thing is otherwise in a row
 
 
 def test_episodes_of_a_table_are_those_of_its_rows(tmp_path):
     folder = written(tmp_path / "a", RunConfig(methods=("PFENet", "PFENet+CE delta=0.8", "CyCTR")), {"PFENet": 1, "PFENet+CE delta=0.8": 2, "CyCTR": 3})
     episodes = pd.DataFrame([{"run": run, "method": m, "episode": e} for run in "ab" for m in ("PFENet", "PFENet+CE delta=0.8") for e in (0, 1)])
-    got = table_episodes("5", scored(folder), episodes)
+    got = table_episodes("5", scored_run(folder), episodes)
     assert got.method.tolist() == ["0.80", "0.80"] and got.run.tolist() == ["a", "a"] and got.episode.tolist() == [0, 1]
-    assert set(table_episodes("6", scored(folder), episodes).method) == {"0.00"}
+    assert set(table_episodes("6", scored_run(folder), episodes).method) == {"0.00"}
 
 
 def test_votes_and_their_average_are_rows_of_table_7(tmp_path):
     folder = written(tmp_path / "a", RunConfig(methods=("PFENet+CE", "PFENet"), voting=True), {"PFENet+CE": 30.0, "PFENet": 10.0, "PFENet+CE v-1": 20.0, "PFENet+CE v-3": 31.0, "PFENet v-3": 9.0})
-    t = ablation("7", labelled("7", scored(folder))).set_index(["value", "metric"])
+    t = ablation("7", labelled("7", scored_run(folder))).set_index(["value", "metric"])
     assert (t.ours["avg", "mIoU"], t.ours["v-1", "mIoU"], t.ours["v-3", "mIoU"]) == (30, 20, 31) and t.score["v-3", "mIoU"] == 66.9 and len(t) == 12
 
 

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from celp_nb import cli
-from celp_nb import explorer as ex
-from celp_nb.backbones import load_backbone
-from celp_nb.datasets import known_mask, read_image, samples
-from celp_nb.episodes import fold_classes, pairs_per_class
-from celp_nb.evaluation import feature_memory
+from celp_nb.app import cli as app_cli
+from celp_nb.app import explorer as app_explorer
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.episodes import fold_classes, pairs_per_class
+from celp_nb.data.images import read_image
+from celp_nb.data.transforms import known_mask
+from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.feature_bank import feature_bank
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.similarity import self_similarity, similar_count
 
@@ -38,7 +40,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def sc():
-    return ex.scene(load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161)
+    return app_explorer.compare_with_itself(load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161)
 
 
 def pixels(png):
@@ -60,44 +62,44 @@ def test_counting_by_bisection_is_equation_2(h, w, seed, delta):
     rng = torch.Generator().manual_seed(seed)
     D = self_similarity(torch.randint(-1, 2, (1, 3, h, w), generator=rng).float())  # few values: many ties
     mask = torch.randint(0, 2, (h * 3, w * 3), generator=rng).to(torch.uint8)
-    kn = ex.known(D, mask, (h, w))
+    kn = app_explorer.rank_similarities(D, mask, (h, w))
     for at in (delta, float(D.flatten()[seed % D.numel()].clamp(-0.99, 0.99))):  # also exactly at an entry
-        assert torch.equal(ex.ranked_count(kn.ranked, at), similar_count(D, kn.positions, at))
+        assert torch.equal(app_explorer.ranked_count(kn.ranked, at), similar_count(D, kn.positions, at))
 
 
 @pytest.mark.parametrize("delta, sigma, i", [(0.65, 11, 230), (-0.5, 0, 3), (0.95, 300, 100)])
 def test_maps_are_those_of_the_equations(sc, delta, sigma, i):
     size = tuple(sc.features.high.shape[-2:])
-    kn = ex.known(sc.D, known_mask(sc.class_map, SHOWN), size)
-    m = ex.maps(sc.D, kn, sc.features.mid, i, delta, sigma)
+    kn = app_explorer.rank_similarities(sc.D, known_mask(sc.class_map, SHOWN), size)
+    m = app_explorer.slider_maps(sc.D, kn, sc.features.mid, i, delta, sigma)
     assert torch.equal(m.row.flatten(), sc.D[0, i])
     N = similar_count(sc.D, kn.positions, delta)
     assert torch.equal(m.candidate.flatten(), candidates(N, kn.positions, sigma)[0])
     pseudo, _ = sample_latent(sc.features.high, kn.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma)
     assert torch.equal(m.pseudo, pseudo)
-    drawn = pixels(ex.map_pictures(sc.photo, kn, m)["pseudo-mask"][0]).astype(int)
+    drawn = pixels(app_explorer.map_pictures(sc.photo, kn, m)["pseudo-mask"][0]).astype(int)
     red, blue = drawn[..., 0] - drawn[..., 2] > 100, drawn[..., 2] - drawn[..., 0] > 100
     assert (torch.from_numpy(red) == (pseudo[0] == 1)).all() and (torch.from_numpy(blue) == (pseudo[0] == 0)).all()
 
 
 def test_a_threshold_that_no_cosine_reaches_is_refused(sc):
-    kn = ex.known(sc.D, sc.class_map * 0, (21, 21))
+    kn = app_explorer.rank_similarities(sc.D, sc.class_map * 0, (21, 21))
     with pytest.raises(ValueError, match="delta is 1.0"):
-        ex.maps(sc.D, kn, sc.features.mid, 0, 1.0, 0)
+        app_explorer.slider_maps(sc.D, kn, sc.features.mid, 0, 1.0, 0)
 
 
 def test_draws_are_uniform_candidates_and_repeatable():
     P = torch.zeros(4, 5, dtype=torch.bool)
-    assert ex.draw(P, 0) is None
+    assert app_explorer.draw_from(P, 0) is None
     P[1, 2] = P[3, 4] = P[0, 0] = True
-    drawn = [ex.draw(P, seed) for seed in range(300)]
+    drawn = [app_explorer.draw_from(P, seed) for seed in range(300)]
     assert set(drawn) == {7, 19, 0} and min(drawn.count(i) for i in (7, 19, 0)) > 70
-    assert drawn[:5] == [ex.draw(P, seed) for seed in range(5)]
+    assert drawn[:5] == [app_explorer.draw_from(P, seed) for seed in range(5)]
 
 
 def test_every_pixel_gets_its_nearest_position():
     values = np.arange(9).reshape(3, 3)
-    big = ex.spread(values, 17)
+    big = app_explorer.nearest_upsample(values, 17)
     assert big.shape == (17, 17) and (big[::8, ::8] == values).all()
     assert set(big[:, 0][:4]) == {0} and set(big[:, 0][5:12]) == {3}
 
@@ -105,52 +107,52 @@ def test_every_pixel_gets_its_nearest_position():
 @pytest.mark.parametrize("size", [(21, 21), (60, 60), (5, 9)])
 def test_a_click_on_a_position_finds_it(size):
     for point in [(0, 0), (size[0] - 1, size[1] - 1), (size[0] // 2, 1)]:
-        assert ex.position_at(*ex.place_of(point, size), size) == point
-    assert ex.position_at(-0.1, 1.2, size) == (size[0] - 1, 0)
+        assert app_explorer.position_at(*app_explorer.place_of(point, size), size) == point
+    assert app_explorer.position_at(-0.1, 1.2, size) == (size[0] - 1, 0)
 
 
 def test_a_box_and_a_polygon_become_masks():
     void = torch.zeros(20, 20, dtype=torch.uint8)
     void[15:] = 255
-    box = ex.drawn_mask("box", ex.read_corners("2,3 10,5", 20), void)
+    box = app_explorer.drawn_mask("box", app_explorer.read_corners("2,3 10,5", 20), void)
     assert (box == 1).sum() == 9 * 3 and box[2, 3] == box[10, 5] == 1 and (box[15:] == 255).all()
-    assert torch.equal(box, ex.drawn_mask("box", [(10, 5), (2, 3)], void))
-    triangle = ex.drawn_mask("polygon", [(0, 0), (0, 10), (10, 0)], void)
+    assert torch.equal(box, app_explorer.drawn_mask("box", [(10, 5), (2, 3)], void))
+    triangle = app_explorer.drawn_mask("polygon", [(0, 0), (0, 10), (10, 0)], void)
     assert triangle[1, 1] == 1 and triangle[9, 9] == 0
     for shape, corners in [("nothing", []), ("box", [(1, 1)]), ("polygon", [(1, 1), (2, 2)])]:
-        assert not (ex.drawn_mask(shape, corners, void) == 1).any()
+        assert not (app_explorer.drawn_mask(shape, corners, void) == 1).any()
 
 
 @pytest.mark.parametrize("text, quoted", [("5", "5"), ("1,2 3;4", "3;4"), ("1,20", "1,20"), ("-1,3", "-1,3"), ("a,b", "a,b")])
 def test_a_corner_that_is_none_is_quoted(text, quoted):
     with pytest.raises(ValueError, match=f"'{re.escape(quoted)}' is no corner"):
-        ex.read_corners(text, 20)
+        app_explorer.read_corners(text, 20)
 
 
 def test_uploads():
-    image = ex.uploaded_image("a.png", png_file())
+    image = app_explorer.uploaded_image("a.png", png_file())
     assert image.shape == (30, 40, 3) and (image == (200, 30, 30)).all()
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert ex.uploaded_image("phone.jpg", png_file(exif=turned)).shape == (40, 30, 3)
+    assert app_explorer.uploaded_image("phone.jpg", png_file(exif=turned)).shape == (40, 30, 3)
     for name, content in [("notes.txt", b"no picture"), ("cut.png", png_file()[:60]), ("empty.png", b"")]:
         with pytest.raises(ValueError, match=f"'{name}' cannot be read as an image"):
-            ex.uploaded_image(name, content)
+            app_explorer.uploaded_image(name, content)
     with pytest.raises(ValueError, match="'dot.png' has 3×4 pixels"):
-        ex.uploaded_image("dot.png", png_file((4, 3)))
+        app_explorer.uploaded_image("dot.png", png_file((4, 3)))
 
 
 def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
-    backbone, words = ex.backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
+    backbone, words = app_explorer.backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
     assert backbone.name == "tiny" and "instead of resnet50" in words and "none.pth" in words
-    model, side, words = ex.model_or_none(str(tmp_path / "none.pt"), backbone)
+    model, side, words = app_explorer.model_or_none(str(tmp_path / "none.pt"), backbone)
     assert model is None and side == 161 and "none.pt" in words
 
 
 def test_an_episode_says_each_score_and_shows_each_picture():
-    models, backbone, side, _ = ex.fold_models("")
+    models, backbone, side, _ = app_explorer.fold_models("")
     episodes = pairs_per_class(VAL.pixels, HIDDEN, 1, 1, seed=0)
-    shown = ex.episode_pictures(feature_memory(backbone, VAL, side, 0.1), models, VAL, episodes, 2, SHOWN)
+    shown = app_explorer.episode_pictures(feature_bank(backbone, VAL, side, 0.1), models, VAL, episodes, 2, SHOWN)
     assert list(shown) == ["support", "query", "prior", "PFENet", "PFENet+CE"]
     for method in models:
         assert re.search(r"IoU \d+\.\d %", shown[method][1])
@@ -168,7 +170,7 @@ def test_old_states_are_forgotten():
         gate.wait(10)
         done.append((state, newer()))
 
-    worker = ex.Latest(job)
+    worker = app_explorer.LatestOnly(job)
     worker.submit("first")
     assert started.wait(10)
     for k in range(50):
@@ -187,7 +189,7 @@ def test_a_defect_in_one_state_does_not_silence_the_next(capsys):
             raise KeyError("a defect")
         done.append(state)
 
-    worker = ex.Latest(job)
+    worker = app_explorer.LatestOnly(job)
     worker.submit("bad")
     worker.join()
     assert "KeyError: 'a defect'" in capsys.readouterr().err
@@ -204,7 +206,7 @@ def test_a_state_that_waits_behind_a_defect_is_done():
         gate.wait(10)
         done.append(1 / state)
 
-    worker = ex.Latest(job)
+    worker = app_explorer.LatestOnly(job)
     worker.submit(0)
     assert started.wait(10)
     worker.submit(2)
@@ -227,9 +229,9 @@ class Panel:
 
     def __init__(self, panel):
         every = list(widgets_in(panel))
-        self.control = {w.description: w for w in every if getattr(w, "description", "") and not isinstance(w, ex.W.HTML)}
-        self.picture = {w.name: w for w in every if isinstance(w, ex.Picture)}
-        self.lines = [w for w in every if isinstance(w, ex.W.HTML)]
+        self.control = {w.description: w for w in every if getattr(w, "description", "") and not isinstance(w, app_explorer.W.HTML)}
+        self.picture = {w.name: w for w in every if isinstance(w, app_explorer.Picture)}
+        self.lines = [w for w in every if isinstance(w, app_explorer.W.HTML)]
 
     @property
     def said(self):
@@ -247,7 +249,7 @@ class Panel:
 
 @pytest.fixture
 def panel():
-    panel = Panel(ex.image_panel(VAL, SHOWN, 0))
+    panel = Panel(app_explorer.image_panel(VAL, SHOWN, 0))
     panel.wait(lambda: "answer: the" in panel.picture["answer"].caption or "empty" in panel.picture["answer"].caption, "no first answer")
     return panel
 
@@ -255,11 +257,11 @@ def panel():
 def expected_pseudo(sc, point, delta, known=None):
     mask = known_mask(sc.class_map, SHOWN) if known is None else known
     pseudo, _ = sample_latent(sc.features.high, mask[None], centre=torch.tensor([point[0] * 21 + point[1]]), delta=delta, sigma=0)
-    return ex.pseudo_png(sc.photo, pseudo)
+    return app_explorer.pseudo_png(sc.photo, pseudo)
 
 
 def test_every_control_has_a_label_and_a_tip():
-    controls = ex.image_controls(VAL)
+    controls = app_explorer.image_controls(VAL)
     assert all(c.description and c.tooltip for c in controls.values())
     assert len({c.description for c in controls.values()}) == len(controls)
 
@@ -273,7 +275,7 @@ def test_the_slider_moves_the_pseudo_mask(panel, sc):
 
 
 def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch):
-    plain, gate, started, worked = ex.maps, threading.Event(), threading.Event(), []
+    plain, gate, started, worked = app_explorer.slider_maps, threading.Event(), threading.Event(), []
 
     def maps(*args):
         worked.append(args[-2])
@@ -281,7 +283,7 @@ def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch)
         gate.wait(30)
         return plain(*args)
 
-    monkeypatch.setattr(ex, "maps", maps)
+    monkeypatch.setattr(app_explorer, "slider_maps", maps)
     moves = [k / 50 for k in range(1, 41)]
     panel.control["δ"].value = moves[0]
     assert started.wait(30)
@@ -295,18 +297,18 @@ def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch)
 def test_sigma_moves_the_candidates_alone(panel, sc):
     before = panel.picture["pseudo-mask"].png
     panel.control["σ"].value = 150
-    N = similar_count(sc.D, ex.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), ex.DELTA)
-    P = candidates(N, ex.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), 150).sum()
+    N = similar_count(sc.D, app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), app_explorer.DELTA)
+    P = candidates(N, app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), 150).sum()
     panel.wait(lambda: f"green, {int(P)} of 441" in panel.picture["candidates"].caption, f"not {int(P)} candidates")
     assert panel.picture["pseudo-mask"].png == before
 
 
 def test_a_click_a_row_and_a_draw_set_the_point(panel, sc):
-    x, y = ex.place_of((4, 9), (21, 21))
+    x, y = app_explorer.place_of((4, 9), (21, 21))
     panel.picture["photograph"]._handle_custom_msg({"x": x, "y": y}, [])
-    panel.wait(lambda: panel.point() == (4, 9) and panel.picture["pseudo-mask"].png == expected_pseudo(sc, (4, 9), ex.DELTA), "the click")
+    panel.wait(lambda: panel.point() == (4, 9) and panel.picture["pseudo-mask"].png == expected_pseudo(sc, (4, 9), app_explorer.DELTA), "the click")
     panel.control["Row"].value = 15
-    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, (15, 9), ex.DELTA), "the row")
+    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, (15, 9), app_explorer.DELTA), "the row")
     panel.control["Draw again"].click()
     panel.wait(lambda: panel.point() != (15, 9), "the draw")
     drawn = panel.point()
@@ -320,8 +322,8 @@ def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, sc)
     for place in [(0.25, 0.25), (0.5, 0.75)]:
         panel.picture["photograph"]._handle_custom_msg({"x": place[0], "y": place[1]}, [])
     assert panel.control["Corners"].value == "40,40 120,80"
-    box = ex.drawn_mask("box", [(40, 40), (120, 80)], sc.class_map)
-    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), ex.DELTA, box), "the box")
+    box = app_explorer.drawn_mask("box", [(40, 40), (120, 80)], sc.class_map)
+    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), app_explorer.DELTA, box), "the box")
     panel.control["Corners"].value = "40,40 900,80"
     panel.wait(lambda: "'900,80' is no corner" in panel.said, "no sentence")
 
@@ -346,21 +348,21 @@ def test_a_bad_upload_is_a_sentence_and_a_good_one_an_image(panel):
 
 
 def installed(monkeypatch, *names):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: name if name in names else None)
+    monkeypatch.setattr(app_cli.importlib.util, "find_spec", lambda name: name if name in names else None)
 
 
 def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     installed(monkeypatch, "voila", "jupyterlab")
-    command = cli.page_server(tmp_path, 8901, browser=True)
+    command = app_cli.page_server(tmp_path, 8901, browser=True)
     assert command[2] == "voila" and command[3] == str(tmp_path / "explorer.ipynb") and "--no-browser" not in command
     assert "explorer()" in json.loads((tmp_path / "explorer.ipynb").read_text())["cells"][0]["source"]
     installed(monkeypatch, "jupyterlab")
-    command = cli.page_server(tmp_path, 8901, browser=False)
-    assert command[2] == "jupyterlab" and command[3].endswith("13_explorer.ipynb") and command[-1] == "--no-browser"
+    command = app_cli.page_server(tmp_path, 8901, browser=False)
+    assert command[2] == "jupyterlab" and command[3].endswith("50_explorer.ipynb") and command[-1] == "--no-browser"
 
 
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):
     installed(monkeypatch)
-    assert cli.main(["explore"]) == 1
+    assert app_cli.main(["explore"]) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "celp_nb[explore]" in said

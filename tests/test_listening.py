@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from celp_nb.datasets import ImageSet
-from celp_nb.episodes import Episodes
-from celp_nb.listening import other_supports
+from celp_nb.data.episodes import Episodes
+from celp_nb.data.images import ImageSet
+from celp_nb.repro.support_swap import swap_supports
 
 CLASSES = [2, 4, 5]
 
@@ -23,16 +23,16 @@ EPISODES = Episodes(np.array([2, 2, 4, 4, 5, 5]), np.array([0, 1, 3, 4, 6, 8]), 
 
 
 def test_supports_come_from_the_next_class_and_queries_that_show_it_are_left_out(data):
-    asked, _, which = other_supports(EPISODES, data, CLASSES)
+    asked, _, which = swap_supports(EPISODES, data, CLASSES)
     assert which.tolist() == [0, 1, 2, 3, 4, 5] and asked.cls.tolist() == [4, 4, 5, 5, 2, 2] and asked.query.tolist() == EPISODES.query.tolist()
     assert asked.support.tolist() == [[4, 5], [3, 5], [7, 8], [6, 7], [1, 2], [0, 2]]
-    asked, _, which = other_supports(EPISODES, data, CLASSES, 2)  # class 5 is asked with class 4, which image 8 shows
+    asked, _, which = swap_supports(EPISODES, data, CLASSES, 2)  # class 5 is asked with class 4, which image 8 shows
     assert which.tolist() == [0, 1, 2, 3, 4] and asked.cls.tolist() == [5, 5, 2, 2, 4] and asked.support[4].tolist() == [4, 5]
 
 
 @pytest.mark.parametrize("shift", [1, 2])
 def test_an_answer_is_scored_against_the_querys_own_object(data, shift):
-    asked, scored, which = other_supports(EPISODES, data, CLASSES, shift)
+    asked, scored, which = swap_supports(EPISODES, data, CLASSES, shift)
     for c, q, own in zip(asked.cls, asked.query, EPISODES.cls[which]):
         truth = data.read_mask(q)
         assert ((scored.read_mask(q) == c) == (truth == own)).all()
@@ -42,10 +42,10 @@ def test_an_answer_is_scored_against_the_querys_own_object(data, shift):
 
 def test_a_class_with_fewer_episodes_gives_its_supports_again(data):
     few = Episodes(*(x[[0, 1, 2, 4, 5]] for x in EPISODES))
-    asked, _, _ = other_supports(few, data, CLASSES)
+    asked, _, _ = swap_supports(few, data, CLASSES)
     assert asked.support[:2].tolist() == [[4, 5], [4, 5]]
 
 
 def test_what_cannot_be_asked_is_refused(data):
-    with pytest.raises(ValueError, match="shift of 3 gives each of 3 classes its own supports; choose 1 to 2"): other_supports(EPISODES, data, CLASSES, 3)
-    with pytest.raises(ValueError, match="class 1 has no episode"): other_supports(EPISODES, data, [*CLASSES, 1])
+    with pytest.raises(ValueError, match="shift of 3 gives each of 3 classes its own supports; choose 1 to 2"): swap_supports(EPISODES, data, CLASSES, 3)
+    with pytest.raises(ValueError, match="class 1 has no episode"): swap_supports(EPISODES, data, [*CLASSES, 1])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_equations import few, slow_cross_entropy, slow_resize, tensor
 
 from celp_nb.losses import cross_entropy, dice
-from test_equations import few, slow_cross_entropy, slow_resize, tensor
 
 LOSSES = pytest.mark.parametrize("loss", [cross_entropy, dice])
 

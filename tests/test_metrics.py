@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celp_nb.metrics import COUNTS, counts, error_counts, near_edge, summarise
+from celp_nb.metrics import COUNTS, error_counts, near_edge, pixel_counts, summarise
 
 
 @st.composite
@@ -21,7 +21,7 @@ def masks(draw):
 
 
 def count(prediction, target, known):
-    return counts(torch.from_numpy(prediction), torch.from_numpy(target), torch.from_numpy(known))
+    return pixel_counts(torch.from_numpy(prediction), torch.from_numpy(target), torch.from_numpy(known))
 
 
 @given(masks())
@@ -110,7 +110,7 @@ ZERO = torch.zeros(4, 5, dtype=torch.uint8)
 )
 def test_masks_that_do_not_belong_together_are_refused(bad, words):
     with pytest.raises(ValueError, match=words):
-        counts(*bad)
+        pixel_counts(*bad)
 
 
 # --- summarise

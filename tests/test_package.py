@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
-MODULES = sorted((ROOT / "celp_nb").glob("*.py"))
+MODULES = sorted((ROOT / "celp_nb").rglob("*.py"))
 
 parser = ConfigParser(delimiters=["="])
 parser.read(ROOT / "settings.ini", encoding="utf-8")
@@ -42,7 +42,12 @@ def imported(code):
 
 def module_of(path):
     "The module that a notebook exports, or None."
-    return next((m[1] for cell in cells(path, "code") if (m := re.search(r"^#\|\s*default_exp\s+(\w+)", source(cell), re.M))), None)
+    return next((m[1] for cell in cells(path, "code") if (m := re.search(r"^#\|\s*default_exp\s+([\w.]+)", source(cell), re.M))), None)
+
+
+def dotted(path):
+    "The name of a module inside of the package, such as data.episodes."
+    return ".".join(path.relative_to(ROOT / "celp_nb").with_suffix("").parts)
 
 
 def place(path):
@@ -86,14 +91,14 @@ def test_notebook_begins_and_ends_with_text(path):
 def test_notebook_imports_only_earlier_ones(path):
     owner = {module_of(p): p for p in NOTEBOOKS}
     names = {name for cell in cells(path, "code") for name in imported(source(cell))}
-    used = {name.split(".")[1] for name in names if name.startswith("celp_nb.")} & {p.stem for p in MODULES}
+    used = {name.removeprefix("celp_nb.") for name in names} & {dotted(p) for p in MODULES}
     late = [module for module in sorted(used) if module not in owner or place(owner[module]) > place(path)]  # its own it may look at
     assert not late, f"{path.stem} imports {late}, which no earlier notebook exports"
 
 
 def test_each_module_has_one_notebook():
     names = [name for path in NOTEBOOKS if (name := module_of(path))]
-    assert sorted(names) == sorted({p.stem for p in MODULES if not p.stem.startswith("_")})
+    assert sorted(names) == sorted({dotted(p) for p in MODULES if not p.stem.startswith("_")})
 
 
 def test_nbdev_export_leaves_no_diff(tmp_path):
@@ -103,8 +108,10 @@ def test_nbdev_export_leaves_no_diff(tmp_path):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
-    exported = {p.name: p.read_text(encoding="utf-8") for p in (tmp_path / "celp_nb").glob("*.py")}
-    committed = {p.name: p.read_text(encoding="utf-8") for p in MODULES}
+    made = tmp_path / "celp_nb"
+    exported = {str(p.relative_to(made)): p.read_text(encoding="utf-8") for p in made.rglob("*.py")}
+    written_by_hand = ("__main__.py",)
+    committed = {str(p.relative_to(ROOT / "celp_nb")): p.read_text(encoding="utf-8") for p in MODULES if p.name not in written_by_hand}
     differing = [name for name in sorted(exported | committed) if exported.get(name) != committed.get(name)]
     assert not differing, f"run nbdev_export and commit {differing}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["celp_nb", "nbs", "settings.ini"]

@@ -17,11 +17,11 @@ STEMS = {path.stem for path in pages.notebooks()}
 
 
 @pytest.mark.parametrize("text, expected", [
-    ("see *05_latent_prototypes*.", "see [05_latent_prototypes](05_latent_prototypes.ipynb)."),
-    ("*06a_losses* and", "[06a_losses](06a_losses.ipynb) and"),
+    ("see *03_latent_prototypes*.", "see [03_latent_prototypes](03_latent_prototypes.ipynb)."),
+    ("*05_losses* and", "[05_losses](05_losses.ipynb) and"),
     ("`A0_scenes` draws", "[A0_scenes](A0_scenes.ipynb) draws"),
-    ("[04](04_similarity.ipynb) and [`04_similarity`](x)", None),
-    ("*99_nothing*, **04_similarity**, 04_similarity", None),
+    ("[04](02_similarity.ipynb) and [`02_similarity`](x)", None),
+    ("*99_nothing*, **02_similarity**, 02_similarity", None),
 ])
 def test_names_of_notebooks_become_links(text, expected):
     assert pages.linked(text, STEMS) == (expected or text)
@@ -37,17 +37,17 @@ def test_directives_are_not_shown(tmp_path):
 
 
 def test_links_to_other_files_lead_to_the_repository(tmp_path):
-    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("[pilot](../results/pilot.py), [01](01_episodes.ipynb)")]), tmp_path / "01_x.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("[pilot](../results/pilot.py), [01](20_episodes.ipynb)")]), tmp_path / "01_x.ipynb")
     [made] = pages.for_reading(tmp_path / "01_x.ipynb", STEMS, "https://host/repo", "main").cells
-    assert made.source == "[pilot](https://host/repo/blob/main/results/pilot.py), [01](01_episodes.ipynb)"
+    assert made.source == "[pilot](https://host/repo/blob/main/results/pilot.py), [01](20_episodes.ipynb)"
 
 
 def test_front_page_links_to_the_site_and_else_to_the_repository():
     text = pages.front_page(sorted(STEMS), "https://host/repo", "main")
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text)
-    assert {"01_episodes", "A0_scenes"} <= {t.removesuffix(".ipynb") for t in targets if t.endswith(".ipynb")} <= STEMS
+    assert {"20_episodes", "A0_scenes"} <= {t.removesuffix(".ipynb") for t in targets if t.endswith(".ipynb")} <= STEMS
     assert all(t.endswith(".ipynb") or t.startswith(("https://", "#")) for t in targets)
-    assert "[13_explorer](13_explorer.ipynb) in a browser" in " ".join(text.split())
+    assert "[50_explorer](50_explorer.ipynb) in a browser" in " ".join(text.split())
     contents = re.findall(r"^(\d\w+|A\d_\w+)$", text, re.M)
     assert contents == sorted(STEMS)
 

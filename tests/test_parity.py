@@ -8,12 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from celp_nb.backbones import Features, SupportFeatures, load_backbone
+from celp_nb.conditioning import Features, SupportFeatures
 from celp_nb.contrast import two_path_losses
-from celp_nb.cyctr import DeformableAttention, as_published
+from celp_nb.cyctr import DeformableAttention, with_published_attention
+from celp_nb.engine.backbones import load_backbone
 from celp_nb.latent import DELTA, sample_latent
 from celp_nb.losses import cross_entropy, dice
-from celp_nb.published import CYCTR_NAMES, PFENET_NAMES, RESNET_NAMES, VGG_NAMES, load_published, published_name
+from celp_nb.repro.published import (
+    CYCTR_NAMES,
+    PFENET_NAMES,
+    RESNET_NAMES,
+    VGG_NAMES,
+    load_published,
+    published_name,
+)
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
 GOLDEN = Path(os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden"))
@@ -57,7 +65,7 @@ def published(kind, settings):
     backbone, model = load_published(official(f"{kind}_resnet50", settings["salt"]), settings["ppm"])
     for m in model.modules():
         if isinstance(m, (torch.nn.Dropout, torch.nn.Dropout2d)): m.p = 0.0
-    if kind == "cyctr": as_published(model.decoder)
+    if kind == "cyctr": with_published_attention(model.decoder)
     return model
 
 

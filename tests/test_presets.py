@@ -8,8 +8,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from celp_nb.datasets import COCO_CLASSES, PASCAL_CLASSES, samples
-from celp_nb.presets import PRESETS, RunConfig, changes, check_preset, compare_with_paper, comparison_text, most_steps, paper_ablations, paper_scores, preset_config, presets_table, read_runs, resolve, unequal_means
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.coco import COCO_CLASSES
+from celp_nb.data.voc import PASCAL_CLASSES
+from celp_nb.repro.config import RunConfig, resolve
+from celp_nb.repro.runs import prepare
+from celp_nb.repro.presets import (
+    PRESETS,
+    changed_from_preset,
+    check_preset,
+    compare_with_paper,
+    comparison_text,
+    most_steps,
+    paper_ablations,
+    paper_scores,
+    preset_config,
+    presets_table,
+    read_runs,
+    unequal_means,
+)
 
 SHARED = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -78,7 +95,7 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="no preset 'pascal-pfenet-r50'; the nearest are pascal-pfenet-resnet50"):
         preset_config("pascal-pfenet-r50")
     with pytest.raises(ValueError, match="no preset 'x'"):
-        resolve(RunConfig(preset="x"))
+        prepare(RunConfig(preset="x"))
 
 
 def test_a_preset_is_refused_on_other_classes():
@@ -167,7 +184,7 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
     assert set(c.run) == {f"{runs[0]} + {runs[1]}", str(other)} and set(c.selection) == {"last"}
     text = comparison_text(c)
     assert text.count("Settings that are not the row's") == 1 and "side 241, iterations 300." in text and "preset pascal-pfenet-ce-resnet50" in text
-    assert changes(asdict(base)) == {} and changes(asdict(RunConfig(n_folds=2))) == {"n_folds": 2} and changes(asdict(replace(base, bins=(1.0, 0.5)))) == {"bins": (1.0, 0.5)}
+    assert changed_from_preset(asdict(base)) == {} and changed_from_preset(asdict(RunConfig(n_folds=2))) == {"n_folds": 2} and changed_from_preset(asdict(replace(base, bins=(1.0, 0.5)))) == {"bins": (1.0, 0.5)}
     with pytest.raises(FileNotFoundError, match="gone"):
         read_runs([tmp_path / "gone"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from celp_nb import scenes
+from celp_nb.bundled import scenes as bundled_scenes
 
 ROOT = Path(__file__).resolve().parent.parent / "data_samples" / "scenes"
 
@@ -59,21 +59,21 @@ def test_void_is_a_thin_border(split):
 
 def test_names_and_size():
     names = (ROOT / "classes.txt").read_text().split()
-    assert len(set(names)) == 20 and names == [c.name for c in scenes.bundled_classes()]
+    assert len(set(names)) == 20 and names == [c.name for c in bundled_scenes.bundled_classes()]
     assert sum(f.stat().st_size for f in ROOT.rglob("*") if f.is_file()) <= 10_000_000
 
 
 @pytest.mark.parametrize("split_name, index", [("train", 7), ("val", 41)])
 def test_committed_masks_follow_from_the_seed(split_name, index):
-    scene = scenes.bundled_scene(split_name, index)
+    scene = bundled_scenes.bundled_scene(split_name, index)
     image, mask = committed(f"{split_name}_{index:04d}")
     assert np.array_equal(scene.mask, mask)
     assert np.abs(scene.image.astype(int) - image).mean() < 10      # JPEG
-    assert not np.array_equal(scenes.bundled_scene(split_name, index, seed=1).mask, mask)
+    assert not np.array_equal(bundled_scenes.bundled_scene(split_name, index, seed=1).mask, mask)
 
 
 def test_writing_gives_the_committed_masks(tmp_path):
-    scenes.write_samples(tmp_path, {"train": 2, "val": 1}, workers=1)
+    bundled_scenes.write_samples(tmp_path, {"train": 2, "val": 1}, workers=1)
     files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
     assert len(files) == 3 + 3 + 2 + 1 and (tmp_path / "ImageSets/Segmentation/train.txt").read_text() == "train_0000\ntrain_0001\n"
     for name in ("train_0000", "train_0001", "val_0000"):
@@ -81,19 +81,19 @@ def test_writing_gives_the_committed_masks(tmp_path):
 
 
 def test_other_classes_are_others():
-    others = scenes.other_classes()
+    others = bundled_scenes.other_classes()
     assert len(others) == len({c.name for c in others}) == 96
-    assert not {c.name for c in others} & {c.name for c in scenes.bundled_classes()}
-    mine = [s for c in scenes.bundled_classes() for s in (scenes._silhouette(c, 0, 1), scenes._silhouette(c, 0, -1))]
+    assert not {c.name for c in others} & {c.name for c in bundled_scenes.bundled_classes()}
+    mine = [s for c in bundled_scenes.bundled_classes() for s in (bundled_scenes._silhouette(c, 0, 1), bundled_scenes._silhouette(c, 0, -1))]
     for c in others:
-        theirs = scenes._silhouette(c, 0, 1)
+        theirs = bundled_scenes._silhouette(c, 0, 1)
         assert max((theirs & s).sum() / (theirs | s).sum() for s in mine) < .85
 
 
 @settings(max_examples=15, deadline=None)
 @given(k=st.integers(0, 19), area=st.floats(1500, 5000), seed=st.integers(0, 10 ** 6))
 def test_an_instance_has_the_wanted_size(k, area, seed):
-    patch = scenes.render_object(scenes.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2)
+    patch = bundled_scenes.render_object(bundled_scenes.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2)
     assert abs(patch.area / area - 1) < .06
     assert patch.coverage[0].max() == patch.coverage[-1].max() == patch.coverage[:, 0].max() == patch.coverage[:, -1].max() == 0
 
@@ -101,12 +101,12 @@ def test_an_instance_has_the_wanted_size(k, area, seed):
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10 ** 6))
 def test_objects_stay_visible(seed):
-    scene = scenes.render_scene(scenes.bundled_classes(), [0, 9, 16], np.random.default_rng(seed), least=1800, supersample=1)
+    scene = bundled_scenes.render_scene(bundled_scenes.bundled_classes(), [0, 9, 16], np.random.default_rng(seed), least=1800, supersample=1)
     assert set(np.unique(scene.mask)) <= {0, 1, 10, 17, 255}
     assert all((scene.mask == c).sum() >= 1800 for c in (1, 10, 17))
-    assert scene.ground.max() < len(scenes.GROUNDS)
+    assert scene.ground.max() < len(bundled_scenes.GROUNDS)
 
 
 def test_what_does_not_fit_is_said():
     with pytest.raises(ValueError, match="4 objects of at least 9000 pixels do not fit an image of side 60; use fewer"):
-        scenes.render_scene(scenes.bundled_classes(), [0, 1, 2, 3], np.random.default_rng(0), side=60, least=9000, supersample=1)
+        bundled_scenes.render_scene(bundled_scenes.bundled_classes(), [0, 1, 2, 3], np.random.default_rng(0), side=60, least=9000, supersample=1)

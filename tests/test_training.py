@@ -11,14 +11,38 @@ import numpy as np
 import pytest
 import torch
 
-from celp_nb import cyctr, training as training_module
-from celp_nb.backbones import Features, SupportFeatures, episode_features, load_backbone
+from celp_nb import cyctr
+from celp_nb.bundled.scenes import samples
+from celp_nb.conditioning import Features, SupportFeatures
 from celp_nb.contrast import FewShotModel, two_path_losses
-from celp_nb.datasets import Batch, Recipe, TrainingEpisodes, UnreadableImage, augment, binary_mask, known_mask, read_image, samples
-from celp_nb.episodes import fold_classes, images_in_turn
+from celp_nb.data.episodes import fold_classes, images_in_turn
+from celp_nb.data.images import UnreadableImage, read_image
+from celp_nb.data.training_set import Batch, TrainingEpisodes
+from celp_nb.data.transforms import Recipe, augment, binary_mask, known_mask
+from celp_nb.engine import checkpoints as engine_checkpoints
+from celp_nb.engine import steps as engine_steps
+from celp_nb.engine import training as engine_training
+from celp_nb.engine.backbones import episode_features, load_backbone
+from celp_nb.engine.checkpoints import load_checkpoint, load_model, save_checkpoint
+from celp_nb.engine.methods import (
+    DECODERS,
+    METHODS,
+    Method,
+    Step,
+    build_model,
+    find_method,
+)
+from celp_nb.engine.steps import cached_steps, online_steps, own_episodes
+from celp_nb.engine.training import (
+    Objective,
+    Optimisation,
+    accelerator_for,
+    draw_pseudo_masks,
+    fit,
+    optimisers_for,
+    train_step,
+)
 from celp_nb.pfenet import PFENet
-from celp_nb.training import (DECODERS, METHODS, Method, Objective, Optimisation, Step, accelerator_for, build_model, cached_steps, centres, find_method, fit, load_checkpoint, load_model, online_steps,
-                              optimisers_for, own_episodes, save_checkpoint, train_step)
 
 SIDE = 81
 
@@ -114,7 +138,7 @@ def test_what_is_annotated_decides_where_centres_may_be(steps):
     target = torch.zeros_like(data.target)
     target[:, :20], target[:, 40:60] = 1, 255
     data = data._replace(known=known, target=target)
-    rows = {k: (centres(replace(LATENT, known=k, delta=-0.9, sigma=0), data, 3, 0) == 1).any(2)[0] for k in ("all", "class", "objects")}  # rows of the image that a pseudo-mask reaches
+    rows = {k: (draw_pseudo_masks(replace(LATENT, known=k, delta=-0.9, sigma=0), data, 3, 0) == 1).any(2)[0] for k in ("all", "class", "objects")}  # rows of the image that a pseudo-mask reaches
     assert not rows["all"][:55].any() and rows["all"][70:].all()
     assert not rows["class"][:18].any() and rows["class"][24:36].all() and not rows["class"][45:55].any()
     assert not rows["objects"][:36].any() and rows["objects"][45:55].all()
@@ -249,7 +273,7 @@ def test_a_step_is_one_of_sgd_and_one_of_adamw(whole_steps):
 
 def test_the_transformer_keeps_its_rate_while_the_others_follow_the_schedule(whole_steps, monkeypatch):
     made, seen, net = [], [], attentive()
-    monkeypatch.setattr(training_module, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
+    monkeypatch.setattr(engine_training, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
     rates = lambda optimiser: {group["lr"] for group in optimiser.param_groups}
     opt = replace(SHORT, transformer_lr=3e-4)
     fit({"a": net}, {"a": ATTENTIVE}, whole_steps, opt, 0, report=lambda step, losses: seen.append([rates(o) for o in made[0]]))
@@ -320,7 +344,7 @@ def test_both_optimisers_resume_to_the_bit(optimiser, whole_steps, tmp_path, mon
     "Weights, moments, and the keys that are drawn."
     monkeypatch.setattr(cyctr, "KEYS", 10)
     made = []
-    monkeypatch.setattr(training_module, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
+    monkeypatch.setattr(engine_training, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
     opt, methods = replace(SHORT, optimiser=optimiser), {"CyCTR+CE": ATTENTIVE, "PFENet": PLAIN}
     nets = lambda seed=0: {"CyCTR+CE": attentive(seed), "PFENet": model(seed)}
     straight, resumed, path = nets(), nets(seed=9), tmp_path / "last.pt"
@@ -380,12 +404,12 @@ def test_reading_processes_change_nothing(backbone, training):
 
 def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypatch):
     "And read after that, in the same process too."
-    ask = lambda: training_module.view_features(tmp_path, backbone, training, 0, int(training.episodes.cls[0]), 0)
+    ask = lambda: engine_steps.view_features(tmp_path, backbone, training, 0, int(training.episodes.cls[0]), 0)
     made = ask()
     path = next(tmp_path.rglob("*.pt"))
     path.write_bytes(path.read_bytes()[:1000])
     written = []
-    monkeypatch.setattr(training_module, "save_checkpoint", lambda where, **state: written.append(where) or save_checkpoint(where, **state))
+    monkeypatch.setattr(engine_steps, "save_checkpoint", lambda where, **state: written.append(where) or save_checkpoint(where, **state))
     with pytest.warns(UserWarning, match="is damaged and is made anew"): again = [ask() for _ in range(3)]
     assert written == [path]
     assert all(torch.equal(x, y) for view in again for x, y in zip(made, view))

@@ -6,7 +6,7 @@
 import sys
 from pathlib import Path
 
-from celp_nb.training import BUNDLED, load_checkpoint, save_checkpoint
+from celp_nb.engine.checkpoints import BUNDLED, load_checkpoint, save_checkpoint
 
 for method, target in BUNDLED.items():
     saved = load_checkpoint(Path(sys.argv[1]) / "fold0" / f"{method}.pt")

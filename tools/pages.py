@@ -83,7 +83,9 @@ def write_sources(folder: Path, git_url: str, branch: str) -> None:
 
 def build(out: Path) -> None:
     "Write the site to `out`, or leave what is there and exit when Sphinx is not content."
-    from sphinx.application import Sphinx  # here, so that the rest can be used and tested without it
+    from sphinx.application import (
+        Sphinx,  # here, so that the rest can be used and tested without it
+    )
 
     cfg = settings()
     with tempfile.TemporaryDirectory() as tmp:

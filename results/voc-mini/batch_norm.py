@@ -16,14 +16,33 @@ import pandas as pd
 import torch
 from torch.utils.data import default_collate
 
-from celp_nb.backbones import BACKBONES, Backbone, image_features, load_weights_, lowered, read_weights, support_features
-from celp_nb.datasets import Recipe, TrainingEpisodes, binary_mask, known_mask
-from celp_nb.episodes import atomic_file
-from celp_nb.evaluation import feature_memory
-from celp_nb.experiments import MINI
-from celp_nb.presets import resolve
-from celp_nb.runs import evaluate_fold, losses_of, new_models, precision_of, prepare, read_results, watcher, write_table
-from celp_nb.training import Optimisation, Step, drawn_views, fit, fixed_view
+from celp_nb.data.episodes import atomic_file
+from celp_nb.data.training_set import TrainingEpisodes
+from celp_nb.data.transforms import Recipe, binary_mask, known_mask
+from celp_nb.engine.backbones import (
+    BACKBONES,
+    Backbone,
+    autocast,
+    image_features,
+    load_weights_,
+    read_weights,
+    support_features,
+)
+from celp_nb.engine.feature_bank import feature_bank
+from celp_nb.engine.methods import Step
+from celp_nb.engine.steps import drawn_views, fixed_view
+from celp_nb.engine.training import Optimisation, fit
+from celp_nb.repro.config import resolve
+from celp_nb.repro.report import progress_display, write_table
+from celp_nb.repro.runs import (
+    evaluate_fold,
+    method_of,
+    new_models,
+    precision_of,
+    prepare,
+    read_results,
+)
+from celp_nb.repro.tables import DEVELOPMENT_DEFAULTS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shared", type=Path, default=Path("../shared"))
@@ -31,10 +50,10 @@ parser.add_argument("--out", type=Path, required=True, help="folder of the run")
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
 parser.add_argument("--methods", nargs="+", default=["PFENet", "PFENet+CE"])
-parser.add_argument("--iterations", type=int, default=MINI.iterations)
+parser.add_argument("--iterations", type=int, default=DEVELOPMENT_DEFAULTS.iterations)
 args = parser.parse_args()
 weights = args.shared / "weights/resnet50_imagenet_fp16.pth"
-config = resolve(replace(MINI, data=str(args.shared / "data/voc-mini"), weights=str(weights), seed=args.seed, folds=tuple(args.folds), methods=tuple(args.methods), iterations=args.iterations, trivial=False))
+config = resolve(replace(DEVELOPMENT_DEFAULTS, data=str(args.shared / "data/voc-mini"), weights=str(weights), seed=args.seed, folds=tuple(args.folds), methods=tuple(args.methods), iterations=args.iterations, trivial=False))
 
 
 def unfolded() -> Backbone:
@@ -52,7 +71,7 @@ def steps(backbone: Backbone, episodes: TrainingEpisodes):
     for step in range(len(episodes) // config.batch):
         images, masks, known = default_collate([row(i) for i in range(step * config.batch, (step + 1) * config.batch)])
         backbone.train()
-        with lowered(images.device, precision_of(config)): query, support = image_features(backbone, images[:, 0]), support_features(backbone, images[:, 1], masks[:, 1])
+        with autocast(images.device, precision_of(config)): query, support = image_features(backbone, images[:, 0]), support_features(backbone, images[:, 1], masks[:, 1])
         backbone.eval()
         query, support = (type(f)(*(x.float() for x in f)) for f in (query, support))
         yield Step(query, type(support)(*(x[:, None] for x in support)), masks[:, 1:], masks[:, 0].long(), known)
@@ -61,15 +80,15 @@ def steps(backbone: Backbone, episodes: TrainingEpisodes):
 args.out.mkdir(parents=True, exist_ok=True)
 with atomic_file(args.out / "config.json", "w") as f: f.write(json.dumps(asdict(config), indent=1) + "\n")
 setup = prepare(config)
-watch = watcher(2 * len(setup.folds))
+watch = progress_display(2 * len(setup.folds))
 for fold in setup.folds:
     if fold.number in set(read_results(args.out).fold): continue
     began, backbone, models = time.time(), unfolded(), new_models(setup)
     items = TrainingEpisodes(setup.train, fold.training, fold.train_classes, Recipe(config.crop, round(config.crop * config.reference / config.side), config.scale), config.seed)
     tick = watch(f"fold {fold.number} train", fold.iterations)
-    fit(models, {m: losses_of(config, m) for m in models}, lambda first: steps(backbone, items), Optimisation(fold.iterations, config.batch, config.lr, weight_decay=config.weight_decay, optimiser=config.optimiser), config.seed,
+    fit(models, {m: method_of(config, m) for m in models}, lambda first: steps(backbone, items), Optimisation(fold.iterations, config.batch, config.lr, weight_decay=config.weight_decay, optimiser=config.optimiser), config.seed,
         report=lambda step, told: tick(step + 1, "  ".join(f"{m} {losses['main']:.3f}" for m, losses in told.items())), accelerator=setup.accelerator)
-    mine = setup._replace(memory=feature_memory(backbone.eval(), setup.val, config.side, precision=precision_of(config)))
+    mine = setup._replace(memory=feature_bank(backbone.eval(), setup.val, config.side, precision=precision_of(config)))
     (args.out / f"fold{fold.number}").mkdir(exist_ok=True)
     new = evaluate_fold(mine, fold, models, args.out, watch).assign(backbone="resnet50, batch norm in training mode", seconds=round(time.time() - began, 1))
     old = read_results(args.out)

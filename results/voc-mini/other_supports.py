@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from celp_nb.episodes import atomic_file
-from celp_nb.evaluation import evaluate
-from celp_nb.listening import other_supports
+from celp_nb.data.episodes import atomic_file
+from celp_nb.engine.feature_bank import evaluate
 from celp_nb.metrics import COUNTS
-from celp_nb.runs import prepare, read_config, trained_models
+from celp_nb.repro.runs import prepare, read_config, trained_models
+from celp_nb.repro.support_swap import swap_supports
 
 SHIFTS = (1, 2)
 OUT = Path(__file__).with_name("other_supports.csv.gz")
@@ -25,7 +25,7 @@ def asked_otherwise(run: Path) -> pd.DataFrame:
     for fold in setup.folds:
         began, models = time.time(), trained_models(setup, fold, run)
         for shift in SHIFTS:
-            episodes, data, which = other_supports(fold.evaluation, setup.val, fold.test_classes, shift)
+            episodes, data, which = swap_supports(fold.evaluation, setup.val, fold.test_classes, shift)
             rows = evaluate(models, setup.memory, data, episodes, fold.train_classes)
             tables.append(rows.assign(episode=which[rows.episode], cls=fold.evaluation.cls[which[rows.episode]], run=run.name, fold=fold.number, seed=setup.config.seed))
         print(f"{run.name} fold {fold.number}: {time.time() - began:.0f} s", flush=True)

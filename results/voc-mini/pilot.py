@@ -14,12 +14,24 @@ import numpy as np
 import torch
 from torch import nn
 
-from celp_nb.backbones import feature_channels, load_backbone
-from celp_nb.datasets import Recipe, TrainingEpisodes, coco_layout, merge, voc_layout
-from celp_nb.episodes import images_in_turn, pairs_per_class
-from celp_nb.evaluation import all_foreground, best_prior, evaluate, feature_memory, prior_predictors, scores
+from celp_nb.data.coco import coco_layout
+from celp_nb.data.episodes import images_in_turn, pairs_per_class
+from celp_nb.data.images import merge
+from celp_nb.data.training_set import TrainingEpisodes
+from celp_nb.data.transforms import Recipe
+from celp_nb.data.voc import voc_layout
+from celp_nb.engine.backbones import feature_channels, load_backbone
+from celp_nb.engine.evaluation import (
+    all_foreground,
+    best_prior,
+    prior_predictors,
+    scores,
+)
+from celp_nb.engine.feature_bank import evaluate, feature_bank
+from celp_nb.engine.methods import DECODERS, METHODS, build_model
+from celp_nb.engine.steps import cached_steps
+from celp_nb.engine.training import Optimisation, accelerator_for, fit
 from celp_nb.pfenet import COCO_BINS
-from celp_nb.training import DECODERS, METHODS, Optimisation, accelerator_for, build_model, cached_steps, fit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--shared", type=Path, default=Path("../shared"))
@@ -60,7 +72,7 @@ if args.he:
         if isinstance(layer, nn.Conv2d): nn.init.normal_(layer.weight, 0, (2 / layer.weight[0].numel()) ** 0.5)
 
 asked = pairs_per_class(voc.pixels, HELD, 20, 5, 7, class_names=voc.class_names)
-memory = feature_memory(backbone, voc, args.side, precision=torch.bfloat16)
+memory = feature_bank(backbone, voc, args.side, precision=torch.bfloat16)
 score = lambda predictors: scores(evaluate(predictors, memory, voc, asked, classes, (1, 5)))
 start, losses = time.time(), []
 def report(step, of):
