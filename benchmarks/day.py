@@ -32,53 +32,121 @@ HEIGHT, WIDTH, OUTLINES, SHAPES = 480, 640, 7, 500
 def resident():  # MiB
     try: ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError): pass  # another C library
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS")) / 1024
+    return (
+        next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
+        / 1024
+    )
 
 
 def outlines_of(n, rng):
     "Outlines of n images, of some hundred shapes, and the pixels of each class."
     shapes, areas = [], []
     for _ in range(SHAPES):
-        (x, y), (w, h) = rng.integers(0, [WIDTH - 40, HEIGHT - 40]), rng.integers(30, [WIDTH // 2, HEIGHT // 2])
+        (x, y), (w, h) = (
+            rng.integers(0, [WIDTH - 40, HEIGHT - 40]),
+            rng.integers(30, [WIDTH // 2, HEIGHT // 2]),
+        )
         angles = np.sort(rng.uniform(0, 2 * np.pi, 24))
-        polygon = np.stack([(x + w / 2 * (1 + np.cos(angles))).clip(0, WIDTH), (y + h / 2 * (1 + np.sin(angles))).clip(0, HEIGHT)], 1).ravel().tolist()
+        polygon = (
+            np.stack(
+                [
+                    (x + w / 2 * (1 + np.cos(angles))).clip(0, WIDTH),
+                    (y + h / 2 * (1 + np.sin(angles))).clip(0, HEIGHT),
+                ],
+                1,
+            )
+            .ravel()
+            .tolist()
+        )
         shapes.append(run_lengths([polygon], HEIGHT, WIDTH))
-        areas.append(paint(Outlines(np.array([[HEIGHT, WIDTH]]), np.array([0, 1]), np.array([1], np.uint8), np.array([0, len(shapes[-1])]), np.frombuffer(shapes[-1], np.uint8)), 0).sum())
-    which, value = rng.integers(0, SHAPES, n * OUTLINES), rng.integers(1, 81, n * OUTLINES).astype(np.uint8)
+        areas.append(
+            paint(
+                Outlines(
+                    np.array([[HEIGHT, WIDTH]]),
+                    np.array([0, 1]),
+                    np.array([1], np.uint8),
+                    np.array([0, len(shapes[-1])]),
+                    np.frombuffer(shapes[-1], np.uint8),
+                ),
+                0,
+            ).sum()
+        )
+    which, value = (
+        rng.integers(0, SHAPES, n * OUTLINES),
+        rng.integers(1, 81, n * OUTLINES).astype(np.uint8),
+    )
     pixels = np.zeros((n, 80), np.int64)
-    np.add.at(pixels, (np.repeat(np.arange(n), OUTLINES), value - 1), np.array(areas, np.int64)[which])
+    np.add.at(
+        pixels, (np.repeat(np.arange(n), OUTLINES), value - 1), np.array(areas, np.int64)[which]
+    )
     runs = np.frombuffer(b"".join(shapes[k] for k in which), np.uint8)
     start = np.concatenate([[0], np.cumsum([len(shapes[k]) for k in which])])
-    return Outlines(np.tile([HEIGHT, WIDTH], (n, 1)), np.arange(n + 1) * OUTLINES, value, start, runs), pixels
+    return Outlines(
+        np.tile([HEIGHT, WIDTH], (n, 1)), np.arange(n + 1) * OUTLINES, value, start, runs
+    ), pixels
 
 
 def kept_and_read(outlines, pixels, folder):
     "The index through a file."
     path = folder / "index.npz"
     np.savez(path, pixels=pixels, **outlines._asdict())
-    with np.load(path) as kept: return Outlines(*(kept[k] for k in Outlines._fields)), kept["pixels"], path.stat().st_size / 2**20
+    with np.load(path) as kept:
+        return (
+            Outlines(*(kept[k] for k in Outlines._fields)),
+            kept["pixels"],
+            path.stat().st_size / 2**20,
+        )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--episodes", type=int, default=20000)
     parser.add_argument("--images", type=int, default=82081)
-    parser.add_argument("--augmented", type=int, default=1000, help="episodes that are read and augmented whole")
+    parser.add_argument(
+        "--augmented", type=int, default=1000, help="episodes that are read and augmented whole"
+    )
     parser.add_argument("--side", type=int, default=641)
-    parser.add_argument("--limit", type=float, default=20.0, help="MiB of growth over the second half that are too much")
+    parser.add_argument(
+        "--limit",
+        type=float,
+        default=20.0,
+        help="MiB of growth over the second half that are too much",
+    )
     args = parser.parse_args()
     rng, folder = np.random.default_rng(0), Path(tempfile.mkdtemp())
     outlines, pixels, size = kept_and_read(*outlines_of(args.images, rng), folder)
     photos = [folder / f"{k}.jpg" for k in range(20)]
-    for path in photos: Image.fromarray(rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)).resize((WIDTH, HEIGHT)).save(path)
-    data = ImageSet("coco-sized", [str(i) for i in range(args.images)], [photos[i % len(photos)] for i in range(args.images)], partial(paint, outlines), list(COCO_CLASSES), pixels, True)
+    for path in photos:
+        Image.fromarray(rng.integers(0, 256, (HEIGHT // 8, WIDTH // 8, 3), np.uint8)).resize(
+            (WIDTH, HEIGHT)
+        ).save(path)
+    data = ImageSet(
+        "coco-sized",
+        [str(i) for i in range(args.images)],
+        [photos[i % len(photos)] for i in range(args.images)],
+        partial(paint, outlines),
+        list(COCO_CLASSES),
+        pixels,
+        True,
+    )
     classes = [c for c in range(1, 81) if c not in fold_classes(80, 0, interleaved=True)]
-    print(f"index of {args.images} images: {size:.0f} MiB in its file; resident {resident():.0f} MiB")
+    print(
+        f"index of {args.images} images: {size:.0f} MiB in its file; resident {resident():.0f} MiB"
+    )
 
-    pool, start = len(set().union(*map(set, class_images(pixels, classes).values()))), time.perf_counter()
+    pool, start = (
+        len(set().union(*map(set, class_images(pixels, classes).values()))),
+        time.perf_counter(),
+    )
     episodes = images_in_turn(pixels, classes, 50 * pool, 1, 0)
-    print(f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB")
-    items = TrainingEpisodes(data, episodes, classes, type(COCO_RECIPE)(**{**vars(COCO_RECIPE), "side": args.side}), 0)
+    print(
+        f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB"
+    )
+    items = TrainingEpisodes(
+        data, episodes, classes, type(COCO_RECIPE)(**{**vars(COCO_RECIPE), "side": args.side}), 0
+    )
 
     def masks(i):
         c = int(episodes.cls[i])
@@ -87,13 +155,18 @@ def main():
             binary_mask(class_map, c), known_mask(class_map, classes)
 
     growths = {}
-    for name, work, n in (("masks painted and marked", masks, args.episodes), ("read and augmented", items.__getitem__, args.augmented)):
+    for name, work, n in (
+        ("masks painted and marked", masks, args.episodes),
+        ("read and augmented", items.__getitem__, args.augmented),
+    ):
         start, memory = time.perf_counter(), []
         for i in range(n):
             work(i)
             if (i + 1) % max(1, n // 10) == 0: memory.append(resident())
         growths[name] = memory[-1] - memory[len(memory) // 2]
-        print(f"{name}: {n} episodes, {1000 * (time.perf_counter() - start) / n:.1f} ms each; resident {' '.join(f'{m:.0f}' for m in memory)} MiB, growth over the second half {growths[name]:.1f} MiB")
+        print(
+            f"{name}: {n} episodes, {1000 * (time.perf_counter() - start) / n:.1f} ms each; resident {' '.join(f'{m:.0f}' for m in memory)} MiB, growth over the second half {growths[name]:.1f} MiB"
+        )
     print(json.dumps({name: round(value, 1) for name, value in growths.items()}))
     if max(growths.values()) > args.limit: sys.exit(f"memory grew by more than {args.limit} MiB.")
 

@@ -32,7 +32,9 @@ from celp_nb.pfenet import COCO_BINS
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", help="a folder in VOC layout; the bundled samples otherwise")
     parser.add_argument("--backbone", default="tiny")
     parser.add_argument("--weights")
@@ -43,16 +45,40 @@ def main():
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     args = parser.parse_args()
     precision = torch.bfloat16 if args.precision == "bf16" else None
-    data, backbone, method = voc_layout(args.data, "train") if args.data else samples("train"), load_backbone(args.backbone, args.weights), METHODS["PFENet+CE"]
-    classes = [c for c in range(1, len(data.class_names) + 1) if c not in fold_classes(len(data.class_names), 0)]
-    items = TrainingEpisodes(data, images_in_turn(data.pixels, classes, args.steps * args.batch, 1, 0), classes, Recipe(args.side, args.side), 0)
+    data, backbone, method = (
+        voc_layout(args.data, "train") if args.data else samples("train"),
+        load_backbone(args.backbone, args.weights),
+        METHODS["PFENet+CE"],
+    )
+    classes = [
+        c
+        for c in range(1, len(data.class_names) + 1)
+        if c not in fold_classes(len(data.class_names), 0)
+    ]
+    items = TrainingEpisodes(
+        data,
+        images_in_turn(data.pixels, classes, args.steps * args.batch, 1, 0),
+        classes,
+        Recipe(args.side, args.side),
+        0,
+    )
     torch.manual_seed(0)
-    model, accelerator = build_model(feature_channels(backbone)[0], args.width, COCO_BINS), accelerator_for(precision=precision)
-    objective, optimisers = accelerator.prepare(Objective(model, DECODERS[method.decoder].loss)), optimisers_for(model, method, Optimisation())
+    model, accelerator = (
+        build_model(feature_channels(backbone)[0], args.width, COCO_BINS),
+        accelerator_for(precision=precision),
+    )
+    objective, optimisers = (
+        accelerator.prepare(Objective(model, DECODERS[method.decoder].loss)),
+        optimisers_for(model, method, Optimisation()),
+    )
     folder = Path(tempfile.mkdtemp())
     sources = {"online": lambda: online_steps(backbone, items, args.batch, precision=precision)} | {
-        name: lambda: cached_steps(folder, backbone, items, args.batch, 1, precision=precision) for name in ("new views", "kept views", "kept views again")}
-    print(f"{args.backbone}, {args.side} px, batch {args.batch}, {args.precision}, {torch.get_num_threads()} threads, {data.name}, {args.steps} steps of PFENet+CE behind each")
+        name: lambda: cached_steps(folder, backbone, items, args.batch, 1, precision=precision)
+        for name in ("new views", "kept views", "kept views again")
+    }
+    print(
+        f"{args.backbone}, {args.side} px, batch {args.batch}, {args.precision}, {torch.get_num_threads()} threads, {data.name}, {args.steps} steps of PFENet+CE behind each"
+    )
     try:
         for name, source in sources.items():
             seconds, last = [], time.perf_counter()
@@ -62,7 +88,9 @@ def main():
                 seconds.append((between - last, time.perf_counter() - between))
                 last = time.perf_counter()
             features, decoder = (statistics.median(s) for s in zip(*seconds[1:]))
-            print(f"{name:16} {features:6.3f} s for the features, {decoder:6.3f} s for the decoder: {features + decoder:6.3f} s a step")
+            print(
+                f"{name:16} {features:6.3f} s for the features, {decoder:6.3f} s for the decoder: {features + decoder:6.3f} s a step"
+            )
         views = list(folder.rglob("*.pt"))
         print(f"{sum(v.stat().st_size for v in views) / len(views) / 2**20:.1f} MiB a view")
     finally: shutil.rmtree(folder)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Features', 'SupportFeatures', 'index_features', 'masked_average', 'prototype', 'foreground_vectors', 'best_match',
-           'support_prior', 'latent_prior', 'Conditioning']
+           'support_prior', 'latent_prior', 'Conditioning', 'average_shots']
 
 # %% ../nbs/04_conditioning.ipynb #29308a06
 from typing import NamedTuple
@@ -27,31 +27,35 @@ class SupportFeatures(NamedTuple):
     high: Tensor
     whole: Tensor  # (N, C4, h, w) float: layer4 with the background
 
-# %% ../nbs/04_conditioning.ipynb #1f9c44f7
-def index_features(features: Features | SupportFeatures,
-         index,  # of the leading dimensions, as in tensor[index]
-        ) -> Features | SupportFeatures:
+# %% ../nbs/04_conditioning.ipynb #e410566d
+def index_features(
+    features: Features | SupportFeatures,
+    index,  # of the leading dimensions, as in tensor[index]
+) -> Features | SupportFeatures:
     "The features of some images, or of some shots."
     return type(features)(*(x[index] for x in features))
 
-# %% ../nbs/04_conditioning.ipynb #dbab264f
-def masked_average(features: Tensor,  # (N, C, h, w) float
-                   weight: Tensor,    # (N, 1, h, w) float in [0, 1]
-                  ) -> Tensor:        # (N, C) float
+# %% ../nbs/04_conditioning.ipynb #c4cdf50b
+def masked_average(
+    features: Tensor,  # (N, C, h, w) float
+    weight: Tensor,  # (N, 1, h, w) float in [0, 1]
+) -> Tensor:  # (N, C) float
     "The prototype of eq. 7 and 11: the average of `features` where `weight` is, and nearly 0 where it is nowhere."
     return (features * weight).sum((2, 3)) / (weight.sum((2, 3)) + 0.0005)
 
 
-def prototype(features: Tensor,  # (N, C, h, w) float
-              mask: Tensor,      # (N, H, W) integer: 1 is the class
-             ) -> Tensor:        # (N, C) float
+def prototype(
+    features: Tensor,  # (N, C, h, w) float
+    mask: Tensor,  # (N, H, W) integer: 1 is the class
+) -> Tensor:        # (N, C) float
     "v_s of eq. 11 and v_l of eq. 7 from a mask at image size."
     return masked_average(features, soft_mask(mask, features.shape[-2:]))
 
-# %% ../nbs/04_conditioning.ipynb #6966c71a
-def foreground_vectors(support: Tensor,  # (C_h, h, w) float
-                       mask: Tensor,     # (H, W) integer: 1 is the class
-                      ) -> Tensor:       # (C_h, m) float, m ≤ hw: vectors in columns
+# %% ../nbs/04_conditioning.ipynb #972a8f6d
+def foreground_vectors(
+    support: Tensor,  # (C_h, h, w) float
+    mask: Tensor,  # (H, W) integer: 1 is the class
+) -> Tensor:  # (C_h, m) float, m ≤ hw: vectors in columns
     "The support's vectors where the mask is, weighted with it; and one zero vector for all of its background."
     weight = soft_mask(mask[None], support.shape[-2:])[0, 0]
     inside = weight > 0
@@ -59,35 +63,57 @@ def foreground_vectors(support: Tensor,  # (C_h, h, w) float
     return torch.cat([support[:, inside] * weight[inside], background], 1)
 
 
-def best_match(query: Tensor,    # (C_h, h, w) float
-               support: Tensor,  # (C_h, m) float, of `foreground_vectors`
-              ) -> Tensor:       # (h, w) float32 in [-1, 1]
+def best_match(
+    query: Tensor,  # (C_h, h, w) float
+    support: Tensor,  # (C_h, m) float, of `foreground_vectors`
+) -> Tensor:       # (h, w) float32 in [-1, 1]
     "Y_q of section 4.3: the best cosine of each query position with the support's vectors."
     return cosine(query.flatten(1)[None], support[None]).amax(2)[0].unflatten(0, query.shape[1:])
 
 
 @torch.no_grad()
-def support_prior(query_high: Tensor,    # (B, C_h, h, w) float
-                  support_high: Tensor,  # (B, K, C_h, h, w) float
-                  support_mask: Tensor,  # (B, K, H, W) integer: 1 is the class
-                 ) -> Tensor:            # (B, 1, h, w) float32 in [0, 1]
+def support_prior(
+    query_high: Tensor,  # (B, C_h, h, w) float
+    support_high: Tensor,  # (B, K, C_h, h, w) float
+    support_mask: Tensor,  # (B, K, H, W) integer: 1 is the class
+) -> Tensor:  # (B, 1, h, w) float32 in [0, 1]
     "H_q of section 4.3: the best cosine of each query position with the support's foreground, min-max, mean over shots."
-    maps = [best_match(q, foreground_vectors(s, m)) for q, shots, masks in zip(query_high, support_high, support_mask) for s, m in zip(shots, masks)]
+    maps = [
+        best_match(q, foreground_vectors(s, m))
+        for q, shots, masks in zip(query_high, support_high, support_mask)
+        for s, m in zip(shots, masks)
+    ]
     return min_max(torch.stack(maps)).unflatten(0, support_mask.shape[:2]).mean(1, keepdim=True)
 
-# %% ../nbs/04_conditioning.ipynb #eea006fb
-def latent_prior(v: Tensor,    # (B, C) float, latent prototype
-                 mid: Tensor,  # (B, C, h, w) float, reduced middle features of the query
-                ) -> Tensor:   # (B, 1, h, w) float32 in [0, 1]
+# %% ../nbs/04_conditioning.ipynb #b5689d24
+def latent_prior(
+    v: Tensor,  # (B, C) float, latent prototype
+    mid: Tensor,  # (B, C, h, w) float, reduced middle features of the query
+) -> Tensor:   # (B, 1, h, w) float32 in [0, 1]
     "H′ of eq. 8 and 9, over the whole map as published (without ⊙ M′)."
-    return min_max(cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1).unflatten(1, mid.shape[-2:])).unsqueeze(1)
+    return min_max(
+        cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1).unflatten(1, mid.shape[-2:])
+    ).unsqueeze(1)
 
-# %% ../nbs/04_conditioning.ipynb #ecc9536c
+# %% ../nbs/04_conditioning.ipynb #8e805005
 class Conditioning(NamedTuple):
     "One question to a decoder: these query features, this prototype, this prior; where the prototype came from, for those who look again."
     query: Tensor         # (B, C, h, w) float, reduced middle features
     prototype: Tensor     # (B, C) float, eq. 7 or 11
-    prior: Tensor         # (B, 1, h, w) float in [0, 1]
-    support: Tensor       # (B, K, C, h, w) float, reduced middle features of what the prototype was averaged over
+    prior: Tensor  # (B, 1, h, w) float in [0, 1]
+    support: Tensor  # (B, K, C, h, w) float, reduced middle features of what the prototype was averaged over
     support_mask: Tensor  # (B, K, H, W) integer {0, 1, 255}, the mask it was averaged with
     padding: Tensor       # (B, H, W) bool, query pixels that are no image, or not to be asked about
+
+
+def average_shots(
+    query: Tensor,  # (B, C, h, w) float, reduced middle features
+    prototypes: Tensor,  # (B, K, C) float, eq. 11, one per shot
+    priors: Tensor,  # (B, K, h, w) float in [0, 1], one per shot; or (B, 1, h, w), averaged already
+    support: Tensor,  # (B, K, C, h, w) float, reduced middle features
+    support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
+    padding: Tensor,  # (B, H, W) bool
+) -> Conditioning:
+    "Eq. (12) with K shots: prototypes and priors are averaged (section 4.4)."
+    v, prior = prototypes.mean(1), priors.mean(1, keepdim=True)
+    return Conditioning(query, v, prior, support, support_mask, padding)

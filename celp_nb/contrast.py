@@ -6,7 +6,7 @@
 __all__ = ['FewShotModel', 'fewer_channels', 'compared', 'main_prior', 'support_conditioning', 'latent_conditioning',
            'masked_latent_conditioning', 'Losses', 'has_region', 'two_path_losses']
 
-# %% ../nbs/08_contrast.ipynb #1e6c3fd0
+# %% ../nbs/08_contrast.ipynb #092efce1
 from typing import Callable, NamedTuple
 
 import torch
@@ -14,98 +14,128 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from celp_nb.conditioning import (
-    Conditioning, Features, SupportFeatures, latent_prior, prototype, support_prior,
+    Conditioning, Features, SupportFeatures, average_shots, latent_prior, prototype, support_prior,
 )
 from .losses import cross_entropy
 from .ops import soft_mask
 
-# %% ../nbs/08_contrast.ipynb #8fd05057
+# %% ../nbs/08_contrast.ipynb #4b90825b
 class FewShotModel(nn.Module):
     "The shared reduction of the middle features and a decoder; everything that is trained."
-    def __init__(self,
-                 in_channels: int,      # channels of `Features.mid`
-                 decoder: nn.Module,    # a `Conditioning` (and targets) → logits (B, 2, h, w) and its own loss or None
-                 width: int = 256,      # channels that the decoder works on
-                 dropout: float = 0.5,  # of whole channels of the reduced features, in training
-                 whole_support: bool = False,  # whether the prior compares `SupportFeatures.whole`, averaged to `width` channels, instead of `high`
-                 separate: bool = False,  # a reduction of its own for the support
-                ):
+
+    def __init__(
+        self,
+        in_channels: int,  # channels of `Features.mid`
+        decoder: nn.Module,  # a `Conditioning` (and targets) → logits (B, 2, h, w) and its own loss or None
+        width: int = 256,  # channels that the decoder works on
+        dropout: float = 0.5,  # of whole channels of the reduced features, in training
+        whole_support: bool = False,  # whether the prior compares `SupportFeatures.whole`, averaged to `width` channels, instead of `high`
+        separate: bool = False,  # a reduction of its own for the support
+    ):
         super().__init__()
-        reduction = lambda: nn.Sequential(nn.Conv2d(in_channels, width, 1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout))
+        reduction = lambda: nn.Sequential(
+            nn.Conv2d(in_channels, width, 1, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(dropout),
+        )
         self.reduce, self.reduce_support = reduction(), reduction() if separate else None
         self.decoder, self.width, self.whole_support = decoder, width, whole_support
         self.to(memory_format=torch.channels_last)  # as the backbone's features are
 
-    def forward(self, query: Features,       # (B, …)
-                support: Features | SupportFeatures,  # (B, K, …)
-                support_mask: Tensor,        # (B, K, H, W) integer {0, 1, 255}
-                padding: Tensor | None = None,  # (B, H, W) bool, query pixels that are no image; None: all are
-               ) -> Tensor:                  # logits (B, 2, h, w)
+    def forward(
+        self,
+        query: Features,  # (B, …)
+        support: Features | SupportFeatures,  # (B, K, …)
+        support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
+        padding: Tensor
+        | None = None,  # (B, H, W) bool, query pixels that are no image; None: all are
+    ) -> Tensor:                  # logits (B, 2, h, w)
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/08_contrast.ipynb #37762ed8
-def fewer_channels(high: Tensor,  # (…, C, h, w) float
-                   channels: int, # wanted
-                  ) -> Tensor:    # (…, channels, h, w) float
+# %% ../nbs/08_contrast.ipynb #a701d42c
+def fewer_channels(
+    high: Tensor,  # (…, C, h, w) float
+    channels: int,  # wanted
+) -> Tensor:    # (…, channels, h, w) float
     "Averages of neighbouring channels: `channels` stretches of about C / channels each."
     (*leading, C, h, w) = high.shape
     pooled = F.adaptive_avg_pool1d(high.reshape(-1, C, h * w).transpose(1, 2), channels)
     return pooled.transpose(1, 2).reshape(*leading, channels, h, w)
 
 
-def compared(model: FewShotModel,
-             query: Features,
-             support: Features | SupportFeatures,
-            ) -> tuple[Tensor, Tensor]:  # (B, C, h, w) and (B, K, C, h, w) float
+def compared(
+    model: FewShotModel, query: Features, support: Features | SupportFeatures
+) -> tuple[Tensor, Tensor]:  # (B, C, h, w) and (B, K, C, h, w) float
     "The high features of query and support that the model's prior compares. Raises ValueError where they were not computed."
     if not model.whole_support: return query.high, support.high
-    if not hasattr(support, "whole"): raise ValueError("this model compares the support's high features with their background: make them with whole=True.")
+    if not hasattr(support, "whole"):
+        raise ValueError(
+            "this model compares the support's high features with their background: make them with whole=True."
+        )
     return tuple(fewer_channels(x, model.width) for x in (query.high, support.whole))
 
 
-def main_prior(model: FewShotModel,
-               query: Features,       # (B, …)
-               support: Features | SupportFeatures,  # (B, K, …)
-               support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
-              ) -> Tensor:            # (B, 1, h, w) float32 in [0, 1]
+def main_prior(
+    model: FewShotModel,
+    query: Features,  # (B, …)
+    support: Features | SupportFeatures,  # (B, K, …)
+    support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
+) -> Tensor:  # (B, 1, h, w) float32 in [0, 1]
     "The main path's prior (section 4.3): it has no parameters, so models that compare the same channels share it."
     return support_prior(*compared(model, query, support), support_mask)
 
 
-def support_conditioning(model: FewShotModel,
-                         query: Features,       # (B, …)
-                         support: Features | SupportFeatures,  # (B, K, …)
-                         support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
-                         padding: Tensor | None = None,  # (B, H, W) bool; None: every pixel is image
-                         prior: Tensor | None = None,  # (B, 1, h, w) of `main_prior`; None: it is made here
-                        ) -> Conditioning:
+def support_conditioning(
+    model: FewShotModel,
+    query: Features,  # (B, …)
+    support: Features | SupportFeatures,  # (B, K, …)
+    support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
+    padding: Tensor | None = None,  # (B, H, W) bool; None: every pixel is image
+    prior: Tensor | None = None,  # (B, 1, h, w) of `main_prior`; None: it is made here
+) -> Conditioning:
     "The main path's question (eq. 11, 12): prototype and prior of the support, averaged over shots (section 4.4)."
     B, K = support_mask.shape[:2]
-    if model.reduce_support: mid_q, mid_s = model.reduce(query.mid), model.reduce_support(support.mid.flatten(0, 1))
-    else: mid_q, mid_s = model.reduce(torch.cat([query.mid, support.mid.flatten(0, 1)])).split([B, B * K])
-    v = prototype(mid_s, support_mask.flatten(0, 1)).unflatten(0, (B, K)).mean(1)
-    if padding is None: padding = torch.zeros((B, *support_mask.shape[2:]), dtype=torch.bool, device=mid_q.device)
+    if model.reduce_support:
+        mid_q, mid_s = model.reduce(query.mid), model.reduce_support(support.mid.flatten(0, 1))
+    else:
+        mid_q, mid_s = model.reduce(torch.cat([query.mid, support.mid.flatten(0, 1)])).split(
+            [B, B * K]
+        )
+    v = prototype(mid_s, support_mask.flatten(0, 1)).unflatten(0, (B, K))
+    if padding is None:
+        padding = torch.zeros((B, *support_mask.shape[2:]), dtype=torch.bool, device=mid_q.device)
     if prior is None: prior = main_prior(model, query, support, support_mask)
-    return Conditioning(mid_q, v, prior, mid_s.unflatten(0, (B, K)), support_mask, padding)
+    mid_s = mid_s.unflatten(0, (B, K))
+    return average_shots(mid_q, v, prior, mid_s, support_mask, padding)
 
 
-def latent_conditioning(main: Conditioning,
-                        pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, eq. 6
-                       ) -> Conditioning:
+def latent_conditioning(
+    main: Conditioning,
+    pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, eq. 6
+) -> Conditioning:
     "The auxiliary path's question (eq. 7 to 10), made of the query alone: its own latent prototype, prior, and itself as support."
     v = prototype(main.query, pseudo)
     K = main.support.shape[1]
-    return Conditioning(main.query, v, latent_prior(v, main.query), main.query.unsqueeze(1).expand(-1, K, -1, -1, -1),
-                        pseudo.unsqueeze(1).expand(-1, K, -1, -1), pseudo == 255)
+    return Conditioning(
+        main.query,
+        v,
+        latent_prior(v, main.query),
+        main.query.unsqueeze(1).expand(-1, K, -1, -1, -1),
+        pseudo.unsqueeze(1).expand(-1, K, -1, -1),
+        pseudo == 255,
+    )
 
-# %% ../nbs/08_contrast.ipynb #014f022c
-def masked_latent_conditioning(main: Conditioning,
-                               pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, eq. 6
-                              ) -> Conditioning:
+# %% ../nbs/08_contrast.ipynb #1b404b77
+def masked_latent_conditioning(
+    main: Conditioning,
+    pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, eq. 6
+) -> Conditioning:
     "`latent_conditioning` with the prior of eq. 8 to the letter: the query is compared inside of the region only."
     cond = latent_conditioning(main, pseudo)
-    return cond._replace(prior=latent_prior(cond.prototype, main.query * soft_mask(pseudo, main.query.shape[-2:])))
+    return cond._replace(
+        prior=latent_prior(cond.prototype, main.query * soft_mask(pseudo, main.query.shape[-2:]))
+    )
 
 # %% ../nbs/08_contrast.ipynb #d07a1114
 class Losses(NamedTuple):
@@ -120,31 +150,50 @@ class Losses(NamedTuple):
         "Eq. 13, with the weights where Table 6 and the published code put them."
         return self.main + auxiliary * self.auxiliary + contrast * self.contrast
 
-# %% ../nbs/08_contrast.ipynb #fe20380c
-def has_region(pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, eq. 6
-              ) -> Tensor:      # (B,) bool
+# %% ../nbs/08_contrast.ipynb #c2bc1a6b
+def has_region(
+    pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, eq. 6
+) -> Tensor:      # (B,) bool
     "Which images have a latent region: the others are not asked a second time."
     return (pseudo == 1).flatten(1).any(1)
 
 
-def two_path_losses(model: FewShotModel,
-                    query: Features,        # (B, …)
-                    support: Features | SupportFeatures,  # (B, K, …)
-                    support_mask: Tensor,   # (B, K, H, W) integer {0, 1, 255}
-                    target: Tensor,         # (B, H, W) int64 {0, 1, 255}, query mask
-                    pseudo: Tensor | None,  # (B, H, W) int64 {0, 1, 255}, of `sample_latent`; None: main path only, the plain baseline
-                    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,  # of the main path: (logits, mask) → scalar
-                    second: Callable[[Conditioning, Tensor], Conditioning] = latent_conditioning,  # the auxiliary path's question: (main path's, pseudo-mask) → conditioning
-                    prior: Tensor | None = None,  # as of `support_conditioning`
-                   ) -> Losses:
+def two_path_losses(
+    model: FewShotModel,
+    query: Features,  # (B, …)
+    support: Features | SupportFeatures,  # (B, K, …)
+    support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
+    target: Tensor,  # (B, H, W) int64 {0, 1, 255}, query mask
+    pseudo: Tensor
+    | None,  # (B, H, W) int64 {0, 1, 255}, of `sample_latent`; None: main path only, the plain baseline
+    loss: Callable[
+        [Tensor, Tensor], Tensor
+    ] = cross_entropy,  # of the main path: (logits, mask) → scalar
+    second: Callable[
+        [Conditioning, Tensor], Conditioning
+    ] = latent_conditioning,  # the auxiliary path's question: (main path's, pseudo-mask) → conditioning
+    prior: Tensor | None = None,  # as of `support_conditioning`
+) -> Losses:
     "Both paths of eq. 13 through one decoder call."
-    cond, B = support_conditioning(model, query, support, support_mask, target == 255, prior), len(target)
-    asked = torch.zeros(B, dtype=torch.bool, device=target.device) if pseudo is None else has_region(pseudo)
+    cond, B = (
+        support_conditioning(model, query, support, support_mask, target == 255, prior),
+        len(target),
+    )
+    asked = (
+        torch.zeros(B, dtype=torch.bool, device=target.device)
+        if pseudo is None
+        else has_region(pseudo)
+    )
     if asked.any():
         which = slice(None) if asked.all() else asked  # a mask would copy every feature
         latent = second(Conditioning(*(x[which] for x in cond)), pseudo[which])
         cond = Conditioning(*(torch.cat(pair) for pair in zip(cond, latent)))
     logits, auxiliary = model.decoder(cond, target)
     zero = logits.new_zeros((), dtype=torch.float32)
-    return Losses(loss(logits[:B], target), zero if auxiliary is None else auxiliary,
-                  zero if pseudo is None else cross_entropy(logits[B:], pseudo[asked]), logits[:B], logits[B:])
+    return Losses(
+        loss(logits[:B], target),
+        zero if auxiliary is None else auxiliary,
+        zero if pseudo is None else cross_entropy(logits[B:], pseudo[asked]),
+        logits[:B],
+        logits[B:],
+    )

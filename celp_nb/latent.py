@@ -15,29 +15,33 @@ from celp_nb.similarity import (
     KNOWN_FROM, above, check_delta, known_positions, similar_count, similarity_rows,
 )
 
-# %% ../nbs/03_latent_prototypes.ipynb #54891368
+# %% ../nbs/03_latent_prototypes.ipynb #3261d539
 DELTA, SIGMA = 0.65, 11  # the paper's δ; strictly more than ten similar positions
 
 
-def candidates(N: Tensor,      # (B, n) integer, eq. 2
-               known: Tensor,  # (B, n) bool
-               sigma: int,     # ≥ 0, positions
-              ) -> Tensor:     # (B, n) bool
+def candidates(
+    N: Tensor,  # (B, n) integer, eq. 2
+    known: Tensor,  # (B, n) bool
+    sigma: int,  # ≥ 0, positions
+) -> Tensor:     # (B, n) bool
     "P of eq. 3: unknown positions with at least `sigma` similar ones."
     return (N >= sigma) & ~known
 
-# %% ../nbs/03_latent_prototypes.ipynb #e538f107
+# %% ../nbs/03_latent_prototypes.ipynb #082fce72
 BLOCK = 64  # positions asked at a time
 
 
-def draw_centre(high: Tensor,    # (B, C_h, h, w) float, high features of the query
-                known: Tensor,   # (B, hw) bool
-                generator: torch.Generator,  # on the features' device: the only randomness of latent prototypes
-                delta: float | Tensor,  # in (-1, 1), or (B,)
-                sigma: int,      # ≥ 0, positions
-               ) -> Tensor:      # (B,) int64, a position, or -1 where P is empty
+def draw_centre(
+    high: Tensor,  # (B, C_h, h, w) float, high features of the query
+    known: Tensor,  # (B, hw) bool
+    generator: torch.Generator,  # on the features' device: the only randomness of latent prototypes
+    delta: float | Tensor,  # in (-1, 1), or (B,)
+    sigma: int,  # ≥ 0, positions
+) -> Tensor:      # (B,) int64, a position, or -1 where P is empty
     "i* of section 4.2: one candidate of eq. 3 an image, uniformly."
-    draw = torch.rand(known.shape, generator=generator, device=known.device).masked_fill(known, -1.0)
+    draw = torch.rand(known.shape, generator=generator, device=known.device).masked_fill(
+        known, -1.0
+    )
     centre = torch.full_like(known[:, 0], -1, dtype=torch.int64)
     for block in draw.argsort(1, descending=True).split(BLOCK, 1):
         at = known.gather(1, block)
@@ -47,51 +51,64 @@ def draw_centre(high: Tensor,    # (B, C_h, h, w) float, high features of the qu
         if ((centre >= 0) | at[:, -1]).all(): break  # known positions come last
     return centre
 
-# %% ../nbs/03_latent_prototypes.ipynb #826b1311
-def similar_region(row: Tensor,    # (B, hw) float32, the centre's row of D
-                   known: Tensor,  # (B, hw) bool
-                   delta: float | Tensor,  # in (-1, 1), or (B,)
-                  ) -> Tensor:     # (B, hw) bool
+# %% ../nbs/03_latent_prototypes.ipynb #9d8a22dc
+def similar_region(
+    row: Tensor,  # (B, hw) float32, the centre's row of D
+    known: Tensor,  # (B, hw) bool
+    delta: float | Tensor,  # in (-1, 1), or (B,)
+) -> Tensor:     # (B, hw) bool
     "M¹ of eq. 4: unknown positions more similar to the centre than `delta`."
     return above(row, delta) & ~known
 
 
-def pseudo_mask(region: Tensor,         # (B, hw) bool, eq. 4
-                size: tuple[int, int],  # (h, w) of the feature map
-                known: Tensor,          # (B, H, W) integer {0, 1, 255}: all annotated classes, void 255
-               ) -> Tensor:             # (B, H, W) int64 {0, 1, 255}
+def pseudo_mask(
+    region: Tensor,  # (B, hw) bool, eq. 4
+    size: tuple[int, int],  # (h, w) of the feature map
+    known: Tensor,  # (B, H, W) integer {0, 1, 255}: all annotated classes, void 255
+) -> Tensor:             # (B, H, W) int64 {0, 1, 255}
     "M′ of eq. 5 and 6 at image size: 1 on the region, 0 on annotated foreground, 255 elsewhere."
-    one = resize(region.float().unflatten(1, size).unsqueeze(1), known.shape[-2:]).squeeze(1) >= KNOWN_FROM
+    one = (
+        resize(region.float().unflatten(1, size).unsqueeze(1), known.shape[-2:]).squeeze(1)
+        >= KNOWN_FROM
+    )
     return torch.where(known == 1, 0, torch.where(one, 1, 255))
 
-# %% ../nbs/03_latent_prototypes.ipynb #291357a5
+# %% ../nbs/03_latent_prototypes.ipynb #d930030e
 @torch.no_grad()
-def sample_latent(high: Tensor,   # (B, C_h, h, w) float, high features of the query
-                  known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes in the image are 1, void 255
-                  generator: torch.Generator | None = None,  # draws the centre; needed where `centre` is not given
-                  centre: Tensor | None = None,  # (B,) int64, positions to point at instead; -1 for none
-                  delta: float | Tensor = DELTA,  # in (-1, 1); or (B,), one for each image, as of `image_delta`
-                  sigma: int = SIGMA,    # ≥ 0, positions
-                 ) -> tuple[Tensor, Tensor]:  # pseudo-mask (B, H, W) int64 {0, 1, 255}, centre (B,) int64 or -1
+def sample_latent(
+    high: Tensor,  # (B, C_h, h, w) float, high features of the query
+    known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes in the image are 1, void 255
+    generator: torch.Generator
+    | None = None,  # draws the centre; needed where `centre` is not given
+    centre: Tensor | None = None,  # (B,) int64, positions to point at instead; -1 for none
+    delta: float | Tensor = DELTA,  # in (-1, 1); or (B,), one for each image, as of `image_delta`
+    sigma: int = SIGMA,  # ≥ 0, positions
+) -> tuple[Tensor, Tensor]:  # pseudo-mask (B, H, W) int64 {0, 1, 255}, centre (B,) int64 or -1
     "Latent prototype sampling, eq. 1 to 6. Raises ValueError for a delta outside (-1, 1) or when neither generator nor centre is given."
     check_delta(delta)
     size = tuple(high.shape[-2:])
     at_map = known_positions(known, size)
     if centre is None:
-        if generator is None: raise ValueError("sample_latent draws a centre at random: give it a torch.Generator, or the centre itself.")
+        if generator is None:
+            raise ValueError(
+                "sample_latent draws a centre at random: give it a torch.Generator, or the centre itself."
+            )
         centre = draw_centre(high, at_map, generator, delta, sigma)
     row = similarity_rows(high, centre.unsqueeze(1)).squeeze(1)
     return pseudo_mask(similar_region(row, at_map, delta), size, known), centre
 
-# %% ../nbs/03_latent_prototypes.ipynb #e96561fd
+# %% ../nbs/03_latent_prototypes.ipynb #68754943
 @torch.no_grad()
-def image_delta(high: Tensor,   # (B, C_h, h, w) float, high features of the query
-                known: Tensor,  # (B, H, W) integer {0, 1, 255}, as of `sample_latent`
-                share: float,   # of the cosines between unknown positions that exceed it, in (0, 1)
-               ) -> Tensor:     # (B,) float32 in (-1, 1); nearly 1 where every position is known
+def image_delta(
+    high: Tensor,  # (B, C_h, h, w) float, high features of the query
+    known: Tensor,  # (B, H, W) integer {0, 1, 255}, as of `sample_latent`
+    share: float,  # of the cosines between unknown positions that exceed it, in (0, 1)
+) -> Tensor:  # (B,) float32 in (-1, 1); nearly 1 where every position is known
     "δ of each image, such that a region is about `share` of the unknown part: a quantile over evenly spread rows of D."
     B, _, h, w = high.shape
     at_map = known_positions(known, (h, w))
     rows = torch.arange(0, h * w, -(-h * w // BLOCK), device=high.device).expand(B, -1)
-    D = similarity_rows(high, rows).masked_fill(at_map.gather(1, rows).unsqueeze(2) | at_map.unsqueeze(1), torch.nan)
+    D = similarity_rows(high, rows).masked_fill(
+        at_map.gather(1, rows).unsqueeze(2) | at_map.unsqueeze(1), torch.nan
+    )
     return D.flatten(1).nanquantile(1 - share, dim=1).nan_to_num(1.0).clamp(-0.9999, 0.9999)

@@ -12,18 +12,22 @@ from torch import Tensor
 
 from .ops import resize
 
-# %% ../nbs/05_losses.ipynb #d4f1cd3c
-def cross_entropy(logits: Tensor,  # (B, 2, h, w) float
-                  mask: Tensor,    # (B, H, W) int64 {0, 1, 255}
-                 ) -> Tensor:      # scalar
+# %% ../nbs/05_losses.ipynb #f023c5d6
+def cross_entropy(
+    logits: Tensor,  # (B, 2, h, w) float
+    mask: Tensor,  # (B, H, W) int64 {0, 1, 255}
+) -> Tensor:      # scalar
     "Cross-entropy at image size; 255 is not asked. 0, with a gradient, where nothing is."
-    per_pixel = F.cross_entropy(resize(logits.float(), mask.shape[-2:]), mask, ignore_index=255, reduction="sum")
+    per_pixel = F.cross_entropy(
+        resize(logits.float(), mask.shape[-2:]), mask, ignore_index=255, reduction="sum"
+    )
     return per_pixel / (mask != 255).sum().clamp(min=1)
 
 
-def dice(logits: Tensor,  # (B, 2, h, w) float
-         mask: Tensor,    # (B, H, W) int64 {0, 1, 255}
-        ) -> Tensor:      # scalar in [0, 1]
+def dice(
+    logits: Tensor,  # (B, 2, h, w) float
+    mask: Tensor,  # (B, H, W) int64 {0, 1, 255}
+) -> Tensor:  # scalar in [0, 1]
     "The Dice loss as published: sigmoid of both channels, squared denominator, mean over channels and images; void belongs to neither class."
     p = resize(logits.float(), mask.shape[-2:]).sigmoid().flatten(2)
     y = torch.stack([mask == 0, mask == 1], 1).float().flatten(2)

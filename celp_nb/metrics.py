@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-# %% ../nbs/09_metrics.ipynb #444cd42d
+# %% ../nbs/09_metrics.ipynb #2afbcf71
 COUNTS = ("inter_fg", "union_fg", "inter_bg", "union_bg", "predicted", "on_known", "valid")
 
 
@@ -24,13 +24,17 @@ def pixel_counts(
     """
     if not prediction.shape == target.shape == known.shape:
         shapes = ", ".join(str(tuple(mask.shape)) for mask in (prediction, target, known))
-        raise ValueError(f"prediction, target and known have the shapes {shapes}: resize the prediction to the mask's size first.")
+        raise ValueError(
+            f"prediction, target and known have the shapes {shapes}: resize the prediction to the mask's size first."
+        )
     if prediction.dtype not in (torch.bool, torch.uint8) or (prediction > 1).any():
         raise ValueError(
             f"the prediction ({prediction.dtype}, maximum {prediction.max()}) is no binary mask: pass bool, such as logits.argmax(0) == 1."
         )
     if not target.dtype == known.dtype == torch.uint8:
-        raise ValueError(f"target and known are {target.dtype} and {known.dtype}: pass uint8 masks with 0, 1 and 255.")
+        raise ValueError(
+            f"target and known are {target.dtype} and {known.dtype}: pass uint8 masks with 0, 1 and 255."
+        )
     # In uint8 one more than 255 is 0, so void, no, yes and "anything else" become 0, 1, 2 and 3.
     triple = (known + 1).clamp_(max=3) * 8 + (target + 1).clamp_(max=3) * 2 + prediction
     table = triple.flatten().bincount(minlength=32).view(4, 4, 2)  # [known, target, prediction]
@@ -52,13 +56,16 @@ def pixel_counts(
         "valid": valid,
     }
 
-# %% ../nbs/09_metrics.ipynb #559e10d8
+# %% ../nbs/09_metrics.ipynb #9f2fc2d3
 def near_edge(
     target: torch.Tensor,  # (H, W) uint8: 1 the episode's class, anything else not
     reach: int,  # pixels, 1 or more
 ) -> torch.Tensor:  # (H, W) bool
     """Where the square of `reach` pixels around holds both target and something else."""
-    rows, columns = ((torch.arange(n)[:, None] + torch.tensor([-reach, reach + 1])).clamp(0, n) for n in target.shape)
+    rows, columns = (
+        (torch.arange(n)[:, None] + torch.tensor([-reach, reach + 1])).clamp(0, n)
+        for n in target.shape
+    )
     sums = torch.nn.functional.pad((target == 1).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
     box = lambda i, j: sums[rows[:, i]][:, columns[:, j]]
     held = box(1, 1) - box(0, 1) - box(1, 0) + box(0, 0)
@@ -71,7 +78,9 @@ def error_counts(
     target: torch.Tensor,  # (H, W) uint8 {0, 1, 255}, as of `counts`
     known: torch.Tensor,  # (H, W) uint8 {0, 1, 255}, as of `counts`
     near: torch.Tensor,  # (H, W) bool, of `near_edge`
-) -> dict[str, int]:  # pixels: edge_false, edge_missed; and known, those of objects of training classes
+) -> dict[
+    str, int
+]:  # pixels: edge_false, edge_missed; and known, those of objects of training classes
     """How much of an answer's false and missed foreground lies at the target's edge, and how much of the image is known objects."""
     return {
         "edge_false": int((near & prediction & (target == 0)).sum()),
@@ -79,7 +88,7 @@ def error_counts(
         "known": int((known == 1).sum()),
     }
 
-# %% ../nbs/09_metrics.ipynb #e3a8c1fc
+# %% ../nbs/09_metrics.ipynb #6812bff1
 def ratio(
     part: int,  # a count, 0 .. whole
     whole: int,  # the count it is a share of
@@ -97,8 +106,12 @@ def column_sums(
 
 
 def summarise(
-    rows: Mapping[str, Sequence[int]],  # column → a number per episode: `cls` (1 .. C) and the pixel counts of `pixel_counts`; a data frame is one
-) -> dict[str, float | dict[int, float]]:  # `miou`, `fb_iou`, `confusion` in 0 .. 1, and `per_class`: class -> IoU
+    rows: Mapping[
+        str, Sequence[int]
+    ],  # column → a number per episode: `cls` (1 .. C) and the pixel counts of `pixel_counts`; a data frame is one
+) -> dict[
+    str, float | dict[int, float]
+]:  # `miou`, `fb_iou`, `confusion` in 0 .. 1, and `per_class`: class -> IoU
     """mIoU, FB-IoU and known-class confusion of an evaluation, each a ratio of sums over episodes.
 
     `confusion` is NaN when no foreground was predicted in any episode, `fb_iou` when no pixel is background in prediction or target.
@@ -106,7 +119,9 @@ def summarise(
     Section 5.1 of the paper names mIoU and FB-IoU.
     """
     if missing := [name for name in ("cls", *COUNTS) if name not in rows]:
-        raise ValueError(f"the rows have no column {', '.join(missing)}: each must hold cls and what pixel_counts() returns.")
+        raise ValueError(
+            f"the rows have no column {', '.join(missing)}: each must hold cls and what pixel_counts() returns."
+        )
     columns = {name: list(rows[name]) for name in ("cls", *COUNTS)}
     of_class: dict[int, list[int]] = {}
     for i, cls in enumerate(columns["cls"]):
@@ -116,12 +131,18 @@ def summarise(
     sums = {cls: column_sums(columns, of_class[cls]) for cls in sorted(of_class)}
     for cls, own in sums.items():
         if own["union_fg"] == 0:
-            raise ValueError(f"class {cls} has no foreground in any of its episodes: draw them from images that hold the class.")
+            raise ValueError(
+                f"class {cls} has no foreground in any of its episodes: draw them from images that hold the class."
+            )
     per_class = {cls: ratio(own["inter_fg"], own["union_fg"]) for cls, own in sums.items()}
     total = {name: sum(own[name] for own in sums.values()) for name in COUNTS}
     return {
         "miou": sum(per_class.values()) / len(per_class),
-        "fb_iou": (ratio(total["inter_fg"], total["union_fg"]) + ratio(total["inter_bg"], total["union_bg"])) / 2,
+        "fb_iou": (
+            ratio(total["inter_fg"], total["union_fg"])
+            + ratio(total["inter_bg"], total["union_bg"])
+        )
+        / 2,
         "confusion": ratio(total["on_known"], total["predicted"]),
         "per_class": per_class,
     }

@@ -19,39 +19,50 @@ STRIDE = 8  # image pixels per feature position
 # %% ../nbs/01_maps.ipynb #6f7d9bd5
 EPS = 1e-7  # as published: of cosines and of min-max
 
-# %% ../nbs/01_maps.ipynb #7660790c
-def resize(x: Tensor,               # (N, C, H, W) float
-           size: tuple[int, int],   # (h, w) wanted
-          ) -> Tensor:              # (N, C, h, w)
+# %% ../nbs/01_maps.ipynb #42f90dff
+def resize(
+    x: Tensor,  # (N, C, H, W) float
+    size: tuple[int, int],  # (h, w) wanted
+) -> Tensor:  # (N, C, h, w)
     "Bilinear resizing with aligned corners, as everywhere in the published code; a map that already fits is returned as it is."
-    return x if tuple(x.shape[-2:]) == tuple(size) else F.interpolate(x, size, mode="bilinear", align_corners=True)
+    return (
+        x
+        if tuple(x.shape[-2:]) == tuple(size)
+        else F.interpolate(x, size, mode="bilinear", align_corners=True)
+    )
 
-# %% ../nbs/01_maps.ipynb #65551c80
-def soft_mask(mask: Tensor,            # (N, H, W) integer: 1 foreground, anything else not
-              size: tuple[int, int],   # (h, w) of the feature map
-             ) -> Tensor:              # (N, 1, h, w) float in [0, 1]
+# %% ../nbs/01_maps.ipynb #e36eb0fd
+def soft_mask(
+    mask: Tensor,  # (N, H, W) integer: 1 foreground, anything else not
+    size: tuple[int, int],  # (h, w) of the feature map
+) -> Tensor:  # (N, 1, h, w) float in [0, 1]
     "The foreground of a mask at the size of a feature map, bilinearly, so that border positions count in part."
     return resize((mask == 1).float().unsqueeze(1), size)
 
-# %% ../nbs/01_maps.ipynb #c5f4fde6
-def keep_foreground(features: Tensor,  # (N, C, h, w) float
-                    mask: Tensor,      # (N, H, W) integer: 1 foreground, anything else not
-                   ) -> Tensor:        # (N, C, h, w) float
+# %% ../nbs/01_maps.ipynb #9d844104
+def keep_foreground(
+    features: Tensor,  # (N, C, h, w) float
+    mask: Tensor,  # (N, H, W) integer: 1 foreground, anything else not
+) -> Tensor:        # (N, C, h, w) float
     "A feature map without its background."
     return features * soft_mask(mask, features.shape[-2:])
 
-# %% ../nbs/01_maps.ipynb #30765b44
-def cosine(a: Tensor,  # (B, C, n) float, vectors in columns
-           b: Tensor,  # (B, C, m) float
-          ) -> Tensor:  # (B, n, m) float32 in [-1, 1]
+# %% ../nbs/01_maps.ipynb #4d83eb7c
+def cosine(
+    a: Tensor,  # (B, C, n) float, vectors in columns
+    b: Tensor,  # (B, C, m) float
+) -> Tensor:  # (B, n, m) float32 in [-1, 1]
     "Cosine similarity of every column of `a` with every column of `b`; 0 where a vector is 0. Eq. 1 with a = b."
     with torch.autocast(a.device.type, enabled=False):
         a, b = a.float(), b.float()
-        return a.transpose(1, 2) @ b / (a.norm(dim=1).unsqueeze(2) * b.norm(dim=1).unsqueeze(1) + EPS)
+        return (
+            a.transpose(1, 2) @ b / (a.norm(dim=1).unsqueeze(2) * b.norm(dim=1).unsqueeze(1) + EPS)
+        )
 
-# %% ../nbs/01_maps.ipynb #55c33c97
-def min_max(x: Tensor,  # (B, h, w) float
-           ) -> Tensor:  # (B, h, w) float in [0, 1]
+# %% ../nbs/01_maps.ipynb #af61867c
+def min_max(
+    x: Tensor,  # (B, h, w) float
+) -> Tensor:  # (B, h, w) float in [0, 1]
     "Stretch each map to 0 … 1, eq. 9; a constant map becomes 0."
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)
     return (x - low) / (high - low + EPS)

@@ -14,18 +14,23 @@ from .conditioning import Conditioning
 from .losses import cross_entropy
 from .ops import resize
 
-# %% ../nbs/06_pfenet.ipynb #4b667e02
-def dense_comparison(weight: Tensor,     # (D, 2C + 1, 1, 1) float, of the 1×1 convolution
-                     query: Tensor,      # (B, C, h, w) float
-                     prototype: Tensor,  # (B, C) float
-                     prior: Tensor,      # (B, 1, h, w) float
-                    ) -> Tensor:         # (B, D, h, w) float
+# %% ../nbs/06_pfenet.ipynb #d76d35ed
+def dense_comparison(
+    weight: Tensor,  # (D, 2C + 1, 1, 1) float, of the 1×1 convolution
+    query: Tensor,  # (B, C, h, w) float
+    prototype: Tensor,  # (B, C) float
+    prior: Tensor,  # (B, 1, h, w) float
+) -> Tensor:         # (B, D, h, w) float
     "The 1×1 convolution of eq. 12's concatenation, without making the concatenation."
     C = query.shape[1]
     shift = F.linear(prototype, weight[:, C:2 * C, 0, 0])
-    return F.conv2d(query, weight[:, :C]) + F.conv2d(prior, weight[:, 2 * C:]) + shift[:, :, None, None]
+    return (
+        F.conv2d(query, weight[:, :C])
+        + F.conv2d(prior, weight[:, 2 * C :])
+        + shift[:, :, None, None]
+    )
 
-# %% ../nbs/06_pfenet.ipynb #3003f5a8
+# %% ../nbs/06_pfenet.ipynb #b38b8274
 PASCAL_BINS, COCO_BINS = (60, 30, 15, 8), (1.0, 0.5, 0.25, 0.125)
 
 
@@ -37,23 +42,35 @@ def two_convs(width: int) -> nn.Sequential:
 
 def classifier(width: int, dropout: float) -> nn.Sequential:
     "A 3×3 convolution and a 1×1 to background and foreground."
-    return nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.ReLU(inplace=True), nn.Dropout2d(dropout), nn.Conv2d(width, 2, 1))
+    return nn.Sequential(
+        nn.Conv2d(width, width, 3, padding=1, bias=False),
+        nn.ReLU(inplace=True),
+        nn.Dropout2d(dropout),
+        nn.Conv2d(width, 2, 1),
+    )
 
 
-def bin_size(bin: float,             # > 1: positions; ≤ 1: share of the map
-             size: tuple[int, int],  # (h, w) of the map
-            ) -> tuple[int, int]:    # (h, w) of the bin, at least 1
+def bin_size(
+    bin: float,  # > 1: positions; ≤ 1: share of the map
+    size: tuple[int, int],  # (h, w) of the map
+) -> tuple[int, int]:    # (h, w) of the bin, at least 1
     "The size of one scale of the Feature Enrichment Module."
-    return (int(bin), int(bin)) if bin > 1 else (max(1, int(size[0] * bin)), max(1, int(size[1] * bin)))
+    return (
+        (int(bin), int(bin))
+        if bin > 1
+        else (max(1, int(size[0] * bin)), max(1, int(size[1] * bin)))
+    )
 
-# %% ../nbs/06_pfenet.ipynb #652759ce
+# %% ../nbs/06_pfenet.ipynb #7a73553e
 class PFENet(nn.Module):
     "The Feature Enrichment Module of PFENet as a decoder: a `Conditioning` in, logits and its own loss (eq. 14) out."
-    def __init__(self,
-                 width: int = 256,                        # channels of the query features and of every layer
-                 bins: tuple[float, ...] = PASCAL_BINS,   # scales, from fine to coarse
-                 dropout: float = 0.1,                    # of whole channels in the classifiers
-                ):
+
+    def __init__(
+        self,
+        width: int = 256,  # channels of the query features and of every layer
+        bins: tuple[float, ...] = PASCAL_BINS,  # scales, from fine to coarse
+        dropout: float = 0.1,  # of whole channels in the classifiers
+    ):
         super().__init__()
         conv1 = lambda cin: nn.Conv2d(cin, width, 1, bias=False)
         self.bins = tuple(bins)
@@ -65,13 +82,23 @@ class PFENet(nn.Module):
         self.refine_all = two_convs(width)
         self.classify = classifier(width, dropout)
 
-    def forward(self, cond: Conditioning,
-                target: Tensor | None = None,  # (T, H, W) int64 {0, 1, 255}, T ≤ B: masks of the first T items, which the loss is over
-               ) -> tuple[Tensor, Tensor | None]:  # logits (B, 2, h, w); eq. 14, or None without a target
+    def forward(
+        self,
+        cond: Conditioning,
+        target: Tensor
+        | None = None,  # (T, H, W) int64 {0, 1, 255}, T ≤ B: masks of the first T items, which the loss is over
+    ) -> tuple[Tensor, Tensor | None]:  # logits (B, 2, h, w); eq. 14, or None without a target
         size, maps, losses = cond.query.shape[-2:], [], []
         for i, bin in enumerate(self.bins):
             at = bin_size(bin, size)
-            x = F.relu(dense_comparison(self.merge[i].weight, F.adaptive_avg_pool2d(cond.query, at), cond.prototype, resize(cond.prior, at)))
+            x = F.relu(
+                dense_comparison(
+                    self.merge[i].weight,
+                    F.adaptive_avg_pool2d(cond.query, at),
+                    cond.prototype,
+                    resize(cond.prior, at),
+                )
+            )
             if i: x = x + F.relu(self.carry[i - 1](torch.cat([x, resize(maps[-1], at)], 1)))
             x = x + self.refine[i](x)
             if target is not None:

@@ -11,48 +11,56 @@ from torch import Tensor
 
 from .ops import cosine, resize
 
-# %% ../nbs/02_similarity.ipynb #674ba56a
-def self_similarity(high: Tensor,  # (B, C_h, h, w) float, high features of the query
-                   ) -> Tensor:    # (B, hw, hw) float32
+# %% ../nbs/02_similarity.ipynb #394cb820
+def self_similarity(
+    high: Tensor,  # (B, C_h, h, w) float, high features of the query
+) -> Tensor:    # (B, hw, hw) float32
     "D of eq. 1."
     return cosine(high.flatten(2), high.flatten(2))
 
 
-def similarity_rows(high: Tensor,       # (B, C_h, h, w) float, high features of the query
-                    positions: Tensor,  # (B, n) int64 in 0 … hw-1; -1 for none
-                   ) -> Tensor:         # (B, n, hw) float32; -1 throughout where there is no position
+def similarity_rows(
+    high: Tensor,  # (B, C_h, h, w) float, high features of the query
+    positions: Tensor,  # (B, n) int64 in 0 … hw-1; -1 for none
+) -> Tensor:         # (B, n, hw) float32; -1 throughout where there is no position
     "Some rows of D: all that is needed where few positions are asked about."
     x = high.flatten(2)
     asked = x.gather(2, positions.clamp(min=0).unsqueeze(1).expand(-1, x.shape[1], -1))
     return cosine(asked, x).masked_fill((positions < 0).unsqueeze(2), -1.0)
 
-# %% ../nbs/02_similarity.ipynb #7783079d
+# %% ../nbs/02_similarity.ipynb #5f059aac
 KNOWN_FROM = 0.25  # as published: a position is foreground from this resized mask value on
 
 
-def known_positions(known: Tensor,           # (B, H, W) integer {0, 1, 255}: all annotated classes are 1, void 255
-                    size: tuple[int, int],   # (h, w) of the feature map
-                   ) -> Tensor:              # (B, hw) bool
+def known_positions(
+    known: Tensor,  # (B, H, W) integer {0, 1, 255}: all annotated classes are 1, void 255
+    size: tuple[int, int],  # (h, w) of the feature map
+) -> Tensor:              # (B, hw) bool
     "True where a position touches annotated foreground or void: M_q(j) ≠ 0 of eq. 2 to 6."
     return (resize(known.float().unsqueeze(1), size) > KNOWN_FROM).flatten(1)
 
 
 def check_delta(delta: float | Tensor) -> None:  # in (-1, 1), one or several
     "Raise ValueError for a threshold that no cosine can be above or below."
-    if not ((-1 < torch.as_tensor(delta)) & (torch.as_tensor(delta) < 1)).all(): raise ValueError(f"delta is {delta}, but a cosine lies between -1 and 1; choose a value inside (0.65 in the paper).")
+    if not ((-1 < torch.as_tensor(delta)) & (torch.as_tensor(delta) < 1)).all():
+        raise ValueError(
+            f"delta is {delta}, but a cosine lies between -1 and 1; choose a value inside (0.65 in the paper)."
+        )
 
 
-def above(D: Tensor,               # (B, …) float32, cosines
-          delta: float | Tensor,   # in (-1, 1), for all images; or (B,), for each its own
-         ) -> Tensor:              # (B, …) bool
+def above(
+    D: Tensor,  # (B, …) float32, cosines
+    delta: float | Tensor,  # in (-1, 1), for all images; or (B,), for each its own
+) -> Tensor:              # (B, …) bool
     "[D > δ] of eq. 2 and 4."
     return D > torch.as_tensor(delta, dtype=D.dtype, device=D.device).view(-1, *[1] * (D.ndim - 1))
 
 
-def similar_count(D: Tensor,      # (B, n, hw) float32, eq. 1, or some rows of it
-                  known: Tensor,  # (B, hw) bool
-                  delta: float | Tensor,  # in (-1, 1), of `above`
-                 ) -> Tensor:     # (B, n) int64
+def similar_count(
+    D: Tensor,  # (B, n, hw) float32, eq. 1, or some rows of it
+    known: Tensor,  # (B, hw) bool
+    delta: float | Tensor,  # in (-1, 1), of `above`
+) -> Tensor:  # (B, n) int64
     "N of eq. 2: how many unknown positions are more similar to i than `delta`. Raises ValueError for a delta outside (-1, 1)."
     check_delta(delta)
     return (above(D, delta) & ~known.unsqueeze(1)).sum(2)

@@ -17,10 +17,11 @@ OKABE_ITO = {  # a palette that colour-blind readers can tell apart
     "yellow": "#F0E442", "blue": "#0072B2", "vermillion": "#D55E00", "purple": "#CC79A7",
 }
 
-# %% ../nbs/A2_pictures.ipynb #b381e345
+# %% ../nbs/A2_pictures.ipynb #5c34546a
 def overlay(
     image: np.ndarray,  # (H, W, 3) uint8
-    mask: np.ndarray | torch.Tensor,  # (H, W); pixels equal to 1 (or True) are tinted, others left alone
+    mask: np.ndarray
+    | torch.Tensor,  # (H, W); pixels equal to 1 (or True) are tinted, others left alone
     colour: str = OKABE_ITO["vermillion"],  # "#RRGGBB"
     alpha: float = 0.5,  # strength of the tint, 0 .. 1
 ) -> np.ndarray:  # (H, W, 3) uint8
@@ -32,7 +33,7 @@ def overlay(
     strength = np.where(inside & ~core, 1.0, alpha * inside)[..., None]
     return (image * (1 - strength) + tint * strength).round().astype(np.uint8)
 
-# %% ../nbs/A2_pictures.ipynb #c6df1d34
+# %% ../nbs/A2_pictures.ipynb #6f4c1bd5
 def show_images(
     images: Sequence[np.ndarray],  # (H, W, 3) uint8 images or (H, W) maps
     titles: Sequence[str] = (),  # one per image
@@ -48,11 +49,19 @@ def show_images(
 
     columns = columns or len(images)
     rows = -(-len(images) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.3) * rows + 0.3 * bool(suptitle)), squeeze=False, layout="constrained")
+    fig, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(size * columns, (size + 0.3) * rows + 0.3 * bool(suptitle)),
+        squeeze=False,
+        layout="constrained",
+    )
     for k, ax in enumerate(axes.flat):
         ax.axis("off")
         if k < len(images):
-            ax.imshow(np.asarray(images[k]), cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest")
+            ax.imshow(
+                np.asarray(images[k]), cmap=cmap, vmin=vmin, vmax=vmax, interpolation="nearest"
+            )
             ax.set_title(titles[k] if k < len(titles) else "", fontsize=10)
     fig.suptitle(suptitle)
     return fig

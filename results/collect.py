@@ -16,7 +16,9 @@ from celp_nb.repro.tables import scored_run
 
 def rows_of(run: Path, fold: int, seed: int, trained: tuple[str, ...]) -> pd.DataFrame:
     rows = pd.read_csv(run / f"fold{fold}" / "rows.csv")
-    return rows[rows.method.str.replace(r" v-\d+$", "", regex=True).isin(trained)].assign(run=run.name, fold=fold, seed=seed)
+    return rows[rows.method.str.replace(r" v-\d+$", "", regex=True).isin(trained)].assign(
+        run=run.name, fold=fold, seed=seed
+    )
 
 
 def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -39,4 +41,6 @@ if __name__ == "__main__":
     folder, runs = Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]]
     scores, rows = collected([run for run in runs if (run / "results.csv").is_file()])
     write_table(folder / "scores.csv", added(folder / "scores.csv", scores))
-    added(folder / "rows.csv.gz", rows).to_csv(folder / "rows.csv.gz", index=False, compression={"method": "gzip", "mtime": 0})
+    added(folder / "rows.csv.gz", rows).to_csv(
+        folder / "rows.csv.gz", index=False, compression={"method": "gzip", "mtime": 0}
+    )

@@ -12,8 +12,8 @@ import torchvision.models as tv
 from PIL import Image
 from torch import nn
 
-from celp_nb.engine import backbones as engine_backbones
 from celp_nb.conditioning import Features, SupportFeatures, index_features
+from celp_nb.engine import backbones as engine_backbones
 from celp_nb.engine.backbones import (
     BACKBONES,
     TINY_WEIGHTS,
@@ -54,7 +54,12 @@ def close(a, b, rtol=1e-4):
     assert (a - b).abs().max() <= rtol * b.abs().max()
 
 
-SMALL = {"tiny": tiny_net, "resnet18": tv.resnet18, "mobilenet_v2": tv.mobilenet_v2, "vgg16_bn": lambda: tv.vgg16_bn(init_weights=False)}
+SMALL = {
+    "tiny": tiny_net,
+    "resnet18": tv.resnet18,
+    "mobilenet_v2": tv.mobilenet_v2,
+    "vgg16_bn": lambda: tv.vgg16_bn(init_weights=False),
+}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +70,8 @@ def networks():
         if name not in made:
             torch.manual_seed(0)
             made[name] = lively(SMALL[name]())
-            if name == "vgg16_bn": made[name].classifier = nn.Identity()  # 120 M parameters that nobody asks for
+            if name == "vgg16_bn":
+                made[name].classifier = nn.Identity()  # 120 M parameters that nobody asks for
         return made[name]
     return network
 
@@ -110,14 +116,23 @@ def test_folding_batch_norm_changes_nothing(name, networks):
     assert any(isinstance(m, nn.BatchNorm2d) for m in unfolded.modules())
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     x = image(1, 33)
-    for ours, plain in zip(image_features(folded, x), image_features(unfolded, x)): close(ours, plain)
+    for ours, plain in zip(image_features(folded, x), image_features(unfolded, x)):
+        close(ours, plain)
     if name == "vgg16_bn":  # the one with stride 16 behind its fourth pooling
         features = image_features(folded, x)
-        assert folded.layer2(x).shape == (1, 256, 5, 5) and features.mid.shape == (1, 512 + 256, 3, 3) and features.high.shape == (1, 512, 3, 3)
+        assert (
+            folded.layer2(x).shape == (1, 256, 5, 5)
+            and features.mid.shape == (1, 512 + 256, 3, 3)
+            and features.high.shape == (1, 512, 3, 3)
+        )
 
 
 def test_a_batch_norm_without_a_convolution_in_front_stays():
-    net = lively(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)))
+    net = lively(
+        nn.Sequential(
+            nn.ReLU(), nn.BatchNorm2d(2), nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)
+        )
+    )
     x = torch.rand(1, 2, 4, 4)
     expected = net(x)
     assert torch.allclose(freeze_(net)(x), expected, rtol=1e-5, atol=1e-6)
@@ -127,7 +142,13 @@ def test_a_batch_norm_without_a_convolution_in_front_stays():
 # --- shape
 
 
-SHAPES = {"tiny": (96, 144, 224), "resnet18": (128, 256, 512), "resnet50": (512, 1024, 2048), "resnet50_deep": (512, 1024, 2048), "mobilenet_v2": (32, 96, 320)}
+SHAPES = {
+    "tiny": (96, 144, 224),
+    "resnet18": (128, 256, 512),
+    "resnet50": (512, 1024, 2048),
+    "resnet50_deep": (512, 1024, 2048),
+    "mobilenet_v2": (32, 96, 320),
+}
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -148,9 +169,16 @@ def test_stride_8_and_channels(name):
 def test_dilation_reaches_every_convolution_of_the_last_two_stages(name):
     backbone = load_backbone(name, "random")
     for stage, dilation in [(backbone.layer2, 1), (backbone.layer3, 2), (backbone.layer4, 4)]:
-        threes = [m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)]
+        threes = [
+            m for m in stage.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
+        ]
         assert threes and all(m.dilation == (dilation, dilation) for m in threes)
-    assert all(m.stride == (1, 1) for stage in (backbone.layer3, backbone.layer4) for m in stage.modules() if isinstance(m, nn.Conv2d))
+    assert all(
+        m.stride == (1, 1)
+        for stage in (backbone.layer3, backbone.layer4)
+        for m in stage.modules()
+        if isinstance(m, nn.Conv2d)
+    )
 
 
 def test_dilation_keeps_the_values_of_the_strided_network():
@@ -167,8 +195,15 @@ def test_dilation_keeps_the_values_of_the_strided_network():
 # --- local files
 
 
-@pytest.mark.parametrize("name, last, keep_head", [
-    ("resnet18", "layer2", True), ("resnet18", "layer2", False), ("mobilenet_v2", "features.6", True), ("vgg16_bn", "features.23", False)])
+@pytest.mark.parametrize(
+    "name, last, keep_head",
+    [
+        ("resnet18", "layer2", True),
+        ("resnet18", "layer2", False),
+        ("mobilenet_v2", "features.6", True),
+        ("vgg16_bn", "features.23", False),
+    ],
+)
 def test_a_torchvision_state_dict_from_a_file(name, last, keep_head, networks, tmp_path):
     net = networks(name)
     state = net.state_dict()
@@ -185,20 +220,37 @@ def test_a_torchvision_state_dict_from_a_file(name, last, keep_head, networks, t
     close(backbone.layer2(x), seen[0])
 
 
-@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s}, lambda s: {"model": s, "epoch": 3}, lambda s: {f"module.{k}": v for k, v in s.items()},
-                                  lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}}, lambda s: {k: v for k, v in s.items() if "num_batches" not in k}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"state_dict": s},
+        lambda s: {"model": s, "epoch": 3},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+        lambda s: {"state_dict": {f"module.{k}": v for k, v in s.items()}},
+        lambda s: {k: v for k, v in s.items() if "num_batches" not in k},
+    ],
+)
 def test_what_people_wrap_around_a_state_dict(wrap, networks, tmp_path):
     state = networks("tiny").state_dict()
     torch.save(wrap(state), tmp_path / "w.pth")
-    close(image_features(load_backbone("tiny", tmp_path / "w.pth"), image()).high, image_features(load_backbone("tiny", state), image()).high, 1e-6)
+    close(
+        image_features(load_backbone("tiny", tmp_path / "w.pth"), image()).high,
+        image_features(load_backbone("tiny", state), image()).high,
+        1e-6,
+    )
 
 
 def test_half_precision_files_become_single_precision(networks, tmp_path):
     state = networks("tiny").state_dict()
-    torch.save({k: v.half() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "half.pth")
+    torch.save(
+        {k: v.half() if v.is_floating_point() else v for k, v in state.items()},
+        tmp_path / "half.pth",
+    )
     backbone = load_backbone("tiny", tmp_path / "half.pth")
     assert all(p.dtype == torch.float32 for p in backbone.parameters())
-    ours, exact = (image_features(b, image()).high for b in (backbone, load_backbone("tiny", state)))
+    ours, exact = (
+        image_features(b, image()).high for b in (backbone, load_backbone("tiny", state))
+    )
     close(ours, exact, 2e-2)
     assert not torch.equal(ours, exact)
 
@@ -214,22 +266,40 @@ def test_deep_stem(networks):
     close(backbone.layer2(image(1, 33)), expected.detach())
 
 
-@pytest.mark.skipif(not TINY_WEIGHTS.is_file(), reason=f"no {TINY_WEIGHTS}: pre-train it with notebook A1")
+@pytest.mark.skipif(
+    not TINY_WEIGHTS.is_file(), reason=f"no {TINY_WEIGHTS}: pre-train it with notebook A1"
+)
 def test_tiny_comes_with_its_weights():
     a, b = load_backbone("tiny"), load_backbone("tiny", "imagenet")
     assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-    assert sum(v.numel() for v in a.state_dict().values()) <= 1_500_000 and TINY_WEIGHTS.stat().st_size <= 3_000_000
+    assert (
+        sum(v.numel() for v in a.state_dict().values()) <= 1_500_000
+        and TINY_WEIGHTS.stat().st_size <= 3_000_000
+    )
     state = read_weights(TINY_WEIGHTS)
-    close(image_features(a, image()).mid, image_features(load_backbone("tiny", state), image()).mid, 1e-6)
+    close(
+        image_features(a, image()).mid,
+        image_features(load_backbone("tiny", state), image()).mid,
+        1e-6,
+    )
 
 
-@pytest.mark.parametrize("name, file, layer", [("resnet18", "resnet18_imagenet_fp16.pth", "layer2"), ("resnet50", "resnet50_imagenet_fp16.pth", "layer2"),
-                                               ("mobilenet_v2", "mobilenet_v2_imagenet.pth", "features.6")])
+@pytest.mark.parametrize(
+    "name, file, layer",
+    [
+        ("resnet18", "resnet18_imagenet_fp16.pth", "layer2"),
+        ("resnet50", "resnet50_imagenet_fp16.pth", "layer2"),
+        ("mobilenet_v2", "mobilenet_v2_imagenet.pth", "features.6"),
+    ],
+)
 def test_real_weights(name, file, layer):
-    if not (SHARED / file).is_file(): pytest.skip(f"no {SHARED / file}; set CELP_SHARED to the folder that holds weights/")
+    if not (SHARED / file).is_file():
+        pytest.skip(f"no {SHARED / file}; set CELP_SHARED to the folder that holds weights/")
     state = read_weights(SHARED / file)
     net = getattr(tv, name)().eval()
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=False)
+    net.load_state_dict(
+        {k: v.float() if v.is_floating_point() else v for k, v in state.items()}, strict=False
+    )
     seen = []
     net.get_submodule(layer).register_forward_hook(lambda m, i, o: seen.append(o.clone()))
     with torch.no_grad(): net(image(1))
@@ -240,12 +310,15 @@ def test_real_weights(name, file, layer):
 
 
 def test_an_unknown_backbone_lists_the_known_ones():
-    with pytest.raises(ValueError, match="no backbone 'resnet34'.*" + ".*".join(BACKBONES)): load_backbone("resnet34", "random")
+    with pytest.raises(ValueError, match="no backbone 'resnet34'.*" + ".*".join(BACKBONES)):
+        load_backbone("resnet34", "random")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no.pth"))): load_backbone("resnet18", tmp_path / "no.pth")
-    with pytest.raises(FileNotFoundError, match="rndom"): load_backbone("tiny", "rndom")  # a slip of the pen is no random network
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "no.pth"))):
+        load_backbone("resnet18", tmp_path / "no.pth")
+    with pytest.raises(FileNotFoundError, match="rndom"):
+        load_backbone("tiny", "rndom")  # a slip of the pen is no random network
 
 
 def test_a_missing_tiny_file_is_no_random_network(monkeypatch, tmp_path):
@@ -267,10 +340,13 @@ def test_a_truncated_file(networks, tmp_path):
     with pytest.raises(ValueError, match=re.escape(str(path))): load_backbone("tiny", path)
 
 
-@pytest.mark.parametrize("thing", [torch.zeros(3), [1, 2], {"epoch": 3}, {}, {"state_dict": {"a": 1}}])
+@pytest.mark.parametrize(
+    "thing", [torch.zeros(3), [1, 2], {"epoch": 3}, {}, {"state_dict": {"a": 1}}]
+)
 def test_a_file_with_something_else(thing, tmp_path):
     torch.save(thing, tmp_path / "else.pth")
-    with pytest.raises(ValueError, match="else.pth holds no state dict"): load_backbone("tiny", tmp_path / "else.pth")
+    with pytest.raises(ValueError, match="else.pth holds no state dict"):
+        load_backbone("tiny", tmp_path / "else.pth")
 
 
 class Trap:
@@ -295,25 +371,37 @@ def test_weights_of_another_architecture_are_counted_and_named(networks, tmp_pat
     assert "resnet18.pth" in message
     assert f"{len(own - theirs)} missing ({sorted(own - theirs)[0]}" in message
     assert f"{len(theirs - own)} left over ({sorted(theirs - own)[0]}" in message
-    with pytest.raises(ValueError, match="of another shape"): load_backbone("resnet50", networks("resnet18").state_dict())
+    with pytest.raises(ValueError, match="of another shape"):
+        load_backbone("resnet50", networks("resnet18").state_dict())
 
 
-@pytest.mark.parametrize("change, words", [
-    (lambda s: s.pop("layer4.0.conv1.weight"), "1 missing (layer4.0.conv1.weight)"),
-    (lambda s: s.update(extra=torch.zeros(2)), "1 left over (extra)"),
-    (lambda s: s.update({"layer3.0.bn1.bias": torch.zeros(3)}), "1 of another shape (layer3.0.bn1.bias)")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda s: s.pop("layer4.0.conv1.weight"), "1 missing (layer4.0.conv1.weight)"),
+        (lambda s: s.update(extra=torch.zeros(2)), "1 left over (extra)"),
+        (
+            lambda s: s.update({"layer3.0.bn1.bias": torch.zeros(3)}),
+            "1 of another shape (layer3.0.bn1.bias)",
+        ),
+    ],
+)
 def test_one_wrong_entry_is_enough(change, words, networks):
     state = dict(networks("tiny").state_dict())
     change(state)
     net = tiny_net()
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    with pytest.raises(ValueError, match=re.escape(f"the weights in here do not fit this network: {words};")): load_weights_(net, state, "here")
+    with pytest.raises(
+        ValueError, match=re.escape(f"the weights in here do not fit this network: {words};")
+    ):
+        load_weights_(net, state, "here")
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
 
 
 @pytest.mark.parametrize("weights", [None, "imagenet"])
 def test_deep_stems_have_no_weights_of_their_own(weights):
-    with pytest.raises(ValueError, match="no weights for resnet50_deep.*weights=PATH"): load_backbone("resnet50_deep", weights)
+    with pytest.raises(ValueError, match="no weights for resnet50_deep.*weights=PATH"):
+        load_backbone("resnet50_deep", weights)
 
 
 # --- download
@@ -334,18 +422,28 @@ def served(networks, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("weights", [None, "imagenet"])
 def test_download(weights, networks, served):
-    ours, given = load_backbone("resnet18", weights), load_backbone("resnet18", networks("resnet18").state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), given.state_dict().values()))
+    ours, given = (
+        load_backbone("resnet18", weights),
+        load_backbone("resnet18", networks("resnet18").state_dict()),
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.state_dict().values(), given.state_dict().values())
+    )
 
 
 def test_a_damaged_download_is_refused(served):
     served.write_bytes(served.read_bytes()[:-1000])
-    with pytest.raises(RuntimeError, match="could not be downloaded from file://.*weights=PATH"): load_backbone("resnet18")
+    with pytest.raises(RuntimeError, match="could not be downloaded from file://.*weights=PATH"):
+        load_backbone("resnet18")
 
 
 def test_a_failing_download_names_the_address(served):
     served.unlink()
-    with pytest.raises(RuntimeError, match="of resnet18 could not be downloaded from file://.*resnet18.*weights=PATH"): load_backbone("resnet18", "imagenet")
+    with pytest.raises(
+        RuntimeError,
+        match="of resnet18 could not be downloaded from file://.*resnet18.*weights=PATH",
+    ):
+        load_backbone("resnet18", "imagenet")
 
 
 # --- query and support
@@ -381,8 +479,16 @@ def test_query_and_support_in_one_pass(networks, monkeypatch):
             for k in range(K):
                 f2 = backbone.layer2(support[b, k][None])
                 f3 = backbone.layer3(f2)
-                share = nn.functional.interpolate((mask[b, k] == 1).float()[None, None], f3.shape[-2:], mode="bilinear", align_corners=True)
-                close(s.mid[b, k], torch.cat([f3, f2], 1)[0]), close(s.high[b, k], backbone.layer4(f3 * share)[0])
+                share = nn.functional.interpolate(
+                    (mask[b, k] == 1).float()[None, None],
+                    f3.shape[-2:],
+                    mode="bilinear",
+                    align_corners=True,
+                )
+                (
+                    close(s.mid[b, k], torch.cat([f3, f2], 1)[0]),
+                    close(s.high[b, k], backbone.layer4(f3 * share)[0]),
+                )
                 one = support_features(backbone, support[b, k][None], mask[b, k][None])
                 close(one.mid[0], s.mid[b, k]), close(one.high[0], s.high[b, k])
 
@@ -392,14 +498,25 @@ def test_the_whole_support_beside_its_foreground(networks):
     backbone = load_backbone("tiny", networks("tiny").state_dict())
     B, K = 2, 3
     query, support = image(B), image(B * K, seed=1).unflatten(0, (B, K))
-    mask = torch.randint(0, 2, (B, K, 65, 65), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    (q, s), (whole_q, whole_s) = (episode_features(backbone, query, support, mask, whole) for whole in (False, True))
+    mask = torch.randint(
+        0, 2, (B, K, 65, 65), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
+    (q, s), (whole_q, whole_s) = (
+        episode_features(backbone, query, support, mask, whole) for whole in (False, True)
+    )
     for a, b in zip(q + s, whole_q + whole_s[:2]): close(a, b)
-    assert type(s) is Features and type(whole_s) is SupportFeatures and whole_s.whole.shape == s.high.shape
+    assert (
+        type(s) is Features
+        and type(whole_s) is SupportFeatures
+        and whole_s.whole.shape == s.high.shape
+    )
     for b in range(B):
-        for k in range(K): close(whole_s.whole[b, k], image_features(backbone, support[b, k][None]).high[0])
+        for k in range(K):
+            close(whole_s.whole[b, k], image_features(backbone, support[b, k][None]).high[0])
     picked = index_features(whole_s, (slice(None), [2, 0]))
-    assert type(picked) is SupportFeatures and all(torch.equal(p, torch.stack([x[:, 2], x[:, 0]], 1)) for p, x in zip(picked, whole_s))
+    assert type(picked) is SupportFeatures and all(
+        torch.equal(p, torch.stack([x[:, 2], x[:, 0]], 1)) for p, x in zip(picked, whole_s)
+    )
 
 
 def test_what_is_outside_the_support_mask_does_not_reach_its_high_features(networks):
@@ -407,11 +524,19 @@ def test_what_is_outside_the_support_mask_does_not_reach_its_high_features(netwo
     _, f3 = backbone(image(1))
     nothing = torch.zeros(1, 65, 65, dtype=torch.uint8)
     a, b = (support_features(backbone, image(1, seed=s), nothing) for s in (0, 1))
-    assert torch.equal(a.high, b.high) and torch.equal(a.high, backbone.layer4(torch.zeros_like(f3))) and not torch.equal(a.mid, b.mid)
+    assert (
+        torch.equal(a.high, b.high)
+        and torch.equal(a.high, backbone.layer4(torch.zeros_like(f3)))
+        and not torch.equal(a.mid, b.mid)
+    )
 
 
 def test_every_public_name_has_its_sentence():
-    assert all(getattr(engine_backbones, n).__doc__ for n in engine_backbones.__all__ if callable(getattr(engine_backbones, n)))
+    assert all(
+        getattr(engine_backbones, n).__doc__
+        for n in engine_backbones.__all__
+        if callable(getattr(engine_backbones, n))
+    )
 
 
 # --- photographs, where they can be had
@@ -421,12 +546,19 @@ def test_a_photograph_and_weights_are_taken_from_the_environment(tmp_path, monke
     sample = np.full((161, 161, 3), 7, np.uint8)
     for name in ("CELP_WEIGHTS", "CELP_PHOTO"): monkeypatch.delenv(name, raising=False)
     net, x, nothing, words = photograph_or_sample(sample)
-    assert net.name == "tiny" and x.shape == (1, 3, 161, 161) and not nothing.any() and words == "tiny with the bundled weights; a bundled sample"
+    assert (
+        net.name == "tiny"
+        and x.shape == (1, 3, 161, 161)
+        and not nothing.any()
+        and words == "tiny with the bundled weights; a bundled sample"
+    )
     photo = tmp_path / "photo.png"
     Image.fromarray(np.zeros((40, 80, 3), np.uint8)).save(photo)
     monkeypatch.setenv("CELP_PHOTO", str(photo))
     _, x, nothing, words = photograph_or_sample(sample)
-    assert str(photo) in words and (nothing[0, :78] == 0).all() and (nothing[0, 82:] == 255).all()  # twice as wide as high
+    assert (
+        str(photo) in words and (nothing[0, :78] == 0).all() and (nothing[0, 82:] == 255).all()
+    )  # twice as wide as high
     monkeypatch.setenv("CELP_WEIGHTS", str(tmp_path / "none.pth"))
     net, _, _, words = photograph_or_sample(sample)
     assert net.name == "tiny" and "instead of resnet50" in words and "none.pth" in words

@@ -1,5 +1,4 @@
 """The explorer in a real browser: JupyterLab runs the notebook, Voilà shows the page of `celp explore`; sliders are dragged, points clicked, files uploaded."""
-from celp_nb.app import explorer as app_explorer
 import base64
 import copy
 import importlib.util
@@ -22,17 +21,35 @@ import pytest
 import torch
 from PIL import Image
 
+from celp_nb.app import explorer as app_explorer
+
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MISSING = [name for name in ("playwright", "jupyterlab", "voila") if importlib.util.find_spec(name) is None]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-SEEN = str(Path(tempfile.gettempdir()) / "celp_browser.png")  # the page as it was when a test gave up
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+MISSING = [
+    name for name in ("playwright", "jupyterlab", "voila") if importlib.util.find_spec(name) is None
+]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SEEN = str(
+    Path(tempfile.gettempdir()) / "celp_browser.png"
+)  # the page as it was when a test gave up
 PATIENCE = 400  # seconds, for a busy machine
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: apt-get install chromium"),
-    pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[dev]'"),
+    pytest.mark.skipif(
+        bool(MISSING), reason=f"{', '.join(MISSING)} not installed: pip install -e '.[dev]'"
+    ),
 ]
 
 
@@ -46,11 +63,15 @@ def serve(command, folder, url):
     "Start a server with its settings under `folder`; yield its address, end it with all it started."
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     env |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
-    env |= {f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")}
+    env |= {
+        f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")
+    }
     env["JUPYTERLAB_SETTINGS_DIR"] = str(folder / "settings")
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env["PATH"]])
     with open(folder / "server.log", "wb") as log:
-        server = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         end = time.monotonic() + PATIENCE
         while True:
@@ -59,7 +80,9 @@ def serve(command, folder, url):
                 break
             except OSError:
                 said = (folder / "server.log").read_text(errors="replace")[-2000:]
-                assert server.poll() is None and time.monotonic() < end, f"{' '.join(command)} did not start: {said}"
+                assert server.poll() is None and time.monotonic() < end, (
+                    f"{' '.join(command)} did not start: {said}"
+                )
                 time.sleep(0.3)
         yield url
     finally:
@@ -90,8 +113,11 @@ def wait_for_kernel(port):
     "Until the notebook's kernel is connected and idle."
     end = time.monotonic() + PATIENCE
     while True:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/kernels", timeout=PATIENCE) as answer:
-            if any(k["execution_state"] == "idle" and k["connections"] for k in json.load(answer)): return
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{port}/api/kernels", timeout=PATIENCE
+        ) as answer:
+            if any(k["execution_state"] == "idle" and k["connections"] for k in json.load(answer)):
+                return
         assert time.monotonic() < end, "no kernel"
         time.sleep(0.3)
 
@@ -103,8 +129,13 @@ def browser(tmp_path_factory):
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # as in the kernel, so that sums come out the same
     with sync_playwright() as p:
-        context = p.chromium.launch_persistent_context(str(tmp_path_factory.mktemp("profile")), executable_path=CHROMIUM, headless=True,
-                                                       args=FLAGS, viewport={"width": 1500, "height": 1100})
+        context = p.chromium.launch_persistent_context(
+            str(tmp_path_factory.mktemp("profile")),
+            executable_path=CHROMIUM,
+            headless=True,
+            args=FLAGS,
+            viewport={"width": 1500, "height": 1100},
+        )
         context.set_default_timeout(1000 * PATIENCE)
         yield context
         context.close()
@@ -118,16 +149,32 @@ def lab(browser, tmp_path_factory):
     chapter(folder)
     settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
     settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+    (settings / "notification.jupyterlab-settings").write_text(
+        '{"fetchNews": "false", "checkForUpdates": false}'
+    )
     port = free_port()
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip", "127.0.0.1", "--port", str(port), "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}",
-               "--LabApp.extension_manager=readonly"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--LabApp.extension_manager=readonly",
+    ]
     for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/50_explorer.ipynb"):
         page = browser.new_page()
         page.goto(url)
         page.locator(".jp-Notebook").wait_for()
         wait_for_kernel(port)
-        page.wait_for_timeout(2000)  # the page learns of it a little later; cells run before that are lost
+        page.wait_for_timeout(
+            2000
+        )  # the page learns of it a little later; cells run before that are lost
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
         figure = page.locator("figure[data-name=answer] figcaption", has_text="answer: ")
@@ -186,7 +233,12 @@ class Page:
     def click(self, row, column):
         "A pixel of the photograph, 161 pixels wide and high, or the one beside it: the mouse knows whole points of the screen."
         box = self.page.locator("figure[data-name=photograph] img").bounding_box()
-        self.page.mouse.click(*(box[start] + box[length] * place / 160 for start, length, place in (("x", "width", column), ("y", "height", row))))
+        self.page.mouse.click(
+            *(
+                box[start] + box[length] * place / 160
+                for start, length, place in (("x", "width", column), ("y", "height", row))
+            )
+        )
 
     def text(self, label):
         return self.labelled("widget-text", label).locator("input").input_value()
@@ -198,7 +250,10 @@ class Page:
         "Corners by clicks; what became of them."
         for place in places:
             self.click(*place)
-        self.wait(lambda: len(self.corners()) == len(places), f"the clicks are no corners: {self.text('Corners')}")
+        self.wait(
+            lambda: len(self.corners()) == len(places),
+            f"the clicks are no corners: {self.text('Corners')}",
+        )
         assert np.abs(np.subtract(self.corners(), places)).max() <= 1
         return self.corners()
 
@@ -212,7 +267,8 @@ class Page:
     def count_pictures(self, name):
         "From now on; read the count with `counted`."
         self.page.locator(f"figure[data-name='{name}'] img").evaluate(
-            "img => { window.counted = 0; new MutationObserver(changes => { window.counted += changes.length }).observe(img, { attributeFilter: ['src'] }) }")
+            "img => { window.counted = 0; new MutationObserver(changes => { window.counted += changes.length }).observe(img, { attributeFilter: ['src'] }) }"
+        )
 
     def counted(self):
         return self.page.evaluate("window.counted")
@@ -223,7 +279,10 @@ class Page:
     def drag(self, label, share):
         "Drag a slider's handle to a share of its track, over several places on the way."
         self.labelled("widget-slider", label).scroll_into_view_if_needed()
-        track, handle = (self.labelled("widget-slider", label).locator(css).bounding_box() for css in (".noUi-base", ".noUi-handle"))
+        track, handle = (
+            self.labelled("widget-slider", label).locator(css).bounding_box()
+            for css in (".noUi-base", ".noUi-handle")
+        )
         x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
         target = track["x"] + share * track["width"]
         self.page.mouse.move(x, y)
@@ -254,13 +313,19 @@ class Bench:
         from celp_nb.similarity import self_similarity
 
         x, self.class_map = fit_square(image, class_map, 161)
-        self.photo, self.high, self.known = denormalise(x), image_features(load_backbone("tiny"), x[None]).high, known_mask(self.class_map, classes)[None]
+        self.photo, self.high, self.known = (
+            denormalise(x),
+            image_features(load_backbone("tiny"), x[None]).high,
+            known_mask(self.class_map, classes)[None],
+        )
         self.D, self.ex = self_similarity(self.high), app_explorer
 
     def with_mask(self, drawn):
         "The same image with a mask, (S, S) bool, in place of what is annotated."
         bench = copy.copy(self)
-        bench.known = torch.from_numpy(drawn).to(torch.uint8).masked_fill(self.class_map == 255, 255)[None]
+        bench.known = (
+            torch.from_numpy(drawn).to(torch.uint8).masked_fill(self.class_map == 255, 255)[None]
+        )
         return bench
 
     def photograph(self):
@@ -275,12 +340,20 @@ class Bench:
 
     def candidates(self, delta, sigma):
         layer = np.where(self.known[0].numpy() == 1, 2, self.ex.spread(self.P(delta, sigma), 161))
-        return decoded(self.ex.tinted_png(self.photo, layer, [self.ex.OKABE_ITO["green"], self.ex.KNOWN_TINT]))
+        return decoded(
+            self.ex.tinted_png(self.photo, layer, [self.ex.OKABE_ITO["green"], self.ex.KNOWN_TINT])
+        )
 
     def pseudo(self, point, delta):
         from celp_nb.latent import sample_latent
 
-        pseudo, _ = sample_latent(self.high, self.known, centre=torch.tensor([point[0] * 21 + point[1]]), delta=delta, sigma=0)
+        pseudo, _ = sample_latent(
+            self.high,
+            self.known,
+            centre=torch.tensor([point[0] * 21 + point[1]]),
+            delta=delta,
+            sigma=0,
+        )
         return decoded(self.ex.pseudo_png(self.photo, pseudo))
 
 
@@ -291,7 +364,11 @@ def sample():
     from celp_nb.bundled.scenes import samples
     from celp_nb.data.images import read_image
 
-    first = next(w for w in app_explorer.explorer().children[0].children[0].children[0].children if w.description == "Image").value[1]
+    first = next(
+        w
+        for w in app_explorer.explorer().children[0].children[0].children[0].children
+        if w.description == "Image"
+    ).value[1]
     data = samples("val")
     return Bench(read_image(data, first), data.read_mask(first), range(6, 21))
 
@@ -304,9 +381,18 @@ def same(page, name, expected):
 def shows_its_state(page, bench):
     "Photograph, candidates and pseudo-mask on the page are those of the mask, and of the point, δ and σ that its controls say."
     point, delta, sigma = page.point(), page.slider("δ"), int(page.slider("σ"))
-    page.wait(lambda: same(page, "photograph", bench.photograph()), "the photograph does not show what is known")
-    page.wait(lambda: same(page, "candidates", bench.candidates(delta, sigma)), f"no candidates at δ = {delta}, σ = {sigma}")
-    page.wait(lambda: same(page, "pseudo-mask", bench.pseudo(point, delta)), f"no pseudo-mask of {point} at δ = {delta}")
+    page.wait(
+        lambda: same(page, "photograph", bench.photograph()),
+        "the photograph does not show what is known",
+    )
+    page.wait(
+        lambda: same(page, "candidates", bench.candidates(delta, sigma)),
+        f"no candidates at δ = {delta}, σ = {sigma}",
+    )
+    page.wait(
+        lambda: same(page, "pseudo-mask", bench.pseudo(point, delta)),
+        f"no pseudo-mask of {point} at δ = {delta}",
+    )
     return point, delta
 
 
@@ -375,12 +461,16 @@ def test_fast_moves_do_not_stack_up(lab, sample):
             lab.page.keyboard.press("ArrowRight")
             lab.page.wait_for_timeout(50)
         lab.drag("δ", 0.8)
-        lab.wait(lambda: lab.slider("δ") > 0.7, "the slider does not move while a picture is worked on")
+        lab.wait(
+            lambda: lab.slider("δ") > 0.7, "the slider does not move while a picture is worked on"
+        )
         lab.page.wait_for_timeout(500)
     finally:
         hold.unlink()
     shows_its_state(lab, sample)
-    assert lab.counted() <= 3, f"{lab.counted()} pictures where only the one in work and the last are wanted"
+    assert lab.counted() <= 3, (
+        f"{lab.counted()} pictures where only the one in work and the last are wanted"
+    )
 
 
 def test_a_bad_upload_is_one_sentence(lab, tmp_path):
@@ -444,7 +534,10 @@ def test_a_polygon_on_an_upload(lab, upload):
     lab.type("Corners", "")
     shows_its_state(lab, upload.with_mask(masked()))
     triangle = lab.click_corners((8, 40), (12, 120), (88, 60))
-    shows_its_state(lab, upload.with_mask(upload.ex.drawn_mask("polygon", triangle, upload.class_map).numpy() == 1))
+    shows_its_state(
+        lab,
+        upload.with_mask(upload.ex.drawn_mask("polygon", triangle, upload.class_map).numpy() == 1),
+    )
     lab.keep("lab_polygon")
     lab.type("Corners", "8,40 8,200 88,40")
     lab.says("'8,200' is no corner")
@@ -455,7 +548,10 @@ def test_an_episode_in_jupyterlab(lab):
     lab.page.locator("figure[data-name='PFENet+CE'] figcaption", has_text="IoU").wait_for()
     before = lab.see("query")
     lab.page.locator("button", has_text="Next episode").click()
-    lab.wait(lambda: lab.number("Episode") == 1 and not same(lab, "query", before), "the next episode is not shown")
+    lab.wait(
+        lambda: lab.number("Episode") == 1 and not same(lab, "query", before),
+        "the next episode is not shown",
+    )
     lab.keep("lab_episode")
 
 
@@ -464,16 +560,29 @@ def test_models_that_are_not_there_are_one_sentence(lab):
     before, said = lab.see("PFENet"), line.all_inner_texts()
     lab.type("Own models", "runs/none/fold0")
     lab.says("there is no checkpoint runs/none/fold0/PFENet.pt")
-    lab.page.locator("figure[data-name='PFENet+CE'] figcaption", has_text="no prediction").wait_for()
+    lab.page.locator(
+        "figure[data-name='PFENet+CE'] figcaption", has_text="no prediction"
+    ).wait_for()
     assert line.count() == 1 and "Traceback" not in line.inner_text()
     lab.keep("lab_no_models")
     lab.type("Own models", "")
-    lab.wait(lambda: same(lab, "PFENet", before) and line.all_inner_texts() == said, "the bundled models do not come back")
+    lab.wait(
+        lambda: same(lab, "PFENet", before) and line.all_inner_texts() == said,
+        "the bundled models do not come back",
+    )
 
 
 def test_celp_explore_shows_the_panel(browser, sample, tmp_path):
     port = free_port()
-    command = [sys.executable, "-c", "import sys; from celp_nb import main; sys.exit(main())", "explore", "--port", str(port), "--no-browser"]
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from celp_nb import main; sys.exit(main())",
+        "explore",
+        "--port",
+        str(port),
+        "--no-browser",
+    ]
     for url in serve(command, tmp_path, f"http://127.0.0.1:{port}/voila/static/voila.js"):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")

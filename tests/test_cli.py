@@ -35,7 +35,13 @@ def write_folder(root, classes=6, each=4):
     "Samples in VOC layout: `each` images of every class and split, other classes painted over with background."
     for split in ("train", "val"):
         data = samples(split)
-        chosen = sorted({int(i) for c in range(classes) for i in np.flatnonzero(data.pixels[:, c] >= MIN_PIXELS)[:each]})
+        chosen = sorted(
+            {
+                int(i)
+                for c in range(classes)
+                for i in np.flatnonzero(data.pixels[:, c] >= MIN_PIXELS)[:each]
+            }
+        )
         for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
             (root / part).mkdir(parents=True, exist_ok=True)
         for i in chosen:
@@ -43,7 +49,9 @@ def write_folder(root, classes=6, each=4):
             mask = data.read_mask(i)
             mask[(mask > classes) & (mask < 255)] = 0
             Image.fromarray(mask).save(root / "SegmentationClass" / f"{data.ids[i]}.png")
-        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(data.ids[i] for i in chosen))
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text(
+            "\n".join(data.ids[i] for i in chosen)
+        )
     (root / "classes.txt").write_text("\n".join(samples("train").class_names[:classes]))
     return root
 
@@ -89,7 +97,20 @@ def test_help_is_there_without_loading_pytorch():
     assert all(name in done.stdout for name in COMMANDS)
 
 
-@pytest.mark.parametrize("name, option", [("run", "--weights"), ("run", "--preset"), ("run", "--all-folds"), ("train", "--resume"), ("evaluate", "--episodes"), ("predict", "--support"), ("data", "--root"), ("table", "[RUN ...]"), ("presets", "--help")])
+@pytest.mark.parametrize(
+    "name, option",
+    [
+        ("run", "--weights"),
+        ("run", "--preset"),
+        ("run", "--all-folds"),
+        ("train", "--resume"),
+        ("evaluate", "--episodes"),
+        ("predict", "--support"),
+        ("data", "--root"),
+        ("table", "[RUN ...]"),
+        ("presets", "--help"),
+    ],
+)
 def test_each_command_lists_its_options(capsys, name, option):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])
@@ -160,7 +181,9 @@ def damage_image(root, name):
     path.write_bytes(path.read_bytes()[:900])
 
 
-@pytest.mark.parametrize("damage, said", [(damage_size, "20x20"), (damage_value, "77"), (damage_image, "truncated")])
+@pytest.mark.parametrize(
+    "damage, said", [(damage_size, "20x20"), (damage_value, "77"), (damage_image, "truncated")]
+)
 def test_a_damaged_file_is_named(capsys, home, here, damage, said):
     root = shutil.copytree(home / "scenes", here / "scenes")
     name = (root / "ImageSets/Segmentation/train.txt").read_text().split()[0]
@@ -178,24 +201,43 @@ def test_a_class_with_too_few_images_is_named(capsys, here):
         if (mask == 2).any() and not damage_done(names, name, root):
             mask[mask == 2] = 0
             Image.fromarray(mask).save(path)
-    refused(capsys, f"run --data scenes {SMALL} --shots 1 --folds 1", "training split", samples("train").class_names[1], "1 image ")
+    refused(
+        capsys,
+        f"run --data scenes {SMALL} --shots 1 --folds 1",
+        "training split",
+        samples("train").class_names[1],
+        "1 image ",
+    )
     assert not (here / "runs").exists()
 
 
 def damage_done(names, name, root):
     "Whether `name` is the first image with enough of class 2."
-    return name == next(n for n in names if (np.array(Image.open(root / "SegmentationClass" / f"{n}.png")) == 2).sum() >= MIN_PIXELS)
+    return name == next(
+        n
+        for n in names
+        if (np.array(Image.open(root / "SegmentationClass" / f"{n}.png")) == 2).sum() >= MIN_PIXELS
+    )
 
 
 def test_a_side_that_does_not_fit_is_rounded_and_said(capsys, home, here):
-    assert main(f"train --data {home}/scenes {SMALL} --side 60 --folds 0 --iterations 1".split()) == 0
+    assert (
+        main(f"train --data {home}/scenes {SMALL} --side 60 --folds 0 --iterations 1".split()) == 0
+    )
     assert "side 60 is not of the form 8n+1; 57 is used" in capsys.readouterr().err
     assert json.loads((here / "runs/scenes/config.json").read_text())["side"] == 57
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(capsys, home, here):
-    refused(capsys, f"run --data {home}/scenes {SMALL} --lr 1e30 --iterations 60", "step ", "learning rate")
-    assert not list((here / "runs").rglob("results.csv")) and not list((here / "runs").rglob("PFENet*.pt"))
+    refused(
+        capsys,
+        f"run --data {home}/scenes {SMALL} --lr 1e30 --iterations 60",
+        "step ",
+        "learning rate",
+    )
+    assert not list((here / "runs").rglob("results.csv")) and not list(
+        (here / "runs").rglob("PFENet*.pt")
+    )
 
 
 def test_debug_shows_the_traceback(monkeypatch, here):
@@ -210,9 +252,30 @@ def test_debug_shows_the_traceback(monkeypatch, here):
 def test_a_run_leaves_everything(home):
     run = home / "runs/scenes"
     results = pd.read_csv(run / "results.csv")
-    assert set(zip(results.fold, results.method, results.shots)) >= {(f, m, k) for f in (0, 1) for m in ("PFENet", "PFENet+CE", "all foreground") for k in (1, 2)}
-    assert list(results.columns) == ["data", "backbone", "fold", "method", "shots", "miou", "fb_iou", "confusion", "episodes", "iterations", "seed", "selection", "commit", "seconds"]
-    assert (results.data == "scenes").all() and (results.iterations == 2).all() and results.miou.between(0, 100).all()
+    assert set(zip(results.fold, results.method, results.shots)) >= {
+        (f, m, k) for f in (0, 1) for m in ("PFENet", "PFENet+CE", "all foreground") for k in (1, 2)
+    }
+    assert list(results.columns) == [
+        "data",
+        "backbone",
+        "fold",
+        "method",
+        "shots",
+        "miou",
+        "fb_iou",
+        "confusion",
+        "episodes",
+        "iterations",
+        "seed",
+        "selection",
+        "commit",
+        "seconds",
+    ]
+    assert (
+        (results.data == "scenes").all()
+        and (results.iterations == 2).all()
+        and results.miou.between(0, 100).all()
+    )
     table = (run / "table.md").read_text()
     assert "`scenes`" in table and "not PASCAL-5i" in table and "| PFENet+CE | 2 |" in table
     mean = results[(results.method == "all foreground") & (results.shots == 1)].miou.mean()
@@ -220,10 +283,22 @@ def test_a_run_leaves_everything(home):
     assert Image.open(run / "predictions.png").size[0] > 500
     for fold in (0, 1):
         files = {p.name for p in (run / f"fold{fold}").iterdir()}
-        assert files == {"PFENet.pt", "PFENet+CE.pt", "CyCTR.pt", "CyCTR+CE.pt", "last.pt", "episodes.csv", "rows.csv", "losses.csv", "losses.png"}
+        assert files == {
+            "PFENet.pt",
+            "PFENet+CE.pt",
+            "CyCTR.pt",
+            "CyCTR+CE.pt",
+            "last.pt",
+            "episodes.csv",
+            "rows.csv",
+            "losses.csv",
+            "losses.png",
+        }
         assert len(pd.read_csv(run / f"fold{fold}/losses.csv")) == 4 * 2
         lists = pd.read_csv(run / f"fold{fold}/episodes.csv")
-        assert len(lists) == 2 * 3 and set(lists.class_id) == ({1, 2, 3} if fold == 0 else {4, 5, 6})
+        assert len(lists) == 2 * 3 and set(lists.class_id) == (
+            {1, 2, 3} if fold == 0 else {4, 5, 6}
+        )
     assert json.loads((run / "config.json").read_text())["data"] == str(home / "scenes")
 
 
@@ -235,7 +310,9 @@ def test_a_run_folder_that_exists_is_refused(capsys, home, monkeypatch):
     assert (home / "runs/scenes/results.csv").read_bytes() == before
 
 
-def test_resuming_a_finished_run_does_nothing_and_a_lost_fold_comes_back_the_same(home, monkeypatch):
+def test_resuming_a_finished_run_does_nothing_and_a_lost_fold_comes_back_the_same(
+    home, monkeypatch
+):
     monkeypatch.chdir(home)
     run, again = home / "runs/scenes", f"run --data scenes {SMALL} --resume".split()
     stamp = lambda: {p: p.stat().st_mtime_ns for p in run.rglob("*.*") if p.name != "config.json"}
@@ -247,7 +324,9 @@ def test_resuming_a_finished_run_does_nothing_and_a_lost_fold_comes_back_the_sam
     results[results.fold == 0].to_csv(home / "runs/half/results.csv", index=False)
     assert main([*again, "--name", "half"]) == 0
     scores = ["fold", "method", "shots", "miou", "fb_iou", "confusion"]
-    pd.testing.assert_frame_equal(pd.read_csv(home / "runs/half/results.csv")[scores], results[scores], rtol=1e-6)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(home / "runs/half/results.csv")[scores], results[scores], rtol=1e-6
+    )
 
 
 def test_training_and_evaluating_apart_gives_the_same_scores(home, here, capsys):
@@ -263,11 +342,20 @@ def test_training_and_evaluating_apart_gives_the_same_scores(home, here, capsys)
 def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     results = pd.read_csv("runs/scenes/results.csv")
-    assert main("evaluate runs/scenes --fold 1 --episodes runs/scenes/fold1/episodes.csv".split()) == 0
+    assert (
+        main("evaluate runs/scenes --fold 1 --episodes runs/scenes/fold1/episodes.csv".split()) == 0
+    )
     out = capsys.readouterr().out
-    for r in results[(results.fold == 1) & results.method.isin(["PFENet", "PFENet+CE"])].itertuples():
+    for r in results[
+        (results.fold == 1) & results.method.isin(["PFENet", "PFENet+CE"])
+    ].itertuples():
         assert f"| {r.method} | {r.shots} | {r.miou:.1f} |" in out
-    refused(capsys, "evaluate runs/scenes --fold 0 --episodes runs/scenes/fold1/episodes.csv", "fold1/episodes.csv", "trains on")
+    refused(
+        capsys,
+        "evaluate runs/scenes --fold 0 --episodes runs/scenes/fold1/episodes.csv",
+        "fold1/episodes.csv",
+        "trains on",
+    )
     refused(capsys, "evaluate runs/scenes --episodes gone.csv", "gone.csv")
     refused(capsys, "evaluate runs/gone", "runs/gone")
 
@@ -276,8 +364,15 @@ def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monke
 def official(home):
     "A file with the names of the authors' PFENet on a deep-stem ResNet-50, width 8, and random numbers."
     torch.manual_seed(0)
-    state = {published_name(name, turned(PFENET_NAMES)): value for name, value in FewShotModel(1536, PFENet(8, PASCAL_BINS), 8).state_dict().items()}
-    state |= {published_name(name, turned(RESNET_NAMES)): value for name, value in BACKBONES["resnet50_deep"][0]().state_dict().items() if not name.startswith("fc.")}
+    state = {
+        published_name(name, turned(PFENET_NAMES)): value
+        for name, value in FewShotModel(1536, PFENet(8, PASCAL_BINS), 8).state_dict().items()
+    }
+    state |= {
+        published_name(name, turned(RESNET_NAMES)): value
+        for name, value in BACKBONES["resnet50_deep"][0]().state_dict().items()
+        if not name.startswith("fc.")
+    }
     torch.save({"state_dict": state}, home / "official.pth")
     return home / "official.pth"
 
@@ -285,17 +380,33 @@ def official(home):
 def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
     monkeypatch.chdir(home)
     before = sorted(home.rglob("*"))
-    assert main(f"evaluate --published {official} --data scenes --fold 1 --shots 1 2 --pairs 1 --side 65".split()) == 0
+    assert (
+        main(
+            f"evaluate --published {official} --data scenes --fold 1 --shots 1 2 --pairs 1 --side 65".split()
+        )
+        == 0
+    )
     table = capsys.readouterr().out
     assert "| method | shots | fold 1 |" in table
     backbone, model = load_published(read_weights(official))
     val, test = voc_layout(home / "scenes", "val"), [3, 4]  # of six classes and four folds
     episodes = pairs_per_class(val.pixels, test, 1, 2, 0)
-    expected = scores(evaluate({"official": model}, feature_bank(backbone, val, 65), val, episodes, [1, 2, 5, 6], (1, 2)))
+    expected = scores(
+        evaluate(
+            {"official": model},
+            feature_bank(backbone, val, 65),
+            val,
+            episodes,
+            [1, 2, 5, 6],
+            (1, 2),
+        )
+    )
     assert expected.miou.between(1, 99).all()
     cell = lambda x: "–" if np.isnan(x) else f"{x:.1f}"
     assert [row for row in table.splitlines() if "official" in row] == [
-        f"| official | {r.shots} | {r.miou:.1f} | {r.miou:.1f} | {r.fb_iou:.1f} | {cell(r.confusion)} |" for r in expected.itertuples()]
+        f"| official | {r.shots} | {r.miou:.1f} | {r.miou:.1f} | {r.fb_iou:.1f} | {cell(r.confusion)} |"
+        for r in expected.itertuples()
+    ]
     assert sorted(home.rglob("*")) == before  # nothing is written
 
 
@@ -306,7 +417,12 @@ def test_a_published_checkpoint_is_asked_what_the_options_say(home, official, mo
         asked.update(void_seen=memory.void_seen, queries=episodes.query.tolist())
         return evaluate(models, memory, val, episodes, *rest)
     monkeypatch.setattr("celp_nb.repro.published.evaluate", spied)
-    assert main(f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 --side 65 --protocol turns --void seen".split()) == 0
+    assert (
+        main(
+            f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 --side 65 --protocol turns --void seen".split()
+        )
+        == 0
+    )
     turns = images_in_turn(voc_layout(home / "scenes", "val").pixels, [3, 4], 4, 1, 0)
     assert asked == {"void_seen": True, "queries": turns.query.tolist()}
 
@@ -316,8 +432,17 @@ def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, c
     refused(capsys, "evaluate", "--published FILE")
     refused(capsys, f"evaluate runs/scenes --published {official}", "not both")
     refused(capsys, "evaluate runs/scenes --shots 5", "--shots", "--published")
-    refused(capsys, "evaluate runs/scenes --fold 1", "fold 1", "--episodes runs/scenes/fold1/episodes.csv")
-    refused(capsys, f"evaluate --published {official} --episodes runs/scenes/fold0/episodes.csv", "--pairs")
+    refused(
+        capsys,
+        "evaluate runs/scenes --fold 1",
+        "fold 1",
+        "--episodes runs/scenes/fold1/episodes.csv",
+    )
+    refused(
+        capsys,
+        f"evaluate --published {official} --episodes runs/scenes/fold0/episodes.csv",
+        "--pairs",
+    )
     refused(capsys, "evaluate --published gone.pth", "gone.pth")
     refused(capsys, f"evaluate --published {official} --data gone", "gone")
     refused(capsys, f"evaluate --published {official} --data scenes --shots 500", "500-shot")
@@ -329,7 +454,9 @@ def test_extra_folders_add_training_classes_and_leave_out_rare_ones(home, here, 
     names = root / "classes.txt"
     names.write_text("\n".join([*names.read_text().split()[:6], "extra", "lonely"]))
     for split in ("train", "val"):
-        for name in (root / f"ImageSets/Segmentation/{split}.txt").read_text().split():  # nothing of "lonely" is left
+        for name in (
+            (root / f"ImageSets/Segmentation/{split}.txt").read_text().split()
+        ):  # nothing of "lonely" is left
             path = root / "SegmentationClass" / f"{name}.png"
             mask = np.array(Image.open(path))
             mask[mask == 8] = 0
@@ -347,13 +474,30 @@ def test_presets_are_listed_with_the_papers_scores(capsys):
     assert main(["presets"]) == 0
     out = capsys.readouterr().out
     line = next(x for x in out.splitlines() if "| pascal-cyctr-ce-resnet101 " in x)
-    assert [x.strip() for x in line.split("|")[1:-1]] == ["pascal-cyctr-ce-resnet101", "PASCAL-5i", "CyCTR", "yes", "ResNet-101", "200", "297,650", "4", "0.025", "473", "65.8", "67.3"]
+    assert [x.strip() for x in line.split("|")[1:-1]] == [
+        "pascal-cyctr-ce-resnet101",
+        "PASCAL-5i",
+        "CyCTR",
+        "yes",
+        "ResNet-101",
+        "200",
+        "297,650",
+        "4",
+        "0.025",
+        "473",
+        "65.8",
+        "67.3",
+    ]
     assert "ten times the paper's" in out and "resnet50_deep" in out and "last" in out
 
 
-@pytest.mark.parametrize("form", ["--preset pascal-pfnet-resnet50", "--preset=pascal-pfnet-resnet50"])
+@pytest.mark.parametrize(
+    "form", ["--preset pascal-pfnet-resnet50", "--preset=pascal-pfnet-resnet50"]
+)
 def test_an_unknown_preset_is_named_with_the_nearest(capsys, here, form):
-    refused(capsys, f"run {form} --data nowhere", "'pascal-pfnet-resnet50'", "pascal-pfenet-resnet50")
+    refused(
+        capsys, f"run {form} --data nowhere", "'pascal-pfnet-resnet50'", "pascal-pfenet-resnet50"
+    )
     assert not list(here.iterdir())
 
 
@@ -362,31 +506,70 @@ def given(monkeypatch, line):
     from celp_nb.repro import runs as repro_runs
 
     told = []
-    monkeypatch.setattr(repro_runs, "train_run", lambda config, folder, resume: told.append((config, str(folder))))
+    monkeypatch.setattr(
+        repro_runs, "train_run", lambda config, folder, resume: told.append((config, str(folder)))
+    )
     assert main(line.split()) == 0
     return told[0]
 
 
 def test_options_replace_what_a_preset_says(monkeypatch, capsys, here):
     config, folder = given(monkeypatch, "train --preset pascal-cyctr-ce-resnet50 --data D")
-    assert (config.epochs, config.iterations, config.batch, config.lr, config.methods, config.folds, folder) == (200, None, 4, 0.025, ("CyCTR+CE",), None, "runs/pascal-cyctr-ce-resnet50")
-    config, folder = given(monkeypatch, "train --data D --iterations 300 --preset=coco-pfenet-ce-resnet50 --lr 0.1 --name mine")
-    assert (config.epochs, config.iterations, config.batch, config.lr, config.side, folder) == (None, 300, 8, 0.1, 641, "runs/mine")
-    assert given(monkeypatch, "train --data D --iterations=300 --preset coco-pfenet-ce-resnet50")[0].epochs is None
+    assert (
+        config.epochs,
+        config.iterations,
+        config.batch,
+        config.lr,
+        config.methods,
+        config.folds,
+        folder,
+    ) == (200, None, 4, 0.025, ("CyCTR+CE",), None, "runs/pascal-cyctr-ce-resnet50")
+    config, folder = given(
+        monkeypatch,
+        "train --data D --iterations 300 --preset=coco-pfenet-ce-resnet50 --lr 0.1 --name mine",
+    )
+    assert (config.epochs, config.iterations, config.batch, config.lr, config.side, folder) == (
+        None,
+        300,
+        8,
+        0.1,
+        641,
+        "runs/mine",
+    )
+    assert (
+        given(monkeypatch, "train --data D --iterations=300 --preset coco-pfenet-ce-resnet50")[
+            0
+        ].epochs
+        is None
+    )
     config, folder = given(monkeypatch, "train --data D --epochs 3")
     assert (config.epochs, config.iterations, config.preset, folder) == (3, None, None, "runs/D")
-    assert given(monkeypatch, "train --preset pascal-pfenet-vgg16 --data D --epochs 3")[0].epochs == 3
+    assert (
+        given(monkeypatch, "train --preset pascal-pfenet-vgg16 --data D --epochs 3")[0].epochs == 3
+    )
 
 
 def test_folds_are_asked_for_one_by_one_or_all(monkeypatch, capsys, here):
-    for said, folds in [("--fold 2", (2,)), ("--folds 0 3", (0, 3)), ("--fold 0 3", (0, 3)), ("--all-folds", None), ("", None)]:
+    for said, folds in [
+        ("--fold 2", (2,)),
+        ("--folds 0 3", (0, 3)),
+        ("--fold 0 3", (0, 3)),
+        ("--all-folds", None),
+        ("", None),
+    ]:
         assert given(monkeypatch, f"train --data D {said}")[0].folds == folds
     refused(capsys, "run --data nowhere --fold 1 --all-folds", "--all-folds", "--fold 1")
 
 
 def test_missing_coco_files_are_named_with_their_address(capsys, here):
     pytest.importorskip("pycocotools")
-    refused(capsys, "data coco --root coco", here / "coco", "train2014", "http://images.cocodataset.org/annotations/annotations_trainval2014.zip")
+    refused(
+        capsys,
+        "data coco --root coco",
+        here / "coco",
+        "train2014",
+        "http://images.cocodataset.org/annotations/annotations_trainval2014.zip",
+    )
     assert not list(here.iterdir())
 
 
@@ -394,10 +577,18 @@ def test_data_that_is_whole_says_what_to_run_next(monkeypatch, capsys, here):
     from celp_nb.data import benchmarks as data_benchmarks
 
     asked = []
-    monkeypatch.setattr(data_benchmarks, "prepare_pascal", lambda root: (asked.append(str(root)), (samples("train"), samples("val")))[1])
+    monkeypatch.setattr(
+        data_benchmarks,
+        "prepare_pascal",
+        lambda root: (asked.append(str(root)), (samples("train"), samples("val")))[1],
+    )
     assert main("data pascal --root D".split()) == 0
     out = capsys.readouterr().out
-    assert asked == ["D"] and "600 images, 20 of 20 classes" in out and "Next: celp run --preset pascal-pfenet-ce-resnet50 --data D --fold 0" in out
+    assert (
+        asked == ["D"]
+        and "600 images, 20 of 20 classes" in out
+        and "Next: celp run --preset pascal-pfenet-ce-resnet50 --data D --fold 0" in out
+    )
 
 
 def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
@@ -407,14 +598,27 @@ def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
     assert main(f"run --preset pascal-pfenet-ce-resnet50 --data mini --fold 1 {small}".split()) == 0
     run = here / "runs/pascal-pfenet-ce-resnet50"
     results = pd.read_csv(run / "results.csv")
-    assert set(results.fold) == {1} and set(results.method) == {"PFENet+CE"} and set(results.data) == {"mini"}
+    assert (
+        set(results.fold) == {1}
+        and set(results.method) == {"PFENet+CE"}
+        and set(results.data) == {"mini"}
+    )
     assert json.loads((run / "config.json").read_text())["preset"] == "pascal-pfenet-ce-resnet50"
     capsys.readouterr()
     for line in ("table", f"table {run}"):
         assert main(line.split()) == 0
         out = capsys.readouterr().out
-        assert "Warning: `mini` is not PASCAL-5i" in out and "fold 1 alone" in out and "no row for PFENet+CE on tiny" in out
-        assert "backbone tiny" in out and "iterations 2" in out and "2 steps" in out and f"{results.miou[0]:.1f}" in out
+        assert (
+            "Warning: `mini` is not PASCAL-5i" in out
+            and "fold 1 alone" in out
+            and "no row for PFENet+CE on tiny" in out
+        )
+        assert (
+            "backbone tiny" in out
+            and "iterations 2" in out
+            and "2 steps" in out
+            and f"{results.miou[0]:.1f}" in out
+        )
     results.assign(backbone="resnet50").to_csv(here / "results.csv", index=False)
     assert main("table results.csv".split()) == 0
     assert "70.6" in capsys.readouterr().out, "fold 1 of Ours+PFENet in Table 1"
@@ -439,13 +643,18 @@ def photo(home, here):
     return here
 
 
-def line(home, mask="mask.png", support="support.jpg", query="query.png", more="", method="PFENet+CE"):
+def line(
+    home, mask="mask.png", support="support.jpg", query="query.png", more="", method="PFENet+CE"
+):
     return f"predict {home}/runs/scenes/fold0/{method}.pt --support {support} --mask {mask} --query {query} --out out/answer.png {more}"
 
 
 def test_predict_writes_a_mask_and_an_overlay(home, photo, capsys):
     assert main(line(home).split()) == 0
-    mask, drawn = np.array(Image.open("out/answer.png")), np.array(Image.open("out/answer_overlay.png"))
+    mask, drawn = (
+        np.array(Image.open("out/answer.png")),
+        np.array(Image.open("out/answer_overlay.png")),
+    )
     assert mask.shape == (97, 161) and mask.dtype == np.uint8 and set(np.unique(mask)) <= {0, 255}
     assert drawn.shape == (97, 161, 3)
     unchanged = (drawn == np.array(Image.open("query.png"))).all(2)
@@ -459,7 +668,9 @@ def test_predict_writes_a_mask_and_an_overlay(home, photo, capsys):
 
 def test_predict_knows_the_decoder_of_its_file(home, photo):
     assert main(line(home, method="CyCTR+CE").split()) == 0
-    assert np.array(Image.open("out/answer.png")).shape == (97, 161) and Image.open("out/answer_overlay.png").size == (161, 97)
+    assert np.array(Image.open("out/answer.png")).shape == (97, 161) and Image.open(
+        "out/answer_overlay.png"
+    ).size == (161, 97)
 
 
 def test_void_and_other_objects_in_a_support_mask_are_told_apart(photo):
@@ -491,15 +702,29 @@ def test_predict_names_what_is_wrong(home, photo, capsys):
     refused(capsys, line(home, query="dot.png"), "dot.png", "5x5")
     refused(capsys, line(home, query="gone.png"), "gone.png")
     refused(capsys, line(home).replace("answer.png", "answer.jpg"), "answer.jpg", ".png")
-    refused(capsys, line(home).replace(f"{home}/runs/scenes/fold0/PFENet+CE.pt", "strange.pt"), "strange.pt")
+    refused(
+        capsys,
+        line(home).replace(f"{home}/runs/scenes/fold0/PFENet+CE.pt", "strange.pt"),
+        "strange.pt",
+    )
     refused(capsys, line(home).replace("PFENet+CE.pt", "last.pt"), "last.pt", "PFENet+CE.pt")
     refused(capsys, line(home).replace("PFENet+CE.pt", "gone.pt"), "gone.pt")
     refused(capsys, line(home, more="--weights random"), "PFENet+CE.pt", "tiny")
     assert not (photo / "out").exists()
 
 
-@pytest.mark.parametrize("line, said", [("table 9 --scale samples", "give one of 1, 2, 3, 4, 5, 6, 7, regime, differences, beyond, not 9"), ("table --scale samples", "beyond, not nothing"), ("table runs/x --scale samples", "beyond, not runs/x"),
-                                        ("table 1 --scale full", "scale full needs a folder with its images; give --data DIR")])
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (
+            "table 9 --scale samples",
+            "give one of 1, 2, 3, 4, 5, 6, 7, regime, differences, beyond, not 9",
+        ),
+        ("table --scale samples", "beyond, not nothing"),
+        ("table runs/x --scale samples", "beyond, not runs/x"),
+        ("table 1 --scale full", "scale full needs a folder with its images; give --data DIR"),
+    ],
+)
 def test_a_table_that_cannot_be_run_is_refused_in_a_sentence(capsys, here, line, said):
     assert main(line.split()) == 1
     err = capsys.readouterr().err
@@ -510,8 +735,17 @@ def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
     from celp_nb.repro import tables as repro_tables
 
     asked = []
-    monkeypatch.setattr(repro_tables, "run", lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)))
+    monkeypatch.setattr(
+        repro_tables,
+        "run",
+        lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)),
+    )
     monkeypatch.setattr(repro_tables, "table_text", lambda name, folders: f"table {name}")
     assert main("table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9".split()) == 0
-    assert [c.methods for c, _, _ in asked] == [("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8")] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
-    assert asked[0][1:] == ("runs/samples-table-5-seed-3", True) and capsys.readouterr().out == "table 5\n"
+    assert [c.methods for c, _, _ in asked] == [
+        ("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8")
+    ] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
+    assert (
+        asked[0][1:] == ("runs/samples-table-5-seed-3", True)
+        and capsys.readouterr().out == "table 5\n"
+    )

@@ -44,7 +44,13 @@ def lively(module, seed=0, scale=0.5):
 
 
 @few
-@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.integers(1, 5), st.sampled_from([4, 8, 12]), st.sampled_from([0.0, 0.3, 1.0]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 5),
+    st.integers(1, 5),
+    st.sampled_from([4, 8, 12]),
+    st.sampled_from([0.0, 0.3, 1.0]),
+)
 def test_sine_position(seed, h, w, width, share):
     padded = np.random.default_rng(seed).random((2, h, w)) < share
     slow = np.zeros((2, h * w, width))
@@ -53,10 +59,14 @@ def test_sine_position(seed, h, w, width, share):
             for j in range(w):
                 real = lambda cells: sum(not padded[b, y, x] for y, x in cells)
                 row = real((y, j) for y in range(i + 1)) / (real((y, j) for y in range(h)) + 1e-6)
-                column = real((i, x) for x in range(j + 1)) / (real((i, x) for x in range(w)) + 1e-6)
+                column = real((i, x) for x in range(j + 1)) / (
+                    real((i, x) for x in range(w)) + 1e-6
+                )
                 for c in range(width):
                     axis, k = (row, c) if c < width // 2 else (column, c - width // 2)
-                    slow[b, i * w + j, c] = (math.cos if k % 2 else math.sin)(2 * math.pi * axis / 10_000 ** (2 * (k // 2) / (width // 2)))
+                    slow[b, i * w + j, c] = (math.cos if k % 2 else math.sin)(
+                        2 * math.pi * axis / 10_000 ** (2 * (k // 2) / (width // 2))
+                    )
     near(sine_position(tensor(padded), width), slow, 1e-5)
 
 
@@ -79,17 +89,37 @@ def slow_at(plane, x, y):
     total = 0.0
     for i in (math.floor(y), math.floor(y) + 1):
         for j in (math.floor(x), math.floor(x) + 1):
-            if 0 <= i < plane.shape[0] and 0 <= j < plane.shape[1]: total += (1 - abs(y - i)) * (1 - abs(x - j)) * plane[i, j]
+            if 0 <= i < plane.shape[0] and 0 <= j < plane.shape[1]:
+                total += (1 - abs(y - i)) * (1 - abs(x - j)) * plane[i, j]
     return total
 
 
 @few
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.integers(1, 4))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
 def test_sample_points(seed, heads, P, h, w):
     rng, (B, C, n) = np.random.default_rng(seed), (2, 2, 3)
     value, share = rng.normal(size=(B, heads, C, h, w)), rng.normal(size=(B, n, heads, P))
     points = rng.uniform(-2, [w + 1, h + 1], (B, n, heads, P, 2))
-    slow = [[[sum(share[b, i, k, p] * slow_at(value[b, k, c], *points[b, i, k, p]) for p in range(P)) for k in range(heads) for c in range(C)] for i in range(n)] for b in range(B)]
+    slow = [
+        [
+            [
+                sum(
+                    share[b, i, k, p] * slow_at(value[b, k, c], *points[b, i, k, p])
+                    for p in range(P)
+                )
+                for k in range(heads)
+                for c in range(C)
+            ]
+            for i in range(n)
+        ]
+        for b in range(B)
+    ]
     near(sample_points(tensor(value), tensor(points), tensor(share)), slow, 1e-10)
 
 
@@ -101,7 +131,12 @@ def test_a_point_on_a_position_is_the_position():
 
 def slow_deformable(net, query, value, padded, size):
     "Of one image: (hw, C), (hw, C), (hw,) → (hw, C)."
-    p, (h, w), heads, P = {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()}, size, net.heads, net.points
+    p, (h, w), heads, P = (
+        {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()},
+        size,
+        net.heads,
+        net.points,
+    )
     v = (value @ p["value.weight"].T) * ~padded[:, None]
     out = np.zeros_like(value)
     for i in range(h * w):
@@ -111,20 +146,37 @@ def slow_deformable(net, query, value, padded, size):
             weight = np.exp((p["share.weight"] @ query[i] + p["share.bias"]).reshape(heads, P)[k])
             weight = weight / weight.sum()
             for c in range(k * value.shape[1] // heads, (k + 1) * value.shape[1] // heads):
-                seen.append(sum(weight[q] * slow_at(v[:, c].reshape(h, w), i % w + offset[k, q, 0], i // w + offset[k, q, 1]) for q in range(P)))
+                seen.append(
+                    sum(
+                        weight[q]
+                        * slow_at(
+                            v[:, c].reshape(h, w), i % w + offset[k, q, 0], i // w + offset[k, q, 1]
+                        )
+                        for q in range(P)
+                    )
+                )
         out[i] = p["out.weight"] @ seen
     return out
 
 
 @settings(few, max_examples=12)
-@given(st.integers(0, 99), st.sampled_from([1, 2, 4]), st.sampled_from([1, 4, 9]), st.sampled_from([(3, 4), (4, 2), (1, 1)]), st.sampled_from([0.0, 0.4, 1.0]))
+@given(
+    st.integers(0, 99),
+    st.sampled_from([1, 2, 4]),
+    st.sampled_from([1, 4, 9]),
+    st.sampled_from([(3, 4), (4, 2), (1, 1)]),
+    st.sampled_from([0.0, 0.4, 1.0]),
+)
 def test_deformable_attention(seed, heads, points, size, share):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     net = lively(DeformableAttention(4, heads, points), seed)
     query, value = (rng.normal(size=(2, size[0] * size[1], 4)).astype(np.float32) for _ in range(2))
     padded = rng.random(query.shape[:2]) < share
-    slow = [slow_deformable(net, q.astype(float), v.astype(float), p, size) for q, v, p in zip(query, value, padded)]
+    slow = [
+        slow_deformable(net, q.astype(float), v.astype(float), p, size)
+        for q, v, p in zip(query, value, padded)
+    ]
     near(net(tensor(query), tensor(value), tensor(padded), size), slow, 1e-4)
 
 
@@ -133,7 +185,8 @@ def test_a_new_module_looks_at_its_neighbours_alike(heads):
     points, share = DeformableAttention(4, heads).where(torch.randn(1, 20, 4), (4, 5))
     around = {(x, y) for x in (-1, 0, 1) for y in (-1, 0, 1)}
     for i in range(20):
-        for k in range(heads): assert {(x - i % 5, y - i // 5) for x, y in points[0, i, k].tolist()} == around
+        for k in range(heads):
+            assert {(x - i % 5, y - i // 5) for x, y in points[0, i, k].tolist()} == around
     assert torch.allclose(share, torch.tensor(1 / 9))
 
 
@@ -148,27 +201,42 @@ def test_gradients_of_deformable_attention(heads, monkeypatch):
     "By finite differences in float64: of its inputs and of all its weights. No point lies on a row or column, where bilinear has a kink."
     torch.manual_seed(0)
     net = double(lively(DeformableAttention(4, heads, 2), 1), monkeypatch)
-    query, value = (torch.randn(2, 6, 4, dtype=torch.float64, generator=seeded(s)).requires_grad_() for s in (0, 1))
+    query, value = (
+        torch.randn(2, 6, 4, dtype=torch.float64, generator=seeded(s)).requires_grad_()
+        for s in (0, 1)
+    )
     padded = torch.tensor([[False] * 6, [False, True, False, False, False, True]])
     points = net.where(query, (2, 3))[0]
     assert (points - points.round()).abs().min() > 1e-3
     names, weights = zip(*net.named_parameters())
-    run = lambda query, value, *w: torch.func.functional_call(net, dict(zip(names, w)), (query, value, padded, (2, 3)))
+    run = lambda query, value, *w: torch.func.functional_call(
+        net, dict(zip(names, w)), (query, value, padded, (2, 3))
+    )
     assert torch.autograd.gradcheck(run, (query, value, *weights))
 
 
 def test_gradients_of_sampling():
-    value, share = torch.randn(2, 2, 2, 3, 4, dtype=torch.float64, generator=seeded(0)), torch.rand(2, 3, 2, 2, dtype=torch.float64, generator=seeded(1))
+    value, share = (
+        torch.randn(2, 2, 2, 3, 4, dtype=torch.float64, generator=seeded(0)),
+        torch.rand(2, 3, 2, 2, dtype=torch.float64, generator=seeded(1)),
+    )
     points = 6 * torch.rand(2, 3, 2, 2, 2, dtype=torch.float64, generator=seeded(2)) - 1.5
     assert (points - points.round()).abs().min() > 1e-3
-    assert torch.autograd.gradcheck(sample_points, tuple(x.requires_grad_() for x in (value, points, share)))
+    assert torch.autograd.gradcheck(
+        sample_points, tuple(x.requires_grad_() for x in (value, points, share))
+    )
 
 
 # --- keys
 
 
 @few
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 4), (2, 6), (6, 8)]), st.integers(1, 2), st.sampled_from([(0, 1, 255), (0, 255), (1, 255), (0,), (1,), (255,)]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([(4, 4), (2, 6), (6, 8)]),
+    st.integers(1, 2),
+    st.sampled_from([(0, 1, 255), (0, 255), (1, 255), (0,), (1,), (255,)]),
+)
 def test_with_fallback(seed, size, K, labels):
     mask = np.random.default_rng(seed).choice(labels, (3, K, *size))
     h, w = size
@@ -186,7 +254,9 @@ def test_with_fallback(seed, size, K, labels):
 def test_fallback_keeps_the_type_and_looks_at_all_shots_together():
     mask = torch.full((1, 2, 5, 5), 0, dtype=torch.uint8)
     mask[0, 1, 0, 1] = 1
-    assert torch.equal(with_fallback(mask), mask) and with_fallback(mask).dtype == torch.uint8  # the other shot shows the object
+    assert (
+        torch.equal(with_fallback(mask), mask) and with_fallback(mask).dtype == torch.uint8
+    )  # the other shot shows the object
     filled = with_fallback(mask * 0)
     assert (filled[0, :, 2, 2] == 1).all() and (filled[0, :, [0, 0, 4, 4], [0, 4, 0, 4]] == 0).all()
 
@@ -196,20 +266,39 @@ def kinds(seed, B, n, weights):
     return tensor(label == 1), tensor(label == 0)
 
 
-MIXTURES = st.sampled_from([(0.4, 0.4, 0.2), (0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.0, 0.9, 0.1), (0.9, 0.0, 0.1), (0.05, 0.05, 0.9)])
+MIXTURES = st.sampled_from(
+    [
+        (0.4, 0.4, 0.2),
+        (0.8, 0.1, 0.1),
+        (0.1, 0.8, 0.1),
+        (0.0, 0.9, 0.1),
+        (0.9, 0.0, 0.1),
+        (0.05, 0.05, 0.9),
+    ]
+)
 
 
 @few
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 8), MIXTURES)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 30), st.integers(1, 8), MIXTURES
+)
 def test_how_many_keys_of_which_kind(seed, B, n, limit, weights):
     foreground, background = kinds(seed, B, n, weights)
     positions, there = choose_keys(foreground, background, limit)
     counts = []
     for b in range(B):
-        mine, fg, bg = positions[b, there[b]].tolist(), int(foreground[b].sum()), int(background[b].sum())
+        mine, fg, bg = (
+            positions[b, there[b]].tolist(),
+            int(foreground[b].sum()),
+            int(background[b].sum()),
+        )
         of_fg, of_bg = [p for p in mine if foreground[b, p]], [p for p in mine if background[b, p]]
-        assert mine == of_fg + of_bg and len(set(mine)) == len(mine)  # no void, none twice, foreground first
-        assert len(of_fg) == min(fg, max(limit, 2 * limit - bg)) and len(of_bg) == min(bg, max(limit, 2 * limit - fg))
+        assert mine == of_fg + of_bg and len(set(mine)) == len(
+            mine
+        )  # no void, none twice, foreground first
+        assert len(of_fg) == min(fg, max(limit, 2 * limit - bg)) and len(of_bg) == min(
+            bg, max(limit, 2 * limit - fg)
+        )
         assert there[b].tolist() == [True] * len(mine) + [False] * (there.shape[1] - len(mine))
         counts.append(len(mine))
     assert positions.shape[1] == max(counts)
@@ -221,7 +310,9 @@ def test_each_position_is_drawn_equally_often(limit):
     draws = 6000
     label = torch.tensor([1, 0, 0, 255, 0, 0, 1, 0, 0, 0, 255, 0, 1, 0])
     torch.manual_seed(0)
-    positions, there = choose_keys((label == 1).expand(draws, -1), (label == 0).expand(draws, -1), limit)
+    positions, there = choose_keys(
+        (label == 1).expand(draws, -1), (label == 0).expand(draws, -1), limit
+    )
     often = positions[there].bincount(minlength=14)
     for kind, taken in ((1, min(3, limit)), (0, 2 * limit - min(3, limit))):
         p = taken / (label == kind).sum().item()
@@ -237,7 +328,9 @@ def keys_of(net, monkeypatch, runs=1, **inputs):
     "The keys of each layer of each run."
     seen = []
     for layer in net.layers:
-        layer.cross_attention.register_forward_pre_hook(lambda module, given: seen.append(given[1].detach()))
+        layer.cross_attention.register_forward_pre_hook(
+            lambda module, given: seen.append(given[1].detach())
+        )
     with torch.no_grad():
         for _ in range(runs): net(**inputs)
     return seen
@@ -246,10 +339,19 @@ def keys_of(net, monkeypatch, runs=1, **inputs):
 def transformer_inputs(B=2, K=1, C=4, size=(6, 7), seed=0, padded=True):
     "Features whose vectors all differ, masks with both kinds and void, and a padded right edge."
     g = seeded(seed)
-    mask = torch.tensor([0, 1, 255])[torch.multinomial(torch.tensor([0.45, 0.4, 0.15]), B * K * size[0] * size[1], True, generator=g)].view(B, K, *size)
+    mask = torch.tensor([0, 1, 255])[
+        torch.multinomial(
+            torch.tensor([0.45, 0.4, 0.15]), B * K * size[0] * size[1], True, generator=g
+        )
+    ].view(B, K, *size)
     edge = torch.zeros(B, *size, dtype=torch.bool)
     if padded: edge[:, :, -2:], edge[0, -1] = True, True
-    return dict(query=torch.randn(B, C, *size, generator=g), support=torch.randn(B, K, C, *size, generator=g), support_mask=mask, padded=edge)
+    return dict(
+        query=torch.randn(B, C, *size, generator=g),
+        support=torch.randn(B, K, C, *size, generator=g),
+        support_mask=mask,
+        padded=edge,
+    )
 
 
 def transformer(C=4, seed=0, **more):
@@ -261,7 +363,9 @@ def test_keys_are_drawn_anew_in_training_and_are_the_same_in_evaluation(monkeypa
     monkeypatch.setattr(cyctr, "KEYS", 5)
     inputs = transformer_inputs()
     seen = keys_of(transformer().train(), monkeypatch, 2, **inputs)
-    assert len(seen) == 4 and all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i])
+    assert len(seen) == 4 and all(
+        not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i]
+    )
     state = torch.get_rng_state()
     seen = keys_of(transformer().eval(), monkeypatch, 2, **inputs)
     torch.manual_seed(99)  # whatever happens outside
@@ -282,10 +386,14 @@ def test_evaluation_draws_nothing_from_the_global_generator(monkeypatch):
 
 
 @few
-@given(st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 7), st.integers(1, 8), st.data())
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 3), st.integers(1, 7), st.integers(1, 8), st.data()
+)
 def test_cycle_consistency(seed, B, n, m, data):
     scores = np.random.default_rng(seed).normal(size=(B, n, m)).astype(np.float32)
-    flags = lambda size: data.draw(st.lists(st.booleans(), min_size=size, max_size=size).filter(any))
+    flags = lambda size: data.draw(
+        st.lists(st.booleans(), min_size=size, max_size=size).filter(any)
+    )
     label = [data.draw(st.lists(st.booleans(), min_size=m, max_size=m)) for _ in range(B)]
     there, asked = [flags(m) for _ in range(B)], [flags(n) for _ in range(B)]
     slow = [[False] * m for _ in range(B)]
@@ -295,7 +403,9 @@ def test_cycle_consistency(seed, B, n, m, data):
             i = max((i for i in range(n) if asked[b][i]), key=lambda i: scores[b, i, j])
             back = max((k for k in range(m) if there[b][k]), key=lambda k: scores[b, i, k])
             slow[b][j] = label[b][j] == label[b][back]
-    ours = cycle_consistent(tensor(scores), torch.tensor(label), torch.tensor(there), torch.tensor(asked))
+    ours = cycle_consistent(
+        tensor(scores), torch.tensor(label), torch.tensor(there), torch.tensor(asked)
+    )
     assert ours.tolist() == slow
 
 
@@ -311,13 +421,21 @@ class Cross(NamedTuple):
 
 def cross(seed, B=2, n=6, m=7, C=4):
     g, flag = seeded(seed), lambda share, *s: torch.rand(*s, generator=seeded(seed + 1)) < share
-    return Cross(torch.randn(B, n, C, generator=g), torch.randn(B, m, C, generator=g), torch.rand(B, m, generator=g) < 0.5,
-                 torch.arange(m) < torch.tensor([[m], [m - 2]][:B]), torch.rand(B, m, generator=g) < 0.2, torch.arange(n) < torch.tensor([[n], [n - 1]][:B]))
+    return Cross(
+        torch.randn(B, n, C, generator=g),
+        torch.randn(B, m, C, generator=g),
+        torch.rand(B, m, generator=g) < 0.5,
+        torch.arange(m) < torch.tensor([[m], [m - 2]][:B]),
+        torch.rand(B, m, generator=g) < 0.2,
+        torch.arange(n) < torch.tensor([[n], [n - 1]][:B]),
+    )
 
 
 def slow_attention(net, query, support, allowed):
     "Of one image: (n, C), (m, C), (m,) bool → (n, C), over the allowed keys alone."
-    q, k, v, o = (layer.weight.detach().numpy().astype(float) for layer in (net.q, net.k, net.v, net.out))
+    q, k, v, o = (
+        layer.weight.detach().numpy().astype(float) for layer in (net.q, net.k, net.v, net.out)
+    )
     out = []
     for x in query:
         scores = [(q @ x) @ (k @ s) / math.sqrt(len(x)) for s in support]
@@ -332,11 +450,23 @@ def test_dropped_keys_get_no_weight(seed):
     net, asks = lively(CycleAttention(4), seed), cross(seed)
     with torch.no_grad():
         out, dropped = net(*asks)
-        consistent = cycle_consistent(net.q(asks.query) @ net.k(asks.support).transpose(1, 2), asks.label, asks.there, asks.asked)
+        consistent = cycle_consistent(
+            net.q(asks.query) @ net.k(asks.support).transpose(1, 2),
+            asks.label,
+            asks.there,
+            asks.asked,
+        )
     assert torch.equal(dropped, (asks.ignored | ~consistent) & asks.there)
     allowed = asks.there & ~dropped
     assume(allowed.any(1).all())
-    near(out, [slow_attention(net, *(x[b].numpy().astype(float) for x in asks[:2]), allowed[b]) for b in range(2)], 1e-4)
+    near(
+        out,
+        [
+            slow_attention(net, *(x[b].numpy().astype(float) for x in asks[:2]), allowed[b])
+            for b in range(2)
+        ],
+        1e-4,
+    )
 
 
 def test_where_every_key_is_dropped_all_of_them_are_attended_to():
@@ -344,14 +474,24 @@ def test_where_every_key_is_dropped_all_of_them_are_attended_to():
     net, asks = lively(CycleAttention(4)), cross(3)
     with torch.no_grad(): out, dropped = net(*asks._replace(ignored=torch.ones_like(asks.ignored)))
     assert torch.equal(dropped, asks.there)
-    near(out, [slow_attention(net, *(x[b].numpy().astype(float) for x in asks[:2]), asks.there[b]) for b in range(2)], 5e-3)
+    near(
+        out,
+        [
+            slow_attention(net, *(x[b].numpy().astype(float) for x in asks[:2]), asks.there[b])
+            for b in range(2)
+        ],
+        5e-3,
+    )
 
 
 @pytest.mark.parametrize("ignored", [False, True])
 def test_what_fills_up_a_row_of_keys_does_not_matter(ignored):
     net, asks = lively(CycleAttention(4)), cross(5)
     asks = asks._replace(ignored=asks.ignored | ignored)
-    other = asks._replace(support=torch.where(asks.there.unsqueeze(2), asks.support, 1e3), label=torch.where(asks.there, asks.label, ~asks.label))
+    other = asks._replace(
+        support=torch.where(asks.there.unsqueeze(2), asks.support, 1e3),
+        label=torch.where(asks.there, asks.label, ~asks.label),
+    )
     for a, b in zip(net(*asks), net(*other)): assert torch.equal(a, b)
 
 
@@ -376,13 +516,21 @@ def test_void_support_positions_change_nothing():
     with torch.no_grad():
         plain = net(**inputs)
         for value in (0.0, 30.0, -30.0):
-            assert torch.equal(plain, net(**{**inputs, "support": torch.where(void, value, inputs["support"])}))
+            assert torch.equal(
+                plain, net(**{**inputs, "support": torch.where(void, value, inputs["support"])})
+            )
         assert not torch.equal(plain, net(**{**inputs, "support": inputs["support"] + 0.1}))
 
 
 def test_an_image_that_is_all_padding_is_finite():
     net, inputs = transformer().train(), transformer_inputs()
-    out = net(**{**inputs, "padded": torch.ones_like(inputs["padded"]), "support_mask": torch.full_like(inputs["support_mask"], 255)})
+    out = net(
+        **{
+            **inputs,
+            "padded": torch.ones_like(inputs["padded"]),
+            "support_mask": torch.full_like(inputs["support_mask"], 255),
+        }
+    )
     out.sum().backward()
     assert out.isfinite().all() and all(p.grad.isfinite().all() for p in net.parameters())
 
@@ -393,7 +541,9 @@ def test_a_batch_is_its_halves():
     inputs["support_mask"][1, 0, :3] = 255
     with torch.no_grad():
         whole = net(**inputs)
-        halves = [net(**{k: v[half] for k, v in inputs.items()}) for half in (slice(2), slice(2, None))]
+        halves = [
+            net(**{k: v[half] for k, v in inputs.items()}) for half in (slice(2), slice(2, None))
+        ]
     assert torch.allclose(whole, torch.cat(halves), atol=1e-5)
 
 
@@ -403,20 +553,38 @@ def test_the_same_support_again_and_again_is_one_shot():
     with torch.no_grad():
         one = net(**inputs)
         for K in (2, 5, 10):
-            again = {k: inputs[k].expand(-1, K, *inputs[k].shape[2:]) for k in ("support", "support_mask")}
+            again = {
+                k: inputs[k].expand(-1, K, *inputs[k].shape[2:])
+                for k in ("support", "support_mask")
+            }
             assert inputs["support_mask"][0].numel() * K <= 2 * cyctr.KEYS
             assert torch.allclose(one, net(**{**inputs, **again}), atol=1e-4)
 
 
 def test_the_order_of_the_shots_does_not_matter():
     net, inputs = transformer(), transformer_inputs(K=3)
-    with torch.no_grad(): assert torch.allclose(net(**inputs), net(**{**inputs, **{k: inputs[k].flip(1) for k in ("support", "support_mask")}}), atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(
+            net(**inputs),
+            net(**{**inputs, **{k: inputs[k].flip(1) for k in ("support", "support_mask")}}),
+            atol=1e-5,
+        )
 
 
-@pytest.mark.parametrize("wrong, sentence", [
-    (dict(width=6), "the transformer's width is 6; sines and cosines of rows and columns need a multiple of 4"),
-    (dict(width=8, heads=3), "the transformer's width is 8, which 3 heads cannot share; use a multiple of 3"),
-    (dict(width=4, heads=8), "the transformer's width is 4, which 8 heads cannot share")])
+@pytest.mark.parametrize(
+    "wrong, sentence",
+    [
+        (
+            dict(width=6),
+            "the transformer's width is 6; sines and cosines of rows and columns need a multiple of 4",
+        ),
+        (
+            dict(width=8, heads=3),
+            "the transformer's width is 8, which 3 heads cannot share; use a multiple of 3",
+        ),
+        (dict(width=4, heads=8), "the transformer's width is 4, which 8 heads cannot share"),
+    ],
+)
 def test_a_width_that_does_not_divide(wrong, sentence):
     with pytest.raises(ValueError, match=sentence): CyCTR(**wrong)
 
@@ -426,11 +594,19 @@ def test_a_width_that_does_not_divide(wrong, sentence):
 
 def conditioning(B=2, K=1, C=4, size=(6, 7), pixels=(11, 13), seed=0):
     g = seeded(seed)
-    labels = lambda *s: torch.tensor([0, 1, 255])[torch.multinomial(torch.tensor([0.45, 0.4, 0.15]), math.prod(s), True, generator=g)].view(*s)
+    labels = lambda *s: torch.tensor([0, 1, 255])[
+        torch.multinomial(torch.tensor([0.45, 0.4, 0.15]), math.prod(s), True, generator=g)
+    ].view(*s)
     padding = torch.zeros(B, *pixels, dtype=torch.bool)
     padding[:, :, 11:] = True
-    return Conditioning(torch.randn(B, C, *size, generator=g), torch.randn(B, C, generator=g), torch.rand(B, 1, *size, generator=g),
-                        torch.randn(B, K, C, *size, generator=g), labels(B, K, *pixels), padding), labels(B, *pixels)
+    return Conditioning(
+        torch.randn(B, C, *size, generator=g),
+        torch.randn(B, C, generator=g),
+        torch.rand(B, 1, *size, generator=g),
+        torch.randn(B, K, C, *size, generator=g),
+        labels(B, K, *pixels),
+        padding,
+    ), labels(B, *pixels)
 
 
 def decoder(C=4, seed=0):
@@ -442,7 +618,10 @@ def test_a_batch_is_its_halves_to_the_decoder_too():
     net, (cond, target) = decoder(), conditioning(B=4, K=2)
     with torch.no_grad():
         logits, loss = net(cond, target)
-        parts = [net(Conditioning(*(x[half] for x in cond)), target[half]) for half in (slice(2), slice(2, None))]
+        parts = [
+            net(Conditioning(*(x[half] for x in cond)), target[half])
+            for half in (slice(2), slice(2, None))
+        ]
     assert torch.allclose(logits, torch.cat([p[0] for p in parts]), atol=1e-5)
     assert loss.item() == pytest.approx(sum(p[1].item() for p in parts) / 2, rel=1e-5)
 
@@ -453,13 +632,20 @@ def test_the_loss_is_over_the_first_items_and_the_logits_do_not_depend_on_the_ta
         logits, none = net(cond)
         again, loss = net(cond, target[:2])
         _, first = net(Conditioning(*(x[:2] for x in cond)), target[:2])
-    assert none is None and torch.equal(logits, again) and loss.item() == pytest.approx(first.item(), rel=1e-5)
+    assert (
+        none is None
+        and torch.equal(logits, again)
+        and loss.item() == pytest.approx(first.item(), rel=1e-5)
+    )
 
 
 def test_equation_15():
     "The query's object, averaged over its mask, looked for in each shot."
     net, (cond, target) = decoder(), conditioning(K=2)
-    p, relu = {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()}, lambda x: np.maximum(x, 0)
+    p, relu = (
+        {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()},
+        lambda x: np.maximum(x, 0),
+    )
     seen = []
     net.reduce.register_forward_hook(lambda module, given, out: None)
     net.classify.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
@@ -467,11 +653,32 @@ def test_equation_15():
     logits, masks = [], []
     for b in range(2):
         x, mid = seen[0][b].numpy().astype(float), cond.query[b].numpy().astype(float)
-        v = slow_average(relu(slow_conv(x, p["back_out.0.weight"])) + mid, slow_resize((target[b].numpy() == 1).astype(float), *mid.shape[1:]))
+        v = slow_average(
+            relu(slow_conv(x, p["back_out.0.weight"])) + mid,
+            slow_resize((target[b].numpy() == 1).astype(float), *mid.shape[1:]),
+        )
         for k in range(2):
-            y = relu(slow_conv(np.concatenate([cond.support[b, k].numpy().astype(float), np.broadcast_to(v[:, None, None], mid.shape)]), p["back_in.0.weight"]))
-            y = y + relu(slow_conv(relu(slow_conv(y, p["back_refine.0.weight"])), p["back_refine.2.weight"]))
-            logits.append(slow_conv(relu(slow_conv(y, p["back_classify.0.weight"])), p["back_classify.3.weight"], p["back_classify.3.bias"]))
+            y = relu(
+                slow_conv(
+                    np.concatenate(
+                        [
+                            cond.support[b, k].numpy().astype(float),
+                            np.broadcast_to(v[:, None, None], mid.shape),
+                        ]
+                    ),
+                    p["back_in.0.weight"],
+                )
+            )
+            y = y + relu(
+                slow_conv(relu(slow_conv(y, p["back_refine.0.weight"])), p["back_refine.2.weight"])
+            )
+            logits.append(
+                slow_conv(
+                    relu(slow_conv(y, p["back_classify.0.weight"])),
+                    p["back_classify.3.weight"],
+                    p["back_classify.3.bias"],
+                )
+            )
             masks.append(cond.support_mask[b, k].numpy())
     assert loss == pytest.approx(slow_dice(logits, masks), rel=1e-4)
 
@@ -481,7 +688,13 @@ def model_inputs(B=2, K=1, seed=0):
     f = lambda *s: torch.randn(*s, 6, 7, generator=g)
     cond, target = conditioning(B, K, seed=seed)
     pseudo = torch.where(torch.rand(B, 11, 13, generator=g) < 0.4, 1, 255)
-    return Features(f(B, 3), f(B, 5)), Features(f(B, K, 3), f(B, K, 5)), cond.support_mask, target, pseudo
+    return (
+        Features(f(B, 3), f(B, 5)),
+        Features(f(B, K, 3), f(B, K, 5)),
+        cond.support_mask,
+        target,
+        pseudo,
+    )
 
 
 def few_shot(seed=0):
@@ -492,12 +705,23 @@ def few_shot(seed=0):
 def test_every_parameter_is_trained_and_the_way_back_by_its_own_loss_alone():
     model = few_shot().train()
     losses = two_path_losses(model, *model_inputs(), dice)
-    reached = lambda loss: {n for n, g in zip(dict(model.named_parameters()), torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, allow_unused=True)) if g is not None and g.abs().sum() > 0}
+    reached = lambda loss: {
+        n
+        for n, g in zip(
+            dict(model.named_parameters()),
+            torch.autograd.grad(
+                loss, list(model.parameters()), retain_graph=True, allow_unused=True
+            ),
+        )
+        if g is not None and g.abs().sum() > 0
+    }
     names = {n for n, _ in model.named_parameters()}
     back = {n for n in names if n.startswith("decoder.back_")}
     assert reached(losses.total()) == names and len(back) == 7
     assert reached(losses.main) == reached(losses.contrast) == names - back
-    assert reached(losses.auxiliary) == names - {n for n in names if n.startswith("decoder.classify.")}
+    assert reached(losses.auxiliary) == names - {
+        n for n in names if n.startswith("decoder.classify.")
+    }
 
 
 def test_the_decoder_hears_of_void_query_pixels_only_as_padding():
@@ -506,9 +730,13 @@ def test_the_decoder_hears_of_void_query_pixels_only_as_padding():
     model = few_shot().eval()
     with torch.no_grad():
         plain = model(query, support, support_mask)
-        trained = lambda target: two_path_losses(model, query, support, support_mask, target, None).logits
+        trained = lambda target: (
+            two_path_losses(model, query, support, support_mask, target, None).logits
+        )
         swapped = torch.where(target == 255, 255, 1 - target)
-        assert torch.equal(trained(target), trained(swapped)) and not torch.equal(trained(target), plain)
+        assert torch.equal(trained(target), trained(swapped)) and not torch.equal(
+            trained(target), plain
+        )
         assert torch.equal(trained(target), model(query, support, support_mask, target == 255))
         assert torch.equal(trained(target.clamp(max=1)), plain)
 
@@ -517,10 +745,18 @@ def test_the_decoder_hears_of_void_query_pixels_only_as_padding():
 def test_copies_of_one_shot_are_one_shot_to_the_model(K):
     query, support, support_mask, target, pseudo = model_inputs()
     model = few_shot().eval()
-    copies = Features(*(x.expand(-1, K, *x.shape[2:]) for x in support)), support_mask.expand(-1, K, -1, -1)
+    copies = (
+        Features(*(x.expand(-1, K, *x.shape[2:]) for x in support)),
+        support_mask.expand(-1, K, -1, -1),
+    )
     with torch.no_grad():
-        one, many = (two_path_losses(model, query, *s, target, pseudo, dice) for s in ((support, support_mask), copies))
-    assert torch.allclose(one.logits, many.logits, atol=1e-4) and torch.allclose(one.contrast_logits, many.contrast_logits, atol=1e-4)
+        one, many = (
+            two_path_losses(model, query, *s, target, pseudo, dice)
+            for s in ((support, support_mask), copies)
+        )
+    assert torch.allclose(one.logits, many.logits, atol=1e-4) and torch.allclose(
+        one.contrast_logits, many.contrast_logits, atol=1e-4
+    )
     for a, b in zip(one[:3], many[:3]): assert a.item() == pytest.approx(b.item(), rel=1e-4)
 
 
@@ -543,29 +779,41 @@ def test_the_round_trip_and_the_keys_are_calculated_in_float32(monkeypatch):
     monkeypatch.setattr(cyctr, "KEYS", 5)
     net, inputs, seen = transformer(), transformer_inputs(), []
     original = cyctr.cycle_consistent
-    monkeypatch.setattr(cyctr, "cycle_consistent", lambda scores, *flags: seen.append(scores) or original(scores, *flags))
+    monkeypatch.setattr(
+        cyctr,
+        "cycle_consistent",
+        lambda scores, *flags: seen.append(scores) or original(scores, *flags),
+    )
     with torch.no_grad():
         exact = net(**inputs)
         drawn = cyctr.draw_keys(with_fallback(inputs["support_mask"]).flatten(1), False)
         with lower():
             ours = net(**inputs)
-            assert all(torch.equal(a, b) for a, b in zip(drawn, cyctr.draw_keys(with_fallback(inputs["support_mask"]).flatten(1), False)))
+            assert all(
+                torch.equal(a, b)
+                for a, b in zip(
+                    drawn, cyctr.draw_keys(with_fallback(inputs["support_mask"]).flatten(1), False)
+                )
+            )
             assert sine_position(inputs["padded"], 4).dtype == torch.float32
     assert len(seen) == 4 and all(s.dtype == torch.float32 for s in seen)
-    assert 0 < (exact - ours.float()).abs().max() and ours.isfinite().all()
+    assert (exact - ours.float()).abs().max() > 0 and ours.isfinite().all()
 
 
 def test_a_step_in_lower_precision_is_close():
     exact = two_path_losses(few_shot().train(), *model_inputs(), dice)
     model = few_shot().train()
     with lower(): ours = two_path_losses(model, *model_inputs(), dice)
-    for a, b in zip(exact[:3], ours[:3]): assert b.dtype == torch.float32 and a.item() == pytest.approx(b.item(), rel=0.1)
+    for a, b in zip(exact[:3], ours[:3]):
+        assert b.dtype == torch.float32 and a.item() == pytest.approx(b.item(), rel=0.1)
     ours.total().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_masks_are_resized_without_mixing():
-    mask = torch.tensor([0, 1, 255], dtype=torch.uint8)[torch.randint(3, (2, 9, 11), generator=seeded(0))]
+    mask = torch.tensor([0, 1, 255], dtype=torch.uint8)[
+        torch.randint(3, (2, 9, 11), generator=seeded(0))
+    ]
     ours = nearest(mask, (4, 5))
     assert ours.dtype == torch.uint8 and ours.shape == (2, 4, 5)
     for b in range(2):

@@ -32,7 +32,9 @@ ROOT = Path(__file__).resolve().parent.parent
 def train(place: Path, parts: int = 1) -> None:
     "Six steps of four episodes with both decoders, dropout off; losses and weights go to `place`. Run by one process or by several."
     data, accelerator = samples("train"), accelerator_for()
-    items = TrainingEpisodes(data, images_in_turn(data.pixels, CLASSES, 24, 1, 0), CLASSES, Recipe(81, 161), 0)
+    items = TrainingEpisodes(
+        data, images_in_turn(data.pixels, CLASSES, 24, 1, 0), CLASSES, Recipe(81, 161), 0
+    )
     models, methods = {}, {n: replace(METHODS[n], delta=0.3, sigma=3) for n in NAMES}
     for n in NAMES:
         torch.manual_seed(0)
@@ -41,7 +43,17 @@ def train(place: Path, parts: int = 1) -> None:
             if isinstance(m, (nn.Dropout, nn.Dropout2d)): m.p = 0.0
     backbone = load_backbone("tiny")
     share = (accelerator.process_index, accelerator.num_processes)
-    trained = fit(models, methods, lambda start: online_steps(backbone, items, 4, start, whole=True, share=share), Optimisation(6, 4, 0.05), 0, place / "last.pt", 3, accelerator=accelerator, parts=parts)
+    trained = fit(
+        models,
+        methods,
+        lambda start: online_steps(backbone, items, 4, start, whole=True, share=share),
+        Optimisation(6, 4, 0.05),
+        0,
+        place / "last.pt",
+        3,
+        accelerator=accelerator,
+        parts=parts,
+    )
     if accelerator.is_main_process:
         (place / "history.json").write_text(json.dumps(trained.history))
         torch.save({n: m.state_dict() for n, m in models.items()}, place / "weights.pt")
@@ -52,11 +64,27 @@ def command(*arguments, processes: int) -> list[str]:
     with socket.socket() as s:
         s.bind(("", 0))
         port = s.getsockname()[1]
-    return [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", str(port), *map(str, arguments)]
+    return [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(processes),
+        "--master_port",
+        str(port),
+        *map(str, arguments),
+    ]
 
 
 def launch(*arguments, processes: int, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(command(*arguments, processes=processes), cwd=cwd, env=ENV, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command(*arguments, processes=processes),
+        cwd=cwd,
+        env=ENV,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
@@ -72,34 +100,80 @@ def test_two_processes_descend_the_losses_of_one(tmp_path):
     expected, found = (json.loads((place / "history.json").read_text()) for place in (one, two))
     for name in NAMES:
         assert len(expected[name]) == len(found[name]) == 6
-        for a, b in zip(expected[name], found[name]): assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
+        for a, b in zip(expected[name], found[name]):
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
         assert expected[name][0]["contrast"] > 0
         a, b = (torch.load(place / "weights.pt", weights_only=True)[name] for place in (one, two))
         for k in a: torch.testing.assert_close(a[k], b[k], rtol=1e-3, atol=1e-5)
     assert load_checkpoint(two / "last.pt")["step"] == 6
 
 
-SMALL = ["--data", "samples", "--fold", "0", "--crop", "57", "--width", "16", "--side", "97", "--pairs", "2", "--shots", "1", "2", "--methods", "PFENet+CE", "CyCTR", "--device", "cpu"]
+SMALL = [
+    "--data",
+    "samples",
+    "--fold",
+    "0",
+    "--crop",
+    "57",
+    "--width",
+    "16",
+    "--side",
+    "97",
+    "--pairs",
+    "2",
+    "--shots",
+    "1",
+    "2",
+    "--methods",
+    "PFENet+CE",
+    "CyCTR",
+    "--device",
+    "cpu",
+]
 
 
 def test_a_run_of_two_processes_scores_every_episode_once(tmp_path):
     done = launch("-m", "celp_nb", "run", *SMALL, "--iterations", "3", processes=2, cwd=tmp_path)
     assert not done.returncode, done.stderr
     run = tmp_path / "runs/samples"
-    assert done.stdout.count("fold 0 train: 3/3") == done.stdout.count("| PFENet+CE | 1 |") == 1  # one process speaks
+    assert (
+        done.stdout.count("fold 0 train: 3/3") == done.stdout.count("| PFENet+CE | 1 |") == 1
+    )  # one process speaks
     together = pd.read_csv(run / "fold0" / "rows.csv")
-    assert together.groupby(["method", "shots"]).episode.apply(list).map(lambda e: sorted(e) == list(range(10))).all()
+    assert (
+        together.groupby(["method", "shots"])
+        .episode.apply(list)
+        .map(lambda e: sorted(e) == list(range(10)))
+        .all()
+    )
     results = pd.read_csv(run / "results.csv")
     evaluate_run(run)
     alone = pd.read_csv(run / "fold0" / "rows.csv")
     order = ["method", "shots", "episode"]
-    pd.testing.assert_frame_equal(together.sort_values(order, ignore_index=True), alone.sort_values(order, ignore_index=True))
+    pd.testing.assert_frame_equal(
+        together.sort_values(order, ignore_index=True), alone.sort_values(order, ignore_index=True)
+    )
     assert results.miou.tolist() == pd.read_csv(run / "results.csv").miou.tolist()
 
 
 def test_more_processes_than_episodes_are_refused_in_a_sentence(tmp_path):
-    done = launch("-m", "celp_nb", "run", *SMALL, "--iterations", "3", "--batch", "1", processes=2, cwd=tmp_path)
-    assert done.returncode and "celp: 2 processes cannot share a batch of 1 episodes equally; start as many processes as divide it, or choose another batch." in done.stderr
+    done = launch(
+        "-m",
+        "celp_nb",
+        "run",
+        *SMALL,
+        "--iterations",
+        "3",
+        "--batch",
+        "1",
+        processes=2,
+        cwd=tmp_path,
+    )
+    assert (
+        done.returncode
+        and "celp: 2 processes cannot share a batch of 1 episodes equally; start as many processes as divide it, or choose another batch."
+        in done.stderr
+    )
     assert not list(tmp_path.rglob("*.pt"))
 
 
@@ -108,7 +182,14 @@ LONG = ["train", *SMALL, "--iterations", "110"]
 
 def start(place: Path, *more: str) -> subprocess.Popen:
     "The command in a process of its own, its output lines as they come."
-    return subprocess.Popen([sys.executable, "-m", "celp_nb", *LONG, *more], cwd=place, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "celp_nb", *LONG, *more],
+        cwd=place,
+        env=ENV,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def until(process: subprocess.Popen, line: str) -> None:

@@ -49,7 +49,10 @@ def test_folds_cover_every_class_once_or_say_why_not(n_classes, n_folds, interle
 
 def test_folds_of_the_two_benchmarks():
     assert fold_classes(20, 0) == [1, 2, 3, 4, 5] and fold_classes(20, 3) == [16, 17, 18, 19, 20]
-    assert fold_classes(80, 0, interleaved=True) == list(range(1, 81, 4)) and fold_classes(80, 3, interleaved=True)[-1] == 80
+    assert (
+        fold_classes(80, 0, interleaved=True) == list(range(1, 81, 4))
+        and fold_classes(80, 3, interleaved=True)[-1] == 80
+    )
     assert [fold_classes(7, fold, 3) for fold in range(3)] == [[1, 2, 3], [4, 5, 6], [7]]
     for fold in (-1, 4):
         with pytest.raises(ValueError, match=f"fold {fold} does not exist.*0 to 3"):
@@ -76,16 +79,22 @@ def test_draw_distinct_is_uniform_in_every_place():
     "Floyd's algorithm without the final shuffle fails this by far: its first number never exceeds n - k."
     drawn = draw_distinct(np.random.default_rng(3), 5, 50_000, 4)
     for place in range(4):
-        assert abs(np.bincount(drawn[:, place], minlength=5) - 10_000).max() < 5 * np.sqrt(50_000 * 0.2 * 0.8)
+        assert abs(np.bincount(drawn[:, place], minlength=5) - 10_000).max() < 5 * np.sqrt(
+            50_000 * 0.2 * 0.8
+        )
     pairs = Counter(map(tuple, drawn[:, :2].tolist()))
-    assert len(pairs) == 20 and max(abs(n - 2500) for n in pairs.values()) < 5 * np.sqrt(50_000 * 0.05 * 0.95)
+    assert len(pairs) == 20 and max(abs(n - 2500) for n in pairs.values()) < 5 * np.sqrt(
+        50_000 * 0.05 * 0.95
+    )
 
 
 def valid(episodes, table, classes):
     for cls, query, support in zip(*(x.tolist() for x in episodes)):
         assert cls in classes
         assert len({query, *support}) == 1 + len(support), "query and supports all differ"
-        assert all(table[i, cls - 1] >= 2048 for i in (query, *support)), "the class is present in every image"
+        assert all(table[i, cls - 1] >= 2048 for i in (query, *support)), (
+            "the class is present in every image"
+        )
     assert [x.dtype for x in episodes] == [np.int64] * 3
 
 
@@ -102,7 +111,9 @@ def test_pairs_per_class(case, shots, classes):
 
 
 @settings(max_examples=40)
-@given(tables(), st.integers(1, 5), st.sampled_from([[1], [2, 4], [1, 2, 3, 4]]), st.integers(1, 90))
+@given(
+    tables(), st.integers(1, 5), st.sampled_from([[1], [2, 4], [1, 2, 3, 4]]), st.integers(1, 90)
+)
 def test_images_in_turn(case, shots, classes, n):
     table, seed = case
     episodes = images_in_turn(table, classes, n, shots, seed)
@@ -110,7 +121,9 @@ def test_images_in_turn(case, shots, classes, n):
     valid(episodes, table, classes)
     pool = [i for i in range(30) if any(table[i, c - 1] >= 2048 for c in classes)]
     for start in range(0, n - len(pool) + 1, len(pool)):
-        assert sorted(episodes.query[start: start + len(pool)].tolist()) == pool, "each pass takes every image once"
+        assert sorted(episodes.query[start : start + len(pool)].tolist()) == pool, (
+            "each pass takes every image once"
+        )
     again = images_in_turn(table, classes, n, shots, seed)
     assert all((a == b).all() for a, b in zip(episodes, again))
 
@@ -130,8 +143,13 @@ def test_images_in_turn_shuffles_each_pass_and_takes_classes_evenly():
 def test_too_few_images_is_one_sentence(draw):
     table = np.zeros((20, 2), np.int64)
     table[:, 0], table[:5, 1] = 9000, 3000
-    assert draw(table, 4).support.shape == (20 if len(draw(table, 4).cls) == 20 else 10, 4), "K+1 images are enough"
-    with pytest.raises(ValueError, match=r"class 2 \(dog\) is present in 5 images .*5-shot episodes need 6: add images") as error:
+    assert draw(table, 4).support.shape == (20 if len(draw(table, 4).cls) == 20 else 10, 4), (
+        "K+1 images are enough"
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"class 2 \(dog\) is present in 5 images .*5-shot episodes need 6: add images",
+    ) as error:
         draw(table, 5, class_names=["cat", "dog"])
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="class 2 is present in 0 images"):
@@ -158,36 +176,56 @@ def test_csv_round_trip(tmp_path_factory, case, shots):
     write_episodes(path, episodes, IDS, NAMES)
     again = read_episodes(path, IDS, NAMES)
     assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(episodes, again))
-    order = np.random.default_rng(seed).permutation(30)  # the same images listed in another order: names decide, not numbers
+    order = np.random.default_rng(seed).permutation(
+        30
+    )  # the same images listed in another order: names decide, not numbers
     moved = read_episodes(path, [IDS[i] for i in order], NAMES)
-    assert (order[moved.query] == episodes.query).all() and (order[moved.support] == episodes.support).all()
+    assert (order[moved.query] == episodes.query).all() and (
+        order[moved.support] == episodes.support
+    ).all()
 
 
 def test_csv_is_what_a_person_would_write(tmp_path):
     path = tmp_path / "by_hand.csv"
-    path.write_text("\ufeffquery,support_2,support_1,class,class_id,remark\nphoto 00,photo 02,photo 01,boat,4,hard one\n\n", encoding="utf-8")
+    path.write_text(
+        "\ufeffquery,support_2,support_1,class,class_id,remark\nphoto 00,photo 02,photo 01,boat,4,hard one\n\n",
+        encoding="utf-8",
+    )
     episodes = read_episodes(path, IDS, NAMES)
-    assert (episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()) == ([4], [0], [[1, 2]])
+    assert (episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()) == (
+        [4],
+        [0],
+        [[1, 2]],
+    )
 
 
 HEADER = "class,class_id,query,support_1,support_2\n"
 
 
-@pytest.mark.parametrize("text, message", [
-    ("class,query,support_1\ncat,photo 00,photo 01\n", r"line 1: column 'class_id' is missing"),
-    ("class,class_id,query\n", r"line 1: column 'support_1' is missing"),
-    ("class,class_id,query,support_1,support_3\n", r"line 1: column 'support_2' is missing"),
-    ("", r"line 1: column 'class' is missing"),
-    ("class;class_id;query;support_1\n", r"line 1: column 'class' is missing"),
-    (HEADER, r"no episodes in it"),
-    (HEADER + "cat,1,photo 00,photo 01,photo 02\ncow,1,photo 00,photo 01,photo 02\n", r"line 3: unknown class 'cow'.*cat"),
-    (HEADER + "cat,2,photo 00,photo 01,photo 02\n", r"line 2: class_id '2' is not the number of 'cat', which is 1"),
-    (HEADER + "cat,1,photo 00,photo 77,photo 02\n", r"line 2: unknown image 'photo 77'"),
-    (HEADER + "cat,1,nothing,photo 01,photo 02\n", r"line 2: unknown image 'nothing'"),
-    (HEADER + "cat,1,photo 00,photo 01\n", r"line 2: 4 values where the header names 5"),
-    (HEADER + "cat,1,photo 00,photo 01,photo 00\n", r"line 2: image 'photo 00' is used twice"),
-    (HEADER + "cat,1,photo 00,photo 01,photo 01\n", r"line 2: image 'photo 01' is used twice"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("class,query,support_1\ncat,photo 00,photo 01\n", r"line 1: column 'class_id' is missing"),
+        ("class,class_id,query\n", r"line 1: column 'support_1' is missing"),
+        ("class,class_id,query,support_1,support_3\n", r"line 1: column 'support_2' is missing"),
+        ("", r"line 1: column 'class' is missing"),
+        ("class;class_id;query;support_1\n", r"line 1: column 'class' is missing"),
+        (HEADER, r"no episodes in it"),
+        (
+            HEADER + "cat,1,photo 00,photo 01,photo 02\ncow,1,photo 00,photo 01,photo 02\n",
+            r"line 3: unknown class 'cow'.*cat",
+        ),
+        (
+            HEADER + "cat,2,photo 00,photo 01,photo 02\n",
+            r"line 2: class_id '2' is not the number of 'cat', which is 1",
+        ),
+        (HEADER + "cat,1,photo 00,photo 77,photo 02\n", r"line 2: unknown image 'photo 77'"),
+        (HEADER + "cat,1,nothing,photo 01,photo 02\n", r"line 2: unknown image 'nothing'"),
+        (HEADER + "cat,1,photo 00,photo 01\n", r"line 2: 4 values where the header names 5"),
+        (HEADER + "cat,1,photo 00,photo 01,photo 00\n", r"line 2: image 'photo 00' is used twice"),
+        (HEADER + "cat,1,photo 00,photo 01,photo 01\n", r"line 2: image 'photo 01' is used twice"),
+    ],
+)
 def test_bad_csv_is_refused_by_file_line_and_value(tmp_path, text, message):
     path = tmp_path / "list.csv"
     path.write_text(text, encoding="utf-8")
@@ -212,7 +250,9 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "list.csv"
     write_episodes(path, Episodes(np.array([1]), np.array([0]), np.array([[1]])), IDS, NAMES)
     before = path.read_bytes()
-    bad = Episodes(np.array([1, 1]), np.array([0, 99]), np.array([[1], [2]]))  # its second line names an image that is not there
+    bad = Episodes(
+        np.array([1, 1]), np.array([0, 99]), np.array([[1], [2]])
+    )  # its second line names an image that is not there
     with pytest.raises(IndexError):
         write_episodes(path, bad, IDS, NAMES)
     assert path.read_bytes() == before and os.listdir(tmp_path) == ["list.csv"]

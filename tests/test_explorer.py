@@ -40,7 +40,9 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def sc():
-    return app_explorer.compare_with_itself(load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161)
+    return app_explorer.compare_with_itself(
+        load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161
+    )
 
 
 def pixels(png):
@@ -49,7 +51,9 @@ def pixels(png):
 
 def png_file(size=(40, 30), colour=(200, 30, 30), exif=None):
     out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, "JPEG" if exif else "PNG", **({"exif": exif} if exif else {}))
+    Image.new("RGB", size, colour).save(
+        out, "JPEG" if exif else "PNG", **({"exif": exif} if exif else {})
+    )
     return out.getvalue()
 
 
@@ -60,11 +64,18 @@ def png_file(size=(40, 30), colour=(200, 30, 30), exif=None):
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 10_000), st.floats(-0.99, 0.99))
 def test_counting_by_bisection_is_equation_2(h, w, seed, delta):
     rng = torch.Generator().manual_seed(seed)
-    D = self_similarity(torch.randint(-1, 2, (1, 3, h, w), generator=rng).float())  # few values: many ties
+    D = self_similarity(
+        torch.randint(-1, 2, (1, 3, h, w), generator=rng).float()
+    )  # few values: many ties
     mask = torch.randint(0, 2, (h * 3, w * 3), generator=rng).to(torch.uint8)
     kn = app_explorer.rank_similarities(D, mask, (h, w))
-    for at in (delta, float(D.flatten()[seed % D.numel()].clamp(-0.99, 0.99))):  # also exactly at an entry
-        assert torch.equal(app_explorer.ranked_count(kn.ranked, at), similar_count(D, kn.positions, at))
+    for at in (
+        delta,
+        float(D.flatten()[seed % D.numel()].clamp(-0.99, 0.99)),
+    ):  # also exactly at an entry
+        assert torch.equal(
+            app_explorer.ranked_count(kn.ranked, at), similar_count(D, kn.positions, at)
+        )
 
 
 @pytest.mark.parametrize("delta, sigma, i", [(0.65, 11, 230), (-0.5, 0, 3), (0.95, 300, 100)])
@@ -75,11 +86,15 @@ def test_maps_are_those_of_the_equations(sc, delta, sigma, i):
     assert torch.equal(m.row.flatten(), sc.D[0, i])
     N = similar_count(sc.D, kn.positions, delta)
     assert torch.equal(m.candidate.flatten(), candidates(N, kn.positions, sigma)[0])
-    pseudo, _ = sample_latent(sc.features.high, kn.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma)
+    pseudo, _ = sample_latent(
+        sc.features.high, kn.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma
+    )
     assert torch.equal(m.pseudo, pseudo)
     drawn = pixels(app_explorer.map_pictures(sc.photo, kn, m)["pseudo-mask"][0]).astype(int)
     red, blue = drawn[..., 0] - drawn[..., 2] > 100, drawn[..., 2] - drawn[..., 0] > 100
-    assert (torch.from_numpy(red) == (pseudo[0] == 1)).all() and (torch.from_numpy(blue) == (pseudo[0] == 0)).all()
+    assert (torch.from_numpy(red) == (pseudo[0] == 1)).all() and (
+        torch.from_numpy(blue) == (pseudo[0] == 0)
+    ).all()
 
 
 def test_a_threshold_that_no_cosine_reaches_is_refused(sc):
@@ -123,7 +138,10 @@ def test_a_box_and_a_polygon_become_masks():
         assert not (app_explorer.drawn_mask(shape, corners, void) == 1).any()
 
 
-@pytest.mark.parametrize("text, quoted", [("5", "5"), ("1,2 3;4", "3;4"), ("1,20", "1,20"), ("-1,3", "-1,3"), ("a,b", "a,b")])
+@pytest.mark.parametrize(
+    "text, quoted",
+    [("5", "5"), ("1,2 3;4", "3;4"), ("1,20", "1,20"), ("-1,3", "-1,3"), ("a,b", "a,b")],
+)
 def test_a_corner_that_is_none_is_quoted(text, quoted):
     with pytest.raises(ValueError, match=f"'{re.escape(quoted)}' is no corner"):
         app_explorer.read_corners(text, 20)
@@ -135,7 +153,11 @@ def test_uploads():
     turned = Image.Exif()
     turned[0x0112] = 6
     assert app_explorer.uploaded_image("phone.jpg", png_file(exif=turned)).shape == (40, 30, 3)
-    for name, content in [("notes.txt", b"no picture"), ("cut.png", png_file()[:60]), ("empty.png", b"")]:
+    for name, content in [
+        ("notes.txt", b"no picture"),
+        ("cut.png", png_file()[:60]),
+        ("empty.png", b""),
+    ]:
         with pytest.raises(ValueError, match=f"'{name}' cannot be read as an image"):
             app_explorer.uploaded_image(name, content)
     with pytest.raises(ValueError, match="'dot.png' has 3×4 pixels"):
@@ -152,7 +174,9 @@ def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
 def test_an_episode_says_each_score_and_shows_each_picture():
     models, backbone, side, _ = app_explorer.fold_models("")
     episodes = pairs_per_class(VAL.pixels, HIDDEN, 1, 1, seed=0)
-    shown = app_explorer.episode_pictures(feature_bank(backbone, VAL, side, 0.1), models, VAL, episodes, 2, SHOWN)
+    shown = app_explorer.episode_pictures(
+        feature_bank(backbone, VAL, side, 0.1), models, VAL, episodes, 2, SHOWN
+    )
     assert list(shown) == ["support", "query", "prior", "PFENet", "PFENet+CE"]
     for method in models:
         assert re.search(r"IoU \d+\.\d %", shown[method][1])
@@ -229,7 +253,11 @@ class Panel:
 
     def __init__(self, panel):
         every = list(widgets_in(panel))
-        self.control = {w.description: w for w in every if getattr(w, "description", "") and not isinstance(w, app_explorer.W.HTML)}
+        self.control = {
+            w.description: w
+            for w in every
+            if getattr(w, "description", "") and not isinstance(w, app_explorer.W.HTML)
+        }
         self.picture = {w.name: w for w in every if isinstance(w, app_explorer.Picture)}
         self.lines = [w for w in every if isinstance(w, app_explorer.W.HTML)]
 
@@ -250,13 +278,25 @@ class Panel:
 @pytest.fixture
 def panel():
     panel = Panel(app_explorer.image_panel(VAL, SHOWN, 0))
-    panel.wait(lambda: "answer: the" in panel.picture["answer"].caption or "empty" in panel.picture["answer"].caption, "no first answer")
+    panel.wait(
+        lambda: (
+            "answer: the" in panel.picture["answer"].caption
+            or "empty" in panel.picture["answer"].caption
+        ),
+        "no first answer",
+    )
     return panel
 
 
 def expected_pseudo(sc, point, delta, known=None):
     mask = known_mask(sc.class_map, SHOWN) if known is None else known
-    pseudo, _ = sample_latent(sc.features.high, mask[None], centre=torch.tensor([point[0] * 21 + point[1]]), delta=delta, sigma=0)
+    pseudo, _ = sample_latent(
+        sc.features.high,
+        mask[None],
+        centre=torch.tensor([point[0] * 21 + point[1]]),
+        delta=delta,
+        sigma=0,
+    )
     return app_explorer.pseudo_png(sc.photo, pseudo)
 
 
@@ -270,12 +310,20 @@ def test_the_slider_moves_the_pseudo_mask(panel, sc):
     point = panel.point()
     for delta in (0.3, 0.8, 0.9):
         panel.control["δ"].value = delta
-        panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, point, delta), f"no pseudo-mask for {delta}")
+        panel.wait(
+            lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, point, delta),
+            f"no pseudo-mask for {delta}",
+        )
     assert panel.point() == point
 
 
 def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch):
-    plain, gate, started, worked = app_explorer.slider_maps, threading.Event(), threading.Event(), []
+    plain, gate, started, worked = (
+        app_explorer.slider_maps,
+        threading.Event(),
+        threading.Event(),
+        [],
+    )
 
     def maps(*args):
         worked.append(args[-2])
@@ -290,30 +338,56 @@ def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch)
     for delta in moves[1:]:
         panel.control["δ"].value = delta
     gate.set()
-    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), moves[-1]), "the last move is not shown")
+    panel.wait(
+        lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), moves[-1]),
+        "the last move is not shown",
+    )
     assert worked == [moves[0], moves[-1]]
 
 
 def test_sigma_moves_the_candidates_alone(panel, sc):
     before = panel.picture["pseudo-mask"].png
     panel.control["σ"].value = 150
-    N = similar_count(sc.D, app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), app_explorer.DELTA)
-    P = candidates(N, app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), 150).sum()
-    panel.wait(lambda: f"green, {int(P)} of 441" in panel.picture["candidates"].caption, f"not {int(P)} candidates")
+    N = similar_count(
+        sc.D,
+        app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)),
+        app_explorer.DELTA,
+    )
+    P = candidates(
+        N, app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), 150
+    ).sum()
+    panel.wait(
+        lambda: f"green, {int(P)} of 441" in panel.picture["candidates"].caption,
+        f"not {int(P)} candidates",
+    )
     assert panel.picture["pseudo-mask"].png == before
 
 
 def test_a_click_a_row_and_a_draw_set_the_point(panel, sc):
     x, y = app_explorer.place_of((4, 9), (21, 21))
     panel.picture["photograph"]._handle_custom_msg({"x": x, "y": y}, [])
-    panel.wait(lambda: panel.point() == (4, 9) and panel.picture["pseudo-mask"].png == expected_pseudo(sc, (4, 9), app_explorer.DELTA), "the click")
+    panel.wait(
+        lambda: (
+            panel.point() == (4, 9)
+            and panel.picture["pseudo-mask"].png == expected_pseudo(sc, (4, 9), app_explorer.DELTA)
+        ),
+        "the click",
+    )
     panel.control["Row"].value = 15
-    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, (15, 9), app_explorer.DELTA), "the row")
+    panel.wait(
+        lambda: (
+            panel.picture["pseudo-mask"].png == expected_pseudo(sc, (15, 9), app_explorer.DELTA)
+        ),
+        "the row",
+    )
     panel.control["Draw again"].click()
     panel.wait(lambda: panel.point() != (15, 9), "the draw")
     drawn = panel.point()
     panel.control["δ"].value = 0.4
-    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, drawn, 0.4), "the drawn point stays")
+    panel.wait(
+        lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, drawn, 0.4),
+        "the drawn point stays",
+    )
 
 
 def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, sc):
@@ -323,24 +397,42 @@ def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, sc)
         panel.picture["photograph"]._handle_custom_msg({"x": place[0], "y": place[1]}, [])
     assert panel.control["Corners"].value == "40,40 120,80"
     box = app_explorer.drawn_mask("box", [(40, 40), (120, 80)], sc.class_map)
-    panel.wait(lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), app_explorer.DELTA, box), "the box")
+    panel.wait(
+        lambda: (
+            panel.picture["pseudo-mask"].png
+            == expected_pseudo(sc, panel.point(), app_explorer.DELTA, box)
+        ),
+        "the box",
+    )
     panel.control["Corners"].value = "40,40 900,80"
     panel.wait(lambda: "'900,80' is no corner" in panel.said, "no sentence")
 
 
 def upload(panel, name, content):
-    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content), "last_modified": datetime.now()}
+    file = {
+        "name": name,
+        "type": "image/png",
+        "size": len(content),
+        "content": memoryview(content),
+        "last_modified": datetime.now(),
+    }
     panel.control["Upload an image"].set_trait("value", (file,))
 
 
 def test_a_bad_upload_is_a_sentence_and_a_good_one_an_image(panel):
     before = {name: p.png for name, p in panel.picture.items()}
     upload(panel, "<b>notes</b>.txt", b"no picture")
-    assert "'<b>notes</b>.txt' cannot be read as an image" in panel.said and "<b>notes" not in panel.lines[1].value
+    assert (
+        "'<b>notes</b>.txt' cannot be read as an image" in panel.said
+        and "<b>notes" not in panel.lines[1].value
+    )
     assert {name: p.png for name, p in panel.picture.items()} == before
     upload(panel, "red.png", png_file())
     assert "cannot be read" not in panel.said
-    panel.wait(lambda: (pixels(panel.picture["photograph"].png)[20, 20] == (200, 30, 30)).all(), "the upload is not shown")
+    panel.wait(
+        lambda: (pixels(panel.picture["photograph"].png)[20, 20] == (200, 30, 30)).all(),
+        "the upload is not shown",
+    )
     assert panel.control["Image"].label == "red.png (uploaded)"
 
 
@@ -348,17 +440,29 @@ def test_a_bad_upload_is_a_sentence_and_a_good_one_an_image(panel):
 
 
 def installed(monkeypatch, *names):
-    monkeypatch.setattr(app_cli.importlib.util, "find_spec", lambda name: name if name in names else None)
+    monkeypatch.setattr(
+        app_cli.importlib.util, "find_spec", lambda name: name if name in names else None
+    )
 
 
 def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     installed(monkeypatch, "voila", "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=True)
-    assert command[2] == "voila" and command[3] == str(tmp_path / "explorer.ipynb") and "--no-browser" not in command
-    assert "explorer()" in json.loads((tmp_path / "explorer.ipynb").read_text())["cells"][0]["source"]
+    assert (
+        command[2] == "voila"
+        and command[3] == str(tmp_path / "explorer.ipynb")
+        and "--no-browser" not in command
+    )
+    assert (
+        "explorer()" in json.loads((tmp_path / "explorer.ipynb").read_text())["cells"][0]["source"]
+    )
     installed(monkeypatch, "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=False)
-    assert command[2] == "jupyterlab" and command[3].endswith("50_explorer.ipynb") and command[-1] == "--no-browser"
+    assert (
+        command[2] == "jupyterlab"
+        and command[3].endswith("50_explorer.ipynb")
+        and command[-1] == "--no-browser"
+    )
 
 
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):

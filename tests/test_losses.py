@@ -35,14 +35,18 @@ def answers(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     void = draw(st.sampled_from([0.0, 0.3, 1.0]))
     mask = np.where(rng.random((B, H, W)) < void, 255, rng.integers(0, 2, (B, H, W)))
-    return (draw(st.sampled_from([1.0, 8.0])) * rng.normal(size=(B, 2, h, w))).astype(np.float32), mask
+    return (draw(st.sampled_from([1.0, 8.0])) * rng.normal(size=(B, 2, h, w))).astype(
+        np.float32
+    ), mask
 
 
 @few
 @given(answers())
 def test_cross_entropy(answer):
     logits, mask = answer
-    assert cross_entropy(tensor(logits), tensor(mask)).item() == pytest.approx(slow_cross_entropy(logits.astype(float), mask), rel=1e-4, abs=1e-6)
+    assert cross_entropy(tensor(logits), tensor(mask)).item() == pytest.approx(
+        slow_cross_entropy(logits.astype(float), mask), rel=1e-4, abs=1e-6
+    )
 
 
 @few
@@ -58,11 +62,18 @@ def test_dice(answer):
 def test_what_a_void_pixel_does(answer, seed):
     "Nothing to cross-entropy; to Dice it is an answer that was wrong in both channels: less of either would be better."
     _, mask = answer
-    logits = torch.randn(len(mask), 2, *mask.shape[1:], generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    logits = torch.randn(
+        len(mask), 2, *mask.shape[1:], generator=torch.Generator().manual_seed(seed)
+    ).requires_grad_()
     void = tensor(mask == 255).unsqueeze(1).expand_as(logits)
-    pull = {loss: torch.autograd.grad(loss(logits, tensor(mask)), logits)[0] for loss in (cross_entropy, dice)}
+    pull = {
+        loss: torch.autograd.grad(loss(logits, tensor(mask)), logits)[0]
+        for loss in (cross_entropy, dice)
+    }
     assert (pull[cross_entropy][void] == 0).all()
-    there = torch.stack([tensor((mask == c).any((1, 2))) for c in (0, 1)], 1)[:, :, None, None].expand_as(logits)  # of a channel without pixels nothing can be found
+    there = torch.stack([tensor((mask == c).any((1, 2))) for c in (0, 1)], 1)[
+        :, :, None, None
+    ].expand_as(logits)  # of a channel without pixels nothing can be found
     assert (pull[dice][void & there] > 0).all() and (pull[dice][~there] == 0).all()
     if not void.all(): assert (pull[cross_entropy][~void] != 0).all()
 
@@ -72,7 +83,9 @@ def test_a_void_pixel_by_hand():
     mask = torch.tensor([[[0, 1, 255]]])
     assert cross_entropy(torch.zeros(1, 2, 1, 3), mask).item() == pytest.approx(math.log(2))
     assert dice(torch.zeros(1, 2, 1, 3), mask).item() == pytest.approx(1 - 2 * 0.5 / (3 * 0.25 + 1))
-    assert dice(torch.zeros(1, 2, 1, 2), mask[:, :, :2]).item() == pytest.approx(1 - 2 * 0.5 / (2 * 0.25 + 1))
+    assert dice(torch.zeros(1, 2, 1, 2), mask[:, :, :2]).item() == pytest.approx(
+        1 - 2 * 0.5 / (2 * 0.25 + 1)
+    )
 
 
 @LOSSES
@@ -95,9 +108,14 @@ def test_the_right_answer_costs_nothing_and_its_opposite_most(loss):
 
 @LOSSES
 def test_lower_precision_is_left_before_anything_is_added_up(loss):
-    logits, mask = torch.randn(1, 2, 41, 41, generator=torch.Generator().manual_seed(0)), torch.arange(81 * 81).view(1, 81, 81) % 2
+    logits, mask = (
+        torch.randn(1, 2, 41, 41, generator=torch.Generator().manual_seed(0)),
+        torch.arange(81 * 81).view(1, 81, 81) % 2,
+    )
     lower = loss(logits.bfloat16(), mask)
-    assert lower.dtype == torch.float32 and torch.equal(lower, loss(logits.bfloat16().float(), mask))
+    assert lower.dtype == torch.float32 and torch.equal(
+        lower, loss(logits.bfloat16().float(), mask)
+    )
 
 
 def test_dice_weighs_images_alike_and_cross_entropy_pixels():
@@ -106,4 +124,6 @@ def test_dice_weighs_images_alike_and_cross_entropy_pixels():
     mask[0, 0], mask[1, :, 0], mask[1, :, 1:3] = 1, 1, 255  # of the second image half is void
     each = lambda loss: [loss(logits[i:i + 1], mask[i:i + 1]).item() for i in (0, 1)]
     assert dice(logits, mask).item() == pytest.approx(sum(each(dice)) / 2)
-    assert cross_entropy(logits, mask).item() == pytest.approx((2 * each(cross_entropy)[0] + each(cross_entropy)[1]) / 3)
+    assert cross_entropy(logits, mask).item() == pytest.approx(
+        (2 * each(cross_entropy)[0] + each(cross_entropy)[1]) / 3
+    )

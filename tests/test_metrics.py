@@ -15,13 +15,19 @@ from celp_nb.metrics import COUNTS, error_counts, near_edge, pixel_counts, summa
 def masks(draw):
     "(prediction, target, known) uint8 arrays of one random size, void at the same pixels of target and known."
     shape = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    pixel = st.tuples(st.integers(0, 1), st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (255, 255)]))
+    pixel = st.tuples(
+        st.integers(0, 1), st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (255, 255)])
+    )
     pixels = draw(st.lists(pixel, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
-    return tuple(np.array(v, np.uint8).reshape(shape) for v in zip(*[(p, t, k) for p, (t, k) in pixels]))
+    return tuple(
+        np.array(v, np.uint8).reshape(shape) for v in zip(*[(p, t, k) for p, (t, k) in pixels])
+    )
 
 
 def count(prediction, target, known):
-    return pixel_counts(torch.from_numpy(prediction), torch.from_numpy(target), torch.from_numpy(known))
+    return pixel_counts(
+        torch.from_numpy(prediction), torch.from_numpy(target), torch.from_numpy(known)
+    )
 
 
 @given(masks())
@@ -30,7 +36,15 @@ def test_counts_equal_sets_of_pixels(m):
     where = lambda mask, value: {tuple(p) for p in np.argwhere(mask == value)}
     valid = where(target, 0) | where(target, 1)
     p, t, k = where(prediction, 1) & valid, where(target, 1), where(known, 1)
-    expected = dict(inter_fg=p & t, union_fg=p | t, inter_bg=valid - p - t, union_bg=valid - (p & t), predicted=p, on_known=p & k, valid=valid)
+    expected = dict(
+        inter_fg=p & t,
+        union_fg=p | t,
+        inter_bg=valid - p - t,
+        union_bg=valid - (p & t),
+        predicted=p,
+        on_known=p & k,
+        valid=valid,
+    )
     assert count(*m) == {name: len(pixels) for name, pixels in expected.items()}
     assert tuple(expected) == COUNTS
 
@@ -68,16 +82,29 @@ def test_an_edge_is_where_both_are_within_reach(m, reach):
 def test_errors_at_the_edge_are_some_of_the_errors(m, reach):
     prediction, target, known = (torch.from_numpy(x) for x in m)
     near = near_edge(target, reach)
-    found, all_of_it = error_counts(prediction == 1, target, known, near), error_counts(prediction == 1, target, known, torch.ones_like(near))
+    found, all_of_it = (
+        error_counts(prediction == 1, target, known, near),
+        error_counts(prediction == 1, target, known, torch.ones_like(near)),
+    )
     c = count(*m)
-    assert all_of_it["edge_false"] + all_of_it["edge_missed"] == c["union_fg"] - c["inter_fg"] and all_of_it["edge_false"] == c["predicted"] - c["inter_fg"]
-    assert found["edge_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum() and found["edge_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum() and found["known"] == (m[2] == 1).sum()
+    assert (
+        all_of_it["edge_false"] + all_of_it["edge_missed"] == c["union_fg"] - c["inter_fg"]
+        and all_of_it["edge_false"] == c["predicted"] - c["inter_fg"]
+    )
+    assert (
+        found["edge_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum()
+        and found["edge_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum()
+        and found["known"] == (m[2] == 1).sum()
+    )
 
 
 def test_padding_adds_nothing():
     random = np.random.default_rng(0)
     prediction, target, known = (random.integers(0, 2, (9, 7), np.uint8) for _ in range(3))
-    padded = [np.pad(mask, ((0, 4), (0, 6)), constant_values=value) for mask, value in ((prediction, 1), (target, 255), (known, 255))]
+    padded = [
+        np.pad(mask, ((0, 4), (0, 6)), constant_values=value)
+        for mask, value in ((prediction, 1), (target, 255), (known, 255))
+    ]
     assert count(*padded) == count(prediction, target, known)
     assert count(prediction, target, known)["valid"] == 63
 
@@ -86,8 +113,12 @@ def test_exact_prediction_and_its_opposite():
     target = np.array([[1, 1, 0, 255]], np.uint8)
     known = np.array([[0, 0, 1, 255]], np.uint8)
     right, wrong = (count(p.astype(bool), target, known) for p in (target, target != 1))
-    assert right == dict(inter_fg=2, union_fg=2, inter_bg=1, union_bg=1, predicted=2, on_known=0, valid=3)
-    assert wrong == dict(inter_fg=0, union_fg=3, inter_bg=0, union_bg=3, predicted=1, on_known=1, valid=3)
+    assert right == dict(
+        inter_fg=2, union_fg=2, inter_bg=1, union_bg=1, predicted=2, on_known=0, valid=3
+    )
+    assert wrong == dict(
+        inter_fg=0, union_fg=3, inter_bg=0, union_bg=3, predicted=1, on_known=1, valid=3
+    )
 
 
 ZERO = torch.zeros(4, 5, dtype=torch.uint8)
@@ -125,7 +156,12 @@ def as_rows(episodes):
 
 @given(st.lists(episode, min_size=1, max_size=8))
 def test_summary_equals_loops_over_all_pixels(episodes):
-    pixels = [(cls, *(int(v) for v in pixel)) for cls, m in episodes for pixel in zip(*(mask.ravel() for mask in m)) if pixel[1] != 255]
+    pixels = [
+        (cls, *(int(v) for v in pixel))
+        for cls, m in episodes
+        for pixel in zip(*(mask.ravel() for mask in m))
+        if pixel[1] != 255
+    ]
     share = lambda part, whole: len(part) / len(whole) if whole else math.nan
     per_class = {}
     for cls in {cls for cls, _ in episodes}:
@@ -136,8 +172,13 @@ def test_summary_equals_loops_over_all_pixels(episodes):
             summarise(as_rows(episodes))
         return
     summary = summarise(as_rows(episodes))
-    foreground = share([1 for _, p, t, _ in pixels if p and t], [1 for _, p, t, _ in pixels if p or t])
-    background = share([1 for _, p, t, _ in pixels if not p and not t], [1 for _, p, t, _ in pixels if not p or not t])
+    foreground = share(
+        [1 for _, p, t, _ in pixels if p and t], [1 for _, p, t, _ in pixels if p or t]
+    )
+    background = share(
+        [1 for _, p, t, _ in pixels if not p and not t],
+        [1 for _, p, t, _ in pixels if not p or not t],
+    )
     confusion = share([1 for _, p, _, k in pixels if p and k], [1 for _, p, _, _ in pixels if p])
     assert summary["per_class"] == pytest.approx(per_class)
     assert summary["miou"] == pytest.approx(sum(per_class.values()) / len(per_class))
@@ -149,7 +190,9 @@ def rows(*values):
     return pd.DataFrame(values, columns=["cls", *COUNTS])
 
 
-BY_HAND = rows((3, 1, 2, 6, 7, 2, 0, 8), (3, 90, 100, 50, 60, 95, 5, 150), (7, 0, 20, 80, 100, 10, 10, 100))
+BY_HAND = rows(
+    (3, 1, 2, 6, 7, 2, 0, 8), (3, 90, 100, 50, 60, 95, 5, 150), (7, 0, 20, 80, 100, 10, 10, 100)
+)
 
 
 @given(st.permutations(range(3)), st.permutations(["query", "cls", *COUNTS]))

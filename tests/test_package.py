@@ -20,7 +20,11 @@ SETTINGS = parser["DEFAULT"]
 
 
 def cells(path, kind):
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [
+        cell
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 def source(cell):
@@ -42,7 +46,14 @@ def imported(code):
 
 def module_of(path):
     "The module that a notebook exports, or None."
-    return next((m[1] for cell in cells(path, "code") if (m := re.search(r"^#\|\s*default_exp\s+([\w.]+)", source(cell), re.M))), None)
+    return next(
+        (
+            m[1]
+            for cell in cells(path, "code")
+            if (m := re.search(r"^#\|\s*default_exp\s+([\w.]+)", source(cell), re.M))
+        ),
+        None,
+    )
 
 
 def dotted(path):
@@ -83,16 +94,26 @@ def test_notebook_shows_a_picture(path):
 @each_notebook
 def test_notebook_begins_and_ends_with_text(path):
     first, *_, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert first["cell_type"] == "markdown" and source(first).startswith("# "), "the first cell must be the title"
-    assert last["cell_type"] == "markdown" and source(last).strip(), "the last cell must say what the next notebook needs"
+    assert first["cell_type"] == "markdown" and source(first).startswith("# "), (
+        "the first cell must be the title"
+    )
+    assert last["cell_type"] == "markdown" and source(last).strip(), (
+        "the last cell must say what the next notebook needs"
+    )
 
 
-@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if not p.stem.startswith("00_")], ids=lambda p: p.stem)  # the overview is a map of all
+@pytest.mark.parametrize(
+    "path", [p for p in NOTEBOOKS if not p.stem.startswith("00_")], ids=lambda p: p.stem
+)  # the overview is a map of all
 def test_notebook_imports_only_earlier_ones(path):
     owner = {module_of(p): p for p in NOTEBOOKS}
     names = {name for cell in cells(path, "code") for name in imported(source(cell))}
     used = {name.removeprefix("celp_nb.") for name in names} & {dotted(p) for p in MODULES}
-    late = [module for module in sorted(used) if module not in owner or place(owner[module]) > place(path)]  # its own it may look at
+    late = [
+        module
+        for module in sorted(used)
+        if module not in owner or place(owner[module]) > place(path)
+    ]  # its own it may look at
     assert not late, f"{path.stem} imports {late}, which no earlier notebook exports"
 
 
@@ -106,13 +127,25 @@ def test_nbdev_export_leaves_no_diff(tmp_path):
     (tmp_path / "celp_nb").mkdir()
     for name in ("settings.ini", "celp_nb/__init__.py"):
         shutil.copy(ROOT / name, tmp_path / name)
-    shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, check=True)
+    shutil.copytree(
+        ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
+    )
+    subprocess.run(
+        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
+        cwd=tmp_path,
+        check=True,
+    )
     made = tmp_path / "celp_nb"
     exported = {str(p.relative_to(made)): p.read_text(encoding="utf-8") for p in made.rglob("*.py")}
     written_by_hand = ("__main__.py",)
-    committed = {str(p.relative_to(ROOT / "celp_nb")): p.read_text(encoding="utf-8") for p in MODULES if p.name not in written_by_hand}
-    differing = [name for name in sorted(exported | committed) if exported.get(name) != committed.get(name)]
+    committed = {
+        str(p.relative_to(ROOT / "celp_nb")): p.read_text(encoding="utf-8")
+        for p in MODULES
+        if p.name not in written_by_hand
+    }
+    differing = [
+        name for name in sorted(exported | committed) if exported.get(name) != committed.get(name)
+    ]
     assert not differing, f"run nbdev_export and commit {differing}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["celp_nb", "nbs", "settings.ini"]
 
@@ -122,7 +155,11 @@ def test_nbdev_export_leaves_no_diff(tmp_path):
 
 def test_modules_import_only_what_an_installation_brings():
     requirements = " ".join(SETTINGS[f"{extra}requirements"] for extra in ("", "coco_", "sbd_"))
-    installed = set(re.findall(r"(?:^| )([\w-]+)", requirements)) | {"PIL", "IPython", "celp_nb"}  # pillow's and ipywidgets' names
+    installed = set(re.findall(r"(?:^| )([\w-]+)", requirements)) | {
+        "PIL",
+        "IPython",
+        "celp_nb",
+    }  # pillow's and ipywidgets' names
     assert "torch" in installed and "nbdev" not in installed
     for path in MODULES:
         roots = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"))}
@@ -166,5 +203,7 @@ def test_every_notebook_is_in_the_reading_order():
 def test_library_example_of_the_readme_runs():
     names = {}
     exec(re.search(r"```python\n(.*?)```", README, re.S)[1], names)
-    assert all(loss.isfinite() and loss > 0 for loss in (names["losses"].main, names["losses"].contrast))
+    assert all(
+        loss.isfinite() and loss > 0 for loss in (names["losses"].main, names["losses"].contrast)
+    )
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in names["model"].parameters())

@@ -24,9 +24,13 @@ from celp_nb.repro.published import (
 )
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
-GOLDEN = Path(os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden"))
+GOLDEN = Path(
+    os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden")
+)
 KEYS = GOLDEN / "official_keys.json"
-pytestmark = pytest.mark.skipif(not KEYS.is_file(), reason=f"no fixtures in {GOLDEN}; set CELP_GOLDEN")
+pytestmark = pytest.mark.skipif(
+    not KEYS.is_file(), reason=f"no fixtures in {GOLDEN}; set CELP_GOLDEN"
+)
 
 
 def fill(name, shape, salt=0):
@@ -48,7 +52,11 @@ def load(name):
 
 
 def official(model, salt, only=lambda name: True):
-    return {k: torch.as_tensor(np.asarray(fill(k, s, salt))) for k, s in json.loads(KEYS.read_text())[model].items() if only(k)}
+    return {
+        k: torch.as_tensor(np.asarray(fill(k, s, salt)))
+        for k, s in json.loads(KEYS.read_text())[model].items()
+        if only(k)
+    }
 
 
 def tensors(data):
@@ -56,13 +64,17 @@ def tensors(data):
     t = {k: torch.as_tensor(v) for k, v in data.items() if v.dtype.kind in "fibu"}
     f = lambda k: t[k].float()
     query = Features(torch.cat([f("q3"), f("q2")], 1), f("q4"))
-    support = SupportFeatures(torch.cat([f("s3"), f("s2")], 2), f("s4"), f("s4"))  # a model reads one of the two
+    support = SupportFeatures(
+        torch.cat([f("s3"), f("s2")], 2), f("s4"), f("s4")
+    )  # a model reads one of the two
     return t, query, support
 
 
 def published(kind, settings):
     "The published model with the fixtures' parameters, without dropout; CyCTR with the two defects of its attention."
-    backbone, model = load_published(official(f"{kind}_resnet50", settings["salt"]), settings["ppm"])
+    backbone, model = load_published(
+        official(f"{kind}_resnet50", settings["salt"]), settings["ppm"]
+    )
     for m in model.modules():
         if isinstance(m, (torch.nn.Dropout, torch.nn.Dropout2d)): m.p = 0.0
     if kind == "cyctr": with_published_attention(model.decoder)
@@ -72,10 +84,19 @@ def published(kind, settings):
 def close(ours, theirs, rtol=1e-4):
     theirs = torch.as_tensor(theirs)
     assert ours.shape == theirs.shape
-    assert (ours - theirs).abs().max() <= rtol * theirs.abs().max(), f"off by {(ours - theirs).abs().max() / theirs.abs().max():.2e} relative"
+    assert (ours - theirs).abs().max() <= rtol * theirs.abs().max(), (
+        f"off by {(ours - theirs).abs().max() / theirs.abs().max():.2e} relative"
+    )
 
 
-@pytest.mark.parametrize("case,names,loss", [("pfenet_train", PFENET_NAMES, cross_entropy), ("pfenet_train_fixed_bins", PFENET_NAMES, cross_entropy), ("cyctr_train", CYCTR_NAMES, dice)])
+@pytest.mark.parametrize(
+    "case,names,loss",
+    [
+        ("pfenet_train", PFENET_NAMES, cross_entropy),
+        ("pfenet_train_fixed_bins", PFENET_NAMES, cross_entropy),
+        ("cyctr_train", CYCTR_NAMES, dice),
+    ],
+)
 def test_training_step(case, names, loss):
     data, settings = load(case)
     t, query, support = tensors(data)
@@ -83,20 +104,31 @@ def test_training_step(case, names, loss):
     known = known_positions(t["c"], size)
     assert torch.equal(known, t["known"])
     N = similar_count(self_similarity(query.high), known, DELTA)
-    assert torch.equal(N.masked_fill(known, 0).float(), t["support_count"])  # published: 0 at known positions, which eq. 3 excludes anyway
+    assert torch.equal(
+        N.masked_fill(known, 0).float(), t["support_count"]
+    )  # published: 0 at known positions, which eq. 3 excludes anyway
     pseudo, centre = sample_latent(query.high, t["c"], centre=t["centre"])
     assert torch.equal(pseudo, t["pseudo_mask"]) and torch.equal(centre, t["centre"])
 
     model = published(case.split("_")[0], settings).train()
     losses = two_path_losses(model, query, support, t["sy"], t["y"], pseudo, loss)
-    resized = lambda x: torch.nn.functional.interpolate(x, t["y"].shape[-2:], mode="bilinear", align_corners=True)
+    resized = lambda x: torch.nn.functional.interpolate(
+        x, t["y"].shape[-2:], mode="bilinear", align_corners=True
+    )
     close(resized(losses.logits), data["logits"])
     close(resized(losses.contrast_logits), data["contrast_logits"])
-    for ours, theirs in [(losses.main, "main_loss"), (losses.auxiliary, "aux_loss"), (losses.contrast, "contrast_loss")]:
+    for ours, theirs in [
+        (losses.main, "main_loss"),
+        (losses.auxiliary, "aux_loss"),
+        (losses.contrast, "contrast_loss"),
+    ]:
         assert ours.item() == pytest.approx(float(data[theirs]), rel=1e-4), theirs
     losses.total(contrast=0.1, auxiliary=1.0).backward()
     grads = {n: p.grad.norm().item() for n, p in model.named_parameters()}
-    expected = {published_name(str(n), names): float(g) for n, g in zip(data["grad_names"], data["grad_norms"])}
+    expected = {
+        published_name(str(n), names): float(g)
+        for n, g in zip(data["grad_names"], data["grad_norms"])
+    }
     assert grads.keys() == expected.keys()
     for name, norm in expected.items(): assert grads[name] == pytest.approx(norm, rel=1e-3), name
 
@@ -106,23 +138,47 @@ def test_training_step(case, names, loss):
 def test_evaluation(case):
     data, settings = load(case)
     t, query, support = tensors(data)
-    logits = published(case.split("_")[0], settings).eval()(query, support, t["sy"], t["y"] == 255)  # where the published CyCTR looks for padding
-    close(torch.nn.functional.interpolate(logits, t["y"].shape[-2:], mode="bilinear", align_corners=True), data["logits"])
+    logits = published(case.split("_")[0], settings).eval()(
+        query, support, t["sy"], t["y"] == 255
+    )  # where the published CyCTR looks for padding
+    close(
+        torch.nn.functional.interpolate(
+            logits, t["y"].shape[-2:], mode="bilinear", align_corners=True
+        ),
+        data["logits"],
+    )
 
 
 @torch.no_grad()
 def test_deformable_attention():
     data, _ = load("deformable_attention")
     t = {k: torch.as_tensor(v) for k, v in data.items()}
-    names = {"sampling_offsets": "offsets", "attention_weights": "share", "value_proj": "value", "output_proj": "out"}
+    names = {
+        "sampling_offsets": "offsets",
+        "attention_weights": "share",
+        "value_proj": "value",
+        "output_proj": "out",
+    }
     rows, width = t["param/attention_weights.weight"].shape
     module = DeformableAttention(width, heads=rows // 9)
-    own = {f"{ours}.{part}": t[key] for theirs, ours in names.items() for part in ("weight", "bias") if (key := f"param/{theirs}.{part}") in t}
+    own = {
+        f"{ours}.{part}": t[key]
+        for theirs, ours in names.items()
+        for part in ("weight", "bias")
+        if (key := f"param/{theirs}.{part}") in t
+    }
     module.load_state_dict(own)
     close(module(t["query"], t["value"], t["pad"], tuple(t["hw"].tolist())), t["out"])
 
 
-@pytest.mark.parametrize("case,name,model", [("backbone_resnet50", "resnet50_deep", "pfenet_resnet50"), ("backbone_resnet101", "resnet101_deep", "pfenet_resnet101"), ("backbone_vgg16", "vgg16_bn", "pfenet_vgg16")])
+@pytest.mark.parametrize(
+    "case,name,model",
+    [
+        ("backbone_resnet50", "resnet50_deep", "pfenet_resnet50"),
+        ("backbone_resnet101", "resnet101_deep", "pfenet_resnet101"),
+        ("backbone_vgg16", "vgg16_bn", "pfenet_vgg16"),
+    ],
+)
 @torch.no_grad()
 def test_backbone(case, name, model):
     data, settings = load(case)
@@ -132,42 +188,89 @@ def test_backbone(case, name, model):
     f2 = backbone.layer2(torch.as_tensor(data["x"]))
     f3 = backbone.layer3(f2)
     f4 = backbone.layer4(f3)
-    for ours, theirs, step, shape in zip((f2, f3, f4), ("f2", "f3", "f4"), (16, 32, 64), data["shapes"]):
+    for ours, theirs, step, shape in zip(
+        (f2, f3, f4), ("f2", "f3", "f4"), (16, 32, 64), data["shapes"]
+    ):
         assert tuple(ours.shape) == tuple(shape)
         close(ours[:, ::step][:, :data[theirs].shape[1]], data[theirs])
 
 
-@pytest.mark.parametrize("kind", ["pfenet_resnet50", "pfenet_resnet101", "pfenet_vgg16", "cyctr_resnet50"])
+@pytest.mark.parametrize(
+    "kind", ["pfenet_resnet50", "pfenet_resnet101", "pfenet_vgg16", "cyctr_resnet50"]
+)
 def test_load_published_finds_every_tensor(kind):
     state = official(kind, 0)
     backbone, model = load_published({f"module.{k}": v for k, v in state.items()})
-    assert backbone.name == {"resnet50": "resnet50_deep", "resnet101": "resnet101_deep", "vgg16": "vgg16_bn"}[kind.split("_")[1]] + "_stepped" * kind.startswith("cyctr")
+    assert backbone.name == {
+        "resnet50": "resnet50_deep",
+        "resnet101": "resnet101_deep",
+        "vgg16": "vgg16_bn",
+    }[kind.split("_")[1]] + "_stepped" * kind.startswith("cyctr")
     names = CYCTR_NAMES if kind.startswith("cyctr") else PFENET_NAMES
     for theirs, value in state.items():
-        if not theirs.startswith(("layer", "backbone", "addtional_proj", "adjust_feature")): assert torch.equal(model.state_dict()[published_name(theirs, names)], value), theirs
-    if kind.startswith("cyctr"): assert torch.equal(model.reduce[0].weight, torch.cat([state["adjust_feature.0.weight"][:, 512:], state["adjust_feature.0.weight"][:, :512]], 1))
+        if not theirs.startswith(("layer", "backbone", "addtional_proj", "adjust_feature")):
+            assert torch.equal(model.state_dict()[published_name(theirs, names)], value), theirs
+    if kind.startswith("cyctr"):
+        assert torch.equal(
+            model.reduce[0].weight,
+            torch.cat(
+                [
+                    state["adjust_feature.0.weight"][:, 512:],
+                    state["adjust_feature.0.weight"][:, :512],
+                ],
+                1,
+            ),
+        )
 
 
-@pytest.mark.parametrize("kind,part", [("pfenet_resnet50", "inner_cls."), ("pfenet_resnet101", "layer3.22."), ("pfenet_vgg16", "layer0.0."), ("cyctr_resnet50", "transformer.cross_layers."), ("cyctr_resnet50", "backbone.body.bn2.")])
+@pytest.mark.parametrize(
+    "kind,part",
+    [
+        ("pfenet_resnet50", "inner_cls."),
+        ("pfenet_resnet101", "layer3.22."),
+        ("pfenet_vgg16", "layer0.0."),
+        ("cyctr_resnet50", "transformer.cross_layers."),
+        ("cyctr_resnet50", "backbone.body.bn2."),
+    ],
+)
 def test_every_tensor_that_is_missing_or_left_over_is_named_as_in_the_file(kind, part):
     state = official(kind, 0)
     gone = [k for k in state if k.startswith(part) and not k.endswith("num_batches_tracked")]
-    mine = ["mine.weight", "layer0.9.weight", "layer9.0.weight", "backbone.body.mine", "down_supp.0.weight"]
-    with pytest.raises(ValueError) as refusal: load_published({k: v for k, v in state.items() if k not in gone} | {k: torch.zeros(1) for k in mine})
+    mine = [
+        "mine.weight",
+        "layer0.9.weight",
+        "layer9.0.weight",
+        "backbone.body.mine",
+        "down_supp.0.weight",
+    ]
+    with pytest.raises(ValueError) as refusal:
+        load_published(
+            {k: v for k, v in state.items() if k not in gone} | {k: torch.zeros(1) for k in mine}
+        )
     missing, extra = str(refusal.value).split("; ")
     assert f"{len(gone)} missing" in missing and f"{len(mine)} left over" in extra
     assert all(k in missing for k in gone) and all(k in extra for k in mine)
 
 
-@pytest.mark.parametrize("kind,name,shape", [("pfenet_resnet50", "down_feat.0.weight", (256,)), ("pfenet_vgg16", "down_feat.0.weight", (256, 1536, 1, 1)), ("cyctr_resnet50", "adjust_feature.0.weight", (384, 700, 1, 1))])
+@pytest.mark.parametrize(
+    "kind,name,shape",
+    [
+        ("pfenet_resnet50", "down_feat.0.weight", (256,)),
+        ("pfenet_vgg16", "down_feat.0.weight", (256, 1536, 1, 1)),
+        ("cyctr_resnet50", "adjust_feature.0.weight", (384, 700, 1, 1)),
+    ],
+)
 def test_a_tensor_of_another_shape_is_named(kind, name, shape):
-    with pytest.raises(ValueError, match="1 of another shape .reduce.0.weight"): load_published(official(kind, 0) | {name: torch.zeros(shape)})
+    with pytest.raises(ValueError, match="1 of another shape .reduce.0.weight"):
+        load_published(official(kind, 0) | {name: torch.zeros(shape)})
 
 
 def test_a_file_that_is_none_or_only_half_of_one():
-    with pytest.raises(ValueError, match="none of down_feat.0.weight"): load_published({"mine.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match="none of down_feat.0.weight"):
+        load_published({"mine.weight": torch.zeros(1)})
     for kind, inside in [("pfenet_resnet50", "layer"), ("cyctr_resnet50", "backbone.")]:
-        with pytest.raises(ValueError, match=f"holds no backbone: no name begins with {inside}"): load_published({k: v for k, v in official(kind, 0).items() if not k.startswith(inside)})
+        with pytest.raises(ValueError, match=f"holds no backbone: no name begins with {inside}"):
+            load_published({k: v for k, v in official(kind, 0).items() if not k.startswith(inside)})
 
 
 def test_the_original_pfenet_has_two_reductions():

@@ -12,7 +12,6 @@ from celp_nb.bundled.scenes import samples
 from celp_nb.data.coco import COCO_CLASSES
 from celp_nb.data.voc import PASCAL_CLASSES
 from celp_nb.repro.config import RunConfig, resolve
-from celp_nb.repro.runs import prepare
 from celp_nb.repro.presets import (
     PRESETS,
     changed_from_preset,
@@ -27,6 +26,7 @@ from celp_nb.repro.presets import (
     read_runs,
     unequal_means,
 )
+from celp_nb.repro.runs import prepare
 
 SHARED = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -35,7 +35,9 @@ SHARED = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] 
 
 
 @pytest.mark.skipif(not (SHARED / "paper").is_dir(), reason=f"the paper is not in {SHARED}/paper")
-@pytest.mark.parametrize("name, read", [("tables_1_to_4.csv", paper_scores), ("tables_5_to_7.csv", paper_ablations)])
+@pytest.mark.parametrize(
+    "name, read", [("tables_1_to_4.csv", paper_scores), ("tables_5_to_7.csv", paper_ablations)]
+)
 def test_the_papers_numbers_are_the_papers(name, read):
     given, ours = pd.read_csv(SHARED / "paper" / name, dtype={"value": str}), read()
     pd.testing.assert_frame_equal(ours[list(given)], given)
@@ -44,23 +46,77 @@ def test_the_papers_numbers_are_the_papers(name, read):
 def test_stated_means_that_are_not_the_means_of_their_folds():
     wrong = unequal_means(paper_scores())
     found = wrong[["table", "method", "backbone", "shot", "mean"]].values.tolist()
-    assert found == [[1, "PFENet [28]", "ResNet-50", 1, 60.8], [2, "PPNet [19]", "ResNet-50", 5, 36.2]]  # 60.725 and 36.275 by hand
-    made_up = pd.DataFrame([[10.0, 20.0, 30.0, 40.2, mean] for mean in (25.0, 25.1, 24.9, 25.2)], columns=["fold0", "fold1", "fold2", "fold3", "mean"])  # the mean is 25.05
+    assert found == [
+        [1, "PFENet [28]", "ResNet-50", 1, 60.8],
+        [2, "PPNet [19]", "ResNet-50", 5, 36.2],
+    ]  # 60.725 and 36.275 by hand
+    made_up = pd.DataFrame(
+        [[10.0, 20.0, 30.0, 40.2, mean] for mean in (25.0, 25.1, 24.9, 25.2)],
+        columns=["fold0", "fold1", "fold2", "fold3", "mean"],
+    )  # the mean is 25.05
     assert unequal_means(made_up)["mean"].tolist() == [24.9, 25.2]
 
 
 # --- presets: section 5.2, by hand
 
-PASCAL = {"side": 473, "crop": 473, "reference": 473, "scale": (0.9, 1.1), "epochs": 200, "batch": 4, "lr": 0.025, "bins": (60, 30, 15, 8)}
-COCO = {"side": 641, "crop": 641, "reference": 641, "scale": (0.8, 1.25), "epochs": 50, "batch": 8, "lr": 0.05, "bins": (1.0, 0.5, 0.25, 0.125)}
+PASCAL = {
+    "side": 473,
+    "crop": 473,
+    "reference": 473,
+    "scale": (0.9, 1.1),
+    "epochs": 200,
+    "batch": 4,
+    "lr": 0.025,
+    "bins": (60, 30, 15, 8),
+}
+COCO = {
+    "side": 641,
+    "crop": 641,
+    "reference": 641,
+    "scale": (0.8, 1.25),
+    "epochs": 50,
+    "batch": 8,
+    "lr": 0.05,
+    "bins": (1.0, 0.5, 0.25, 0.125),
+}
 COCO_CYCTR = {**COCO, "side": 473, "crop": 473, "reference": 473}
-ALL = {"shots": (1, 5), "optimiser": "sgd", "weight_decay": 0.0001, "transformer_lr": 0.0001, "dropout": 0.5, "delta": 0.65, "sigma": 11, "contrast": 0.1, "pairs": 1000, "trivial": False, "select": "last",
-       "n_folds": 4, "folds": (0, 1, 2, 3), "iterations": None, "weights": None, "extra": (), "protocol": "pairs"}
+ALL = {
+    "shots": (1, 5),
+    "optimiser": "sgd",
+    "weight_decay": 0.0001,
+    "transformer_lr": 0.0001,
+    "dropout": 0.5,
+    "delta": 0.65,
+    "sigma": 11,
+    "contrast": 0.1,
+    "pairs": 1000,
+    "trivial": False,
+    "select": "last",
+    "n_folds": 4,
+    "folds": (0, 1, 2, 3),
+    "iterations": None,
+    "weights": None,
+    "extra": (),
+    "protocol": "pairs",
+}
 EXPECTED = {
-    "pascal-pfenet-vgg16": ("vgg16_bn", "PFENet", 256, PASCAL), "pascal-pfenet-ce-vgg16": ("vgg16_bn", "PFENet+CE", 256, PASCAL),
-    **{f"pascal-{method.lower().replace('+', '-')}-{net}": (net, method, 384 if "CyCTR" in method else 256, PASCAL) for net in ("resnet50", "resnet101") for method in ("PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE")},
-    "coco-pfenet-ce-resnet50": ("resnet50", "PFENet+CE", 256, COCO), "coco-pfenet-resnet101": ("resnet101", "PFENet", 256, COCO), "coco-pfenet-ce-resnet101": ("resnet101", "PFENet+CE", 256, COCO),
-    "coco-cyctr-resnet50": ("resnet50", "CyCTR", 384, COCO_CYCTR), "coco-cyctr-ce-resnet50": ("resnet50", "CyCTR+CE", 384, COCO_CYCTR),
+    "pascal-pfenet-vgg16": ("vgg16_bn", "PFENet", 256, PASCAL),
+    "pascal-pfenet-ce-vgg16": ("vgg16_bn", "PFENet+CE", 256, PASCAL),
+    **{
+        f"pascal-{method.lower().replace('+', '-')}-{net}": (
+            net,
+            method,
+            384 if "CyCTR" in method else 256,
+            PASCAL,
+        )
+        for net in ("resnet50", "resnet101")
+        for method in ("PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE")
+    },
+    "coco-pfenet-ce-resnet50": ("resnet50", "PFENet+CE", 256, COCO),
+    "coco-pfenet-resnet101": ("resnet101", "PFENet", 256, COCO),
+    "coco-pfenet-ce-resnet101": ("resnet101", "PFENet+CE", 256, COCO),
+    "coco-cyctr-resnet50": ("resnet50", "CyCTR", 384, COCO_CYCTR),
+    "coco-cyctr-ce-resnet50": ("resnet50", "CyCTR+CE", 384, COCO_CYCTR),
 }
 
 
@@ -73,38 +129,66 @@ def test_a_preset_resolves_to_what_section_5_2_says(name, tmp_path):
     backbone, method, width, of_data = EXPECTED[name]
     c = asdict(resolve(replace(preset_config(name), data=str(tmp_path))))
     assert {k: c[k] for k in (*ALL, *of_data)} == {**ALL, **of_data}
-    assert (c["preset"], c["backbone"], c["methods"], c["width"]) == (name, backbone, (method,), width)
+    assert (c["preset"], c["backbone"], c["methods"], c["width"]) == (
+        name,
+        backbone,
+        (method,),
+        width,
+    )
     assert c["precision"] in ("bf16", "float32")
 
 
-@pytest.mark.parametrize("name, shot1, shot5, fb", [("pascal-pfenet-vgg16", 58.0, 59.0, None), ("pascal-pfenet-ce-resnet50", 64.1, 67.1, 74.6), ("pascal-cyctr-resnet101", 64.3, 66.6, 72.9),
-                                                    ("coco-cyctr-resnet50", 37.8, 41.1, None), ("coco-pfenet-resnet101", 32.4, 37.4, 58.6)])
+@pytest.mark.parametrize(
+    "name, shot1, shot5, fb",
+    [
+        ("pascal-pfenet-vgg16", 58.0, 59.0, None),
+        ("pascal-pfenet-ce-resnet50", 64.1, 67.1, 74.6),
+        ("pascal-cyctr-resnet101", 64.3, 66.6, 72.9),
+        ("coco-cyctr-resnet50", 37.8, 41.1, None),
+        ("coco-pfenet-resnet101", 32.4, 37.4, 58.6),
+    ],
+)
 def test_a_preset_knows_its_row_and_lists_it(name, shot1, shot5, fb):
     p, scores = PRESETS[name], paper_scores()
-    row = scores[scores.table.isin(p.tables) & (scores.plain == p.row[0]) & (scores.backbone == p.row[1])].set_index(["metric", "shot"])["mean"]
+    row = scores[
+        scores.table.isin(p.tables) & (scores.plain == p.row[0]) & (scores.backbone == p.row[1])
+    ].set_index(["metric", "shot"])["mean"]
     assert (row["mIoU", 1], row["mIoU", 5], row.get(("FB-IoU", 1))) == (shot1, shot5, fb)
     line = next(x for x in presets_table().splitlines() if f"| {name} " in x)
     assert [x.strip() for x in line.split("|")][-3:-1] == [f"{shot1:.1f}", f"{shot5:.1f}"]
 
 
 def test_what_a_row_costs():
-    assert most_steps(PRESETS["pascal-pfenet-resnet50"]) == 297650 and most_steps(PRESETS["coco-pfenet-resnet101"]) == 513006
+    assert (
+        most_steps(PRESETS["pascal-pfenet-resnet50"]) == 297650
+        and most_steps(PRESETS["coco-pfenet-resnet101"]) == 513006
+    )
 
 
 def test_an_unknown_preset_is_refused_with_the_nearest():
-    with pytest.raises(ValueError, match="no preset 'pascal-pfenet-r50'; the nearest are pascal-pfenet-resnet50"):
+    with pytest.raises(
+        ValueError, match="no preset 'pascal-pfenet-r50'; the nearest are pascal-pfenet-resnet50"
+    ):
         preset_config("pascal-pfenet-r50")
     with pytest.raises(ValueError, match="no preset 'x'"):
         prepare(RunConfig(preset="x"))
 
 
 def test_a_preset_is_refused_on_other_classes():
-    pascal, coco = (replace(preset_config(name), data="/there") for name in ("pascal-pfenet-resnet50", "coco-cyctr-resnet50"))
+    pascal, coco = (
+        replace(preset_config(name), data="/there")
+        for name in ("pascal-pfenet-resnet50", "coco-cyctr-resnet50")
+    )
     check_preset(pascal, PASCAL_CLASSES)
     check_preset(coco, COCO_CLASSES)
     check_preset(RunConfig(), ["anything"])
-    for config, names, said in [(pascal, COCO_CLASSES, "/there does not"), (coco, PASCAL_CLASSES, "80 classes"), (pascal, PASCAL_CLASSES[::-1], "in this order"), (pascal, PASCAL_CLASSES[:19], "20 classes"),
-                                (replace(pascal, data="samples"), samples("val").class_names, "the bundled samples do not")]:
+    for config, names, said in [
+        (pascal, COCO_CLASSES, "/there does not"),
+        (coco, PASCAL_CLASSES, "80 classes"),
+        (pascal, PASCAL_CLASSES[::-1], "in this order"),
+        (pascal, PASCAL_CLASSES[:19], "20 classes"),
+        (replace(pascal, data="samples"), samples("val").class_names, "the bundled samples do not"),
+    ]:
         with pytest.raises(ValueError, match=said) as raised:
             check_preset(config, names)
         assert config.preset in str(raised.value) and "\n" not in str(raised.value)
@@ -113,23 +197,56 @@ def test_a_preset_is_refused_on_other_classes():
 # --- results beside the paper
 
 
-def results(data="pascal5i", seeds=(0,), folds=(0, 1, 2, 3), backbone="resnet50", methods=("PFENet+CE",), **more):
+def results(
+    data="pascal5i",
+    seeds=(0,),
+    folds=(0, 1, 2, 3),
+    backbone="resnet50",
+    methods=("PFENet+CE",),
+    **more,
+):
     "Scores of 50 + fold + seed (mIoU) and 60 + seed (FB-IoU)."
-    return pd.DataFrame([{"data": data, "backbone": backbone, "fold": f, "method": m, "shots": k, "miou": 50.0 + f + s, "fb_iou": 60.0 + s, "confusion": 1.0, "episodes": 5000, "iterations": 100 + f, "seed": s, **more}
-                         for s in seeds for f in folds for m in methods for k in (1, 5)])
+    return pd.DataFrame(
+        [
+            {
+                "data": data,
+                "backbone": backbone,
+                "fold": f,
+                "method": m,
+                "shots": k,
+                "miou": 50.0 + f + s,
+                "fb_iou": 60.0 + s,
+                "confusion": 1.0,
+                "episodes": 5000,
+                "iterations": 100 + f,
+                "seed": s,
+                **more,
+            }
+            for s in seeds
+            for f in folds
+            for m in methods
+            for k in (1, 5)
+        ]
+    )
 
 
 def at(comparison, shots, metric, fold, method="PFENet+CE"):
     c = comparison
-    return c[(c.shots == shots) & (c.metric == metric) & (c.fold == fold) & (c.method == method)].iloc[0]
+    return c[
+        (c.shots == shots) & (c.metric == metric) & (c.fold == fold) & (c.method == method)
+    ].iloc[0]
 
 
 def test_results_stand_beside_their_row():
     c = compare_with_paper(pd.concat([results(), results(methods=("all foreground",))]))
     assert set(c.method) == {"PFENet+CE"} and c.comparable.all() and len(c) == 2 * 2 * 5
-    assert at(c, 1, "mIoU", 2).paper == 64.6 and at(c, 1, "mIoU", 2).difference == pytest.approx(52 - 64.6)
+    assert at(c, 1, "mIoU", 2).paper == 64.6 and at(c, 1, "mIoU", 2).difference == pytest.approx(
+        52 - 64.6
+    )
     assert at(c, 5, "mIoU", "mean").paper == 67.1 and at(c, 5, "mIoU", "mean").ours == 51.5
-    assert np.isnan(at(c, 1, "FB-IoU", 0).paper) and at(c, 5, "FB-IoU", "mean").difference == pytest.approx(60 - 77.0)
+    assert np.isnan(at(c, 1, "FB-IoU", 0).paper) and at(
+        c, 5, "FB-IoU", "mean"
+    ).difference == pytest.approx(60 - 77.0)
     coco = compare_with_paper(results("coco20i", methods=("CyCTR",)))
     assert at(coco, 1, "mIoU", 0, "CyCTR").paper == 36.8 and coco.comparable.all()
     deep = compare_with_paper(results(backbone="resnet101_deep", methods=("PFENet",)))
@@ -138,7 +255,9 @@ def test_results_stand_beside_their_row():
 
 def test_a_mean_over_some_folds_is_set_beside_the_paper_over_the_same():
     c = compare_with_paper(results(folds=(1, 3)))
-    assert at(c, 1, "mIoU", "mean").ours == 52 and at(c, 1, "mIoU", "mean").paper == pytest.approx((70.6 + 57.7) / 2)
+    assert at(c, 1, "mIoU", "mean").ours == 52 and at(c, 1, "mIoU", "mean").paper == pytest.approx(
+        (70.6 + 57.7) / 2
+    )
     assert np.isnan(at(c, 1, "FB-IoU", "mean").paper)
     text = comparison_text(c)
     assert "Warning: the mean marked † is of folds 1, 3 alone" in text and "mean † |" in text
@@ -156,11 +275,16 @@ def test_seeds_are_averaged_and_their_range_given():
 
 def test_other_data_are_shown_with_a_warning():
     text = comparison_text(compare_with_paper(results("voc-mini")))
-    assert "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for orientation." in text
+    assert (
+        "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for orientation."
+        in text
+    )
     assert "| paper " in text and "64.1" in text
     own = comparison_text(compare_with_paper(results()))
     assert "Warning" not in own and "Not started from a preset" in own
-    assert "Not started" not in comparison_text(compare_with_paper(results(preset="pascal-pfenet-ce-resnet50")))
+    assert "Not started" not in comparison_text(
+        compare_with_paper(results(preset="pascal-pfenet-ce-resnet50"))
+    )
     coco = compare_with_paper(results("coco-mini"))
     assert at(coco, 1, "mIoU", "mean").paper == 40.2 and not coco.comparable.any()
     text = comparison_text(compare_with_paper(results("samples", backbone="tiny")))
@@ -177,14 +301,33 @@ def write_run(folder, config, table):
 
 
 def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
-    base = replace(preset_config("pascal-pfenet-ce-resnet50"), data=str(tmp_path), precision="bf16", folds=(0, 1, 2, 3))
-    runs = [write_run(tmp_path / f"s{s}", replace(base, seed=s), results(seeds=(s,))) for s in (0, 1)]
-    other = write_run(tmp_path / "short", replace(base, epochs=None, iterations=300, side=241), results(seeds=(0,), selection="last"))
+    base = replace(
+        preset_config("pascal-pfenet-ce-resnet50"),
+        data=str(tmp_path),
+        precision="bf16",
+        folds=(0, 1, 2, 3),
+    )
+    runs = [
+        write_run(tmp_path / f"s{s}", replace(base, seed=s), results(seeds=(s,))) for s in (0, 1)
+    ]
+    other = write_run(
+        tmp_path / "short",
+        replace(base, epochs=None, iterations=300, side=241),
+        results(seeds=(0,), selection="last"),
+    )
     c = compare_with_paper(read_runs([*runs, other]))
     assert set(c.run) == {f"{runs[0]} + {runs[1]}", str(other)} and set(c.selection) == {"last"}
     text = comparison_text(c)
-    assert text.count("Settings that are not the row's") == 1 and "side 241, iterations 300." in text and "preset pascal-pfenet-ce-resnet50" in text
-    assert changed_from_preset(asdict(base)) == {} and changed_from_preset(asdict(RunConfig(n_folds=2))) == {"n_folds": 2} and changed_from_preset(asdict(replace(base, bins=(1.0, 0.5)))) == {"bins": (1.0, 0.5)}
+    assert (
+        text.count("Settings that are not the row's") == 1
+        and "side 241, iterations 300." in text
+        and "preset pascal-pfenet-ce-resnet50" in text
+    )
+    assert (
+        changed_from_preset(asdict(base)) == {}
+        and changed_from_preset(asdict(RunConfig(n_folds=2))) == {"n_folds": 2}
+        and changed_from_preset(asdict(replace(base, bins=(1.0, 0.5)))) == {"bins": (1.0, 0.5)}
+    )
     with pytest.raises(FileNotFoundError, match="gone"):
         read_runs([tmp_path / "gone"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -193,9 +336,15 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
 
 
 def test_readers_are_none_on_a_cpu_and_not_fewer(monkeypatch):
-    assert resolve(RunConfig(device="cpu")).workers == 0 and resolve(RunConfig(device="cpu", workers=3)).workers == 3
-    with pytest.raises(ValueError, match="workers is -1; it must be 0 or more"): resolve(RunConfig(workers=-1))
+    assert (
+        resolve(RunConfig(device="cpu")).workers == 0
+        and resolve(RunConfig(device="cpu", workers=3)).workers == 3
+    )
+    with pytest.raises(ValueError, match="workers is -1; it must be 0 or more"):
+        resolve(RunConfig(workers=-1))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("os.cpu_count", lambda: 12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert resolve(RunConfig(precision="float32")).workers == 3  # each of four processes has a quarter of the cores
+    assert (
+        resolve(RunConfig(precision="float32")).workers == 3
+    )  # each of four processes has a quarter of the cores

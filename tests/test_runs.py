@@ -7,17 +7,27 @@ import pandas as pd
 import pytest
 import torch
 
-from celp_nb.engine import training as engine_training
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import MIN_PIXELS
 from celp_nb.engine import checkpoints as engine_checkpoints
 from celp_nb.engine import steps as engine_steps
+from celp_nb.engine import training as engine_training
 from celp_nb.engine.checkpoints import changed_settings, load_checkpoint
 from celp_nb.repro import report as repro_report
 from celp_nb.repro import runs as repro_runs
 from celp_nb.repro.config import RunConfig, resolve
 
-TINY = RunConfig(folds=(0,), crop=57, side=97, width=16, iterations=4, pairs=2, shots=(1,), methods=("PFENet+CE",), trivial=False)
+TINY = RunConfig(
+    folds=(0,),
+    crop=57,
+    side=97,
+    width=16,
+    iterations=4,
+    pairs=2,
+    shots=(1,),
+    methods=("PFENet+CE",),
+    trivial=False,
+)
 
 
 def test_epochs_are_passes_over_the_training_images_of_the_fold():
@@ -29,13 +39,18 @@ def test_epochs_are_passes_over_the_training_images_of_the_fold():
 
 
 def test_epochs_and_iterations_exclude_each_other():
-    with pytest.raises(ValueError, match="iterations 4 and epochs 3 both say how long to train"): repro_runs.prepare(replace(TINY, epochs=3))
+    with pytest.raises(ValueError, match="iterations 4 and epochs 3 both say how long to train"):
+        repro_runs.prepare(replace(TINY, epochs=3))
 
 
 def test_held_out_classes_are_in_no_training_episode_and_not_known():
     setup = repro_runs.prepare(replace(TINY, select="train"))
     fold = setup.folds[0]
-    assert len(fold.held) == 3 and not set(fold.held) & {*fold.train_classes, *fold.test_classes, *fold.training.cls.tolist()}
+    assert len(fold.held) == 3 and not set(fold.held) & {
+        *fold.train_classes,
+        *fold.test_classes,
+        *fold.training.cls.tolist(),
+    }
     assert sorted([*fold.held, *fold.train_classes]) == list(range(6, 21))
     assert repro_runs.prepare(replace(TINY, select="train")).folds[0].held == fold.held
     assert repro_runs.prepare(TINY).folds[0].held == []
@@ -43,14 +58,38 @@ def test_held_out_classes_are_in_no_training_episode_and_not_known():
 
 def test_fewer_classes_and_photographs_are_among_more():
     train = samples("train")
-    few, more = (repro_runs.shown_in_training(RunConfig(classes=n), train, list(range(6, 21))) for n in (3, 8))
-    assert len(few[0]) == 3 and len(more[0]) == 8 and set(few[0]) < set(more[0]) and few[1] is train.pixels
-    few, more = (repro_runs.shown_in_training(RunConfig(photographs=n), train, list(range(6, 21))) for n in (30, 90))
+    few, more = (
+        repro_runs.shown_in_training(RunConfig(classes=n), train, list(range(6, 21)))
+        for n in (3, 8)
+    )
+    assert (
+        len(few[0]) == 3
+        and len(more[0]) == 8
+        and set(few[0]) < set(more[0])
+        and few[1] is train.pixels
+    )
+    few, more = (
+        repro_runs.shown_in_training(RunConfig(photographs=n), train, list(range(6, 21)))
+        for n in (30, 90)
+    )
     in_use = lambda pixels: set(np.flatnonzero((pixels[:, 5:] >= MIN_PIXELS).any(1)))
-    assert len(in_use(few[1])) == 30 and len(in_use(more[1])) == 90 and in_use(few[1]) < in_use(more[1])
+    assert (
+        len(in_use(few[1])) == 30
+        and len(in_use(more[1])) == 90
+        and in_use(few[1]) < in_use(more[1])
+    )
     assert few[0] == [c for c in range(6, 21) if (few[1][:, c - 1] >= MIN_PIXELS).sum() >= 2]
-    assert repro_runs.shown_in_training(RunConfig(photographs=30, seed=1), train, list(range(6, 21)))[0] != [] != in_use(few[1])
-    with pytest.raises(ValueError, match="of 1 training images no class is in two; use more photographs"): repro_runs.shown_in_training(RunConfig(photographs=1), train, [6, 7])
+    assert (
+        repro_runs.shown_in_training(RunConfig(photographs=30, seed=1), train, list(range(6, 21)))[
+            0
+        ]
+        != []
+        != in_use(few[1])
+    )
+    with pytest.raises(
+        ValueError, match="of 1 training images no class is in two; use more photographs"
+    ):
+        repro_runs.shown_in_training(RunConfig(photographs=1), train, [6, 7])
 
 
 def test_rare_classes_are_left_out_where_that_is_asked_for():
@@ -62,17 +101,38 @@ def test_rare_classes_are_left_out_where_that_is_asked_for():
         sets[split] = replace(sets[split], pixels=pixels)
     config = resolve(RunConfig(folds=(0,), skip_rare=True))
     fold = repro_runs.draw_fold(config, sets["train"], sets["val"], 0)
-    assert fold.test_classes == [1, 3, 4, 5] and fold.train_classes == [6, *range(8, 21)] and set(fold.training.cls) == set(fold.train_classes) and set(fold.evaluation.cls) == {1, 3, 4, 5}
-    assert repro_runs.draw_fold(replace(config, shots=(1, 4)), sets["train"], sets["val"], 0).test_classes == [1, 2, 3, 4, 5]
-    with pytest.raises(ValueError, match="training split: class 7 .* With skip_rare all such classes are left out"): repro_runs.draw_fold(replace(config, skip_rare=False), *sets.values(), 0)
-    with pytest.raises(ValueError, match="evaluation split: class 2 .* With skip_rare"): repro_runs.draw_fold(replace(config, skip_rare=False), samples("train"), sets["val"], 0)
-    with pytest.warns(UserWarning, match="1 classes are present in fewer than 6 images and are not tested"): repro_runs.warn_of_rare(sets["val"], range(1, 21), 6, "tested")
-    with pytest.raises(ValueError, match="there is none to test"): repro_runs.draw_fold(replace(config, shots=(500,)), *sets.values(), 0)
+    assert (
+        fold.test_classes == [1, 3, 4, 5]
+        and fold.train_classes == [6, *range(8, 21)]
+        and set(fold.training.cls) == set(fold.train_classes)
+        and set(fold.evaluation.cls) == {1, 3, 4, 5}
+    )
+    assert repro_runs.draw_fold(
+        replace(config, shots=(1, 4)), sets["train"], sets["val"], 0
+    ).test_classes == [1, 2, 3, 4, 5]
+    with pytest.raises(
+        ValueError, match="training split: class 7 .* With skip_rare all such classes are left out"
+    ):
+        repro_runs.draw_fold(replace(config, skip_rare=False), *sets.values(), 0)
+    with pytest.raises(ValueError, match="evaluation split: class 2 .* With skip_rare"):
+        repro_runs.draw_fold(replace(config, skip_rare=False), samples("train"), sets["val"], 0)
+    with pytest.warns(
+        UserWarning, match="1 classes are present in fewer than 6 images and are not tested"
+    ):
+        repro_runs.warn_of_rare(sets["val"], range(1, 21), 6, "tested")
+    with pytest.raises(ValueError, match="there is none to test"):
+        repro_runs.draw_fold(replace(config, shots=(500,)), *sets.values(), 0)
 
 
 def test_a_run_on_fewer_trains_on_nothing_else():
-    fold = repro_runs.prepare(RunConfig(folds=(0,), classes=4, photographs=60, iterations=50, pairs=2)).folds[0]
-    assert set(fold.train_classes) == set(fold.training.cls.tolist()) and len(fold.train_classes) <= 4 and len(np.unique(np.c_[fold.training.query, fold.training.support])) <= 60
+    fold = repro_runs.prepare(
+        RunConfig(folds=(0,), classes=4, photographs=60, iterations=50, pairs=2)
+    ).folds[0]
+    assert (
+        set(fold.train_classes) == set(fold.training.cls.tolist())
+        and len(fold.train_classes) <= 4
+        and len(np.unique(np.c_[fold.training.query, fold.training.support])) <= 60
+    )
     assert fold.test_classes == [1, 2, 3, 4, 5]
 
 
@@ -80,7 +140,8 @@ def test_a_run_on_fewer_trains_on_nothing_else():
 def chosen(tmp_path_factory):
     "Runs that choose a checkpoint, by how."
     place = tmp_path_factory.mktemp("chosen")
-    for select in ("train", "test"): repro_runs.run(replace(TINY, select=select, checks=4, lr=2.0), place / select)
+    for select in ("train", "test"):
+        repro_runs.run(replace(TINY, select=select, checks=4, lr=2.0), place / select)
     return place
 
 
@@ -91,7 +152,11 @@ def test_the_best_checkpoint_is_kept_beside_the_last(select, chosen):
     checks = table["PFENet+CE"]
     saved = load_checkpoint(place / "last.pt")
     score, step, state = saved["best"]["PFENet+CE"]
-    assert table.step.tolist() == [1, 2, 3, 4] and score == pytest.approx(checks.max()) and step == checks.idxmax() + 1
+    assert (
+        table.step.tolist() == [1, 2, 3, 4]
+        and score == pytest.approx(checks.max())
+        and step == checks.idxmax() + 1
+    )
     model, last = (load_checkpoint(place / name) for name in ("PFENet+CE.pt", "PFENet+CE.last.pt"))
     assert all(torch.equal(model["model"][k], state[k]) for k in state)
     assert all(torch.equal(last["model"][k], saved["models"]["PFENet+CE"][k]) for k in state)
@@ -103,9 +168,16 @@ def test_choosing_is_written_into_the_results(chosen):
     held = [setup.train.class_names[k - 1] for k in setup.folds[0].held]
     said = load_checkpoint(chosen / "train/fold0/PFENet+CE.pt")["selected"]
     assert said == f"best of 4 checkpoints on held-out training classes {', '.join(held)}"
-    assert load_checkpoint(chosen / "test/fold0/PFENet+CE.pt")["selected"] == "best of 4 checkpoints on the test fold"
-    for select in ("train", "test"): assert set(pd.read_csv(chosen / select / "results.csv").selection) == {select}
-    assert "on the test fold itself" in (chosen / "test/table.md").read_text() and "flattered" in (chosen / "test/table.md").read_text()
+    assert (
+        load_checkpoint(chosen / "test/fold0/PFENet+CE.pt")["selected"]
+        == "best of 4 checkpoints on the test fold"
+    )
+    for select in ("train", "test"):
+        assert set(pd.read_csv(chosen / select / "results.csv").selection) == {select}
+    assert (
+        "on the test fold itself" in (chosen / "test/table.md").read_text()
+        and "flattered" in (chosen / "test/table.md").read_text()
+    )
     assert "on held-out training classes" in (chosen / "train/table.md").read_text()
 
 
@@ -124,15 +196,23 @@ def test_a_resumed_run_has_each_check_once_and_the_same_best(chosen, tmp_path, m
         with pytest.raises(Stop): repro_runs.train_run(config, tmp_path / "run")
     assert len(pd.read_csv(tmp_path / "run/fold0/checks.csv")) == 4
     repro_runs.train_run(config, tmp_path / "run", resume=True)
-    assert (tmp_path / "run/fold0/checks.csv").read_text() == (chosen / "test/fold0/checks.csv").read_text()
-    a, b = (load_checkpoint(p / "fold0/PFENet+CE.pt")["model"] for p in (tmp_path / "run", chosen / "test"))
+    assert (tmp_path / "run/fold0/checks.csv").read_text() == (
+        chosen / "test/fold0/checks.csv"
+    ).read_text()
+    a, b = (
+        load_checkpoint(p / "fold0/PFENet+CE.pt")["model"]
+        for p in (tmp_path / "run", chosen / "test")
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
 def test_checking_changes_no_training(chosen, tmp_path):
     "The last weights of a run that looked at the test fold are those of a run that did not."
     repro_runs.train_run(replace(TINY, lr=2.0), tmp_path / "plain")
-    a, b = load_checkpoint(tmp_path / "plain/fold0/PFENet+CE.pt")["model"], load_checkpoint(chosen / "test/fold0/PFENet+CE.last.pt")["model"]
+    a, b = (
+        load_checkpoint(tmp_path / "plain/fold0/PFENet+CE.pt")["model"],
+        load_checkpoint(chosen / "test/fold0/PFENet+CE.last.pt")["model"],
+    )
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
@@ -140,14 +220,19 @@ def test_parts_of_a_step_add_up(tmp_path):
     "Without dropout a step in parts is the mean of its parts: near the whole one, which weighs pixels and not parts."
     losses = {}
     for parts in (1, 2):
-        repro_runs.train_run(replace(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0), tmp_path / str(parts))
+        repro_runs.train_run(
+            replace(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0), tmp_path / str(parts)
+        )
         losses[parts] = pd.read_csv(tmp_path / str(parts) / "fold0/losses.csv")
     assert losses[1].main.tolist() != losses[2].main.tolist()
     np.testing.assert_allclose(losses[1].main, losses[2].main, rtol=0.03)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="a batch of 4 episodes cannot be worked through in 3 equal parts"): repro_runs.prepare(replace(TINY, accumulate=3))
+    with pytest.raises(
+        ValueError, match="a batch of 4 episodes cannot be worked through in 3 equal parts"
+    ):
+        repro_runs.prepare(replace(TINY, accumulate=3))
 
 
 def test_losses_go_to_tensorboard(tmp_path):
@@ -158,23 +243,34 @@ def test_losses_go_to_tensorboard(tmp_path):
     events = EventAccumulator(str(tmp_path / "run/fold0/tensorboard")).Reload()
     table = pd.read_csv(tmp_path / "run/fold0/losses.csv")
     for name in ("main", "auxiliary", "contrast"):
-        assert [e.value for e in events.Scalars(f"{name}/PFENet+CE")] == pytest.approx(table[name].tolist(), rel=1e-5)
+        assert [e.value for e in events.Scalars(f"{name}/PFENet+CE")] == pytest.approx(
+            table[name].tolist(), rel=1e-5
+        )
 
 
 def test_tensorboard_that_is_missing_is_named_before_any_work(monkeypatch, tmp_path):
     monkeypatch.setattr(repro_runs.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'celp_nb\[tensorboard\]'"): repro_runs.train_run(replace(TINY, tensorboard=True), tmp_path / "run")
+    with pytest.raises(ImportError, match=r"pip install 'celp_nb\[tensorboard\]'"):
+        repro_runs.train_run(replace(TINY, tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_other_settings_are_all_listed(tmp_path):
     repro_runs.train_run(TINY, tmp_path / "run")
-    with pytest.raises(ValueError, match="was begun with other settings") as said: repro_runs.train_run(replace(TINY, seed=3, lr=0.5, workers=1), tmp_path / "run", resume=True)
-    assert "lr = 0.2 then and 0.5 now, seed = 0 then and 3 now" in str(said.value) and "workers" not in str(said.value)
+    with pytest.raises(ValueError, match="was begun with other settings") as said:
+        repro_runs.train_run(
+            replace(TINY, seed=3, lr=0.5, workers=1), tmp_path / "run", resume=True
+        )
+    assert "lr = 0.2 then and 0.5 now, seed = 0 then and 3 now" in str(
+        said.value
+    ) and "workers" not in str(said.value)
 
 
 def test_differences_names_what_is_new_and_what_is_gone():
-    assert changed_settings({"a": 1, "b": 2}, {"b": 3, "c": 4}) == "a = 1 then and None now, b = 2 then and 3 now, c = None then and 4 now"
+    assert (
+        changed_settings({"a": 1, "b": 2}, {"b": 3, "c": 4})
+        == "a = 1 then and None now, b = 2 then and 3 now, c = None then and 4 now"
+    )
     assert changed_settings({"a": 1}, {"a": 1}) == ""
 
 
@@ -185,12 +281,20 @@ def test_views_are_kept_in_the_cache_folder_and_a_damaged_one_is_made_anew(monke
     views = sorted((tmp_path / "cache/views").rglob("*.pt"))
     assert views
     whole = views[0].read_bytes()
-    for damaged in (whole[:len(whole) // 2], whole[:len(whole) // 2] + bytes([whole[len(whole) // 2] ^ 255]) + whole[len(whole) // 2 + 1:]):
+    for damaged in (
+        whole[: len(whole) // 2],
+        whole[: len(whole) // 2]
+        + bytes([whole[len(whole) // 2] ^ 255])
+        + whole[len(whole) // 2 + 1 :],
+    ):
         views[0].write_bytes(damaged)
         engine_steps.checked_once.cache_clear()
-        with pytest.warns(UserWarning, match=f"{views[0].name} is damaged and is made anew"): repro_runs.train_run(config, tmp_path / f"b{len(damaged)}{damaged[-1]}")
+        with pytest.warns(UserWarning, match=f"{views[0].name} is damaged and is made anew"):
+            repro_runs.train_run(config, tmp_path / f"b{len(damaged)}{damaged[-1]}")
         assert views[0].read_bytes() == whole
-        assert (tmp_path / f"b{len(damaged)}{damaged[-1]}/fold0/losses.csv").read_text() == (tmp_path / "a/fold0/losses.csv").read_text()
+        assert (tmp_path / f"b{len(damaged)}{damaged[-1]}/fold0/losses.csv").read_text() == (
+            tmp_path / "a/fold0/losses.csv"
+        ).read_text()
 
 
 def test_settings_beside_the_results_are_those_that_ran(tmp_path):
@@ -200,4 +304,7 @@ def test_settings_beside_the_results_are_those_that_ran(tmp_path):
 
 
 def test_what_folds_have_in_common_is_said_once():
-    assert repro_report.value_range(pd.Series([240, 320, 160])) == "160 to 320" and repro_report.value_range(pd.Series([200, 200])) == "200"
+    assert (
+        repro_report.value_range(pd.Series([240, 320, 160])) == "160 to 320"
+        and repro_report.value_range(pd.Series([200, 200])) == "200"
+    )

@@ -13,14 +13,21 @@ ROOT = Path(__file__).resolve().parent.parent / "data_samples" / "scenes"
 
 
 def committed(name: str) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(Image.open(ROOT / "JPEGImages" / f"{name}.jpg")), np.asarray(Image.open(ROOT / "SegmentationClass" / f"{name}.png"))
+    return np.asarray(Image.open(ROOT / "JPEGImages" / f"{name}.jpg")), np.asarray(
+        Image.open(ROOT / "SegmentationClass" / f"{name}.png")
+    )
 
 
 @pytest.fixture(scope="module", params=["train", "val"])
 def split(request):
     ids = (ROOT / "ImageSets/Segmentation" / f"{request.param}.txt").read_text().split()
     masks = [committed(i)[1] for i in ids]
-    return request.param, ids, masks, np.stack([np.bincount(m.ravel(), minlength=256) for m in masks])
+    return (
+        request.param,
+        ids,
+        masks,
+        np.stack([np.bincount(m.ravel(), minlength=256) for m in masks]),
+    )
 
 
 def test_files_are_complete(split):
@@ -75,16 +82,27 @@ def test_committed_masks_follow_from_the_seed(split_name, index):
 def test_writing_gives_the_committed_masks(tmp_path):
     bundled_scenes.write_samples(tmp_path, {"train": 2, "val": 1}, workers=1)
     files = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file())
-    assert len(files) == 3 + 3 + 2 + 1 and (tmp_path / "ImageSets/Segmentation/train.txt").read_text() == "train_0000\ntrain_0001\n"
+    assert (
+        len(files) == 3 + 3 + 2 + 1
+        and (tmp_path / "ImageSets/Segmentation/train.txt").read_text()
+        == "train_0000\ntrain_0001\n"
+    )
     for name in ("train_0000", "train_0001", "val_0000"):
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "SegmentationClass" / f"{name}.png")), committed(name)[1])
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / "SegmentationClass" / f"{name}.png")),
+            committed(name)[1],
+        )
 
 
 def test_other_classes_are_others():
     others = bundled_scenes.other_classes()
     assert len(others) == len({c.name for c in others}) == 96
     assert not {c.name for c in others} & {c.name for c in bundled_scenes.bundled_classes()}
-    mine = [s for c in bundled_scenes.bundled_classes() for s in (bundled_scenes._silhouette(c, 0, 1), bundled_scenes._silhouette(c, 0, -1))]
+    mine = [
+        s
+        for c in bundled_scenes.bundled_classes()
+        for s in (bundled_scenes._silhouette(c, 0, 1), bundled_scenes._silhouette(c, 0, -1))
+    ]
     for c in others:
         theirs = bundled_scenes._silhouette(c, 0, 1)
         assert max((theirs & s).sum() / (theirs | s).sum() for s in mine) < .85
@@ -93,20 +111,44 @@ def test_other_classes_are_others():
 @settings(max_examples=15, deadline=None)
 @given(k=st.integers(0, 19), area=st.floats(1500, 5000), seed=st.integers(0, 10 ** 6))
 def test_an_instance_has_the_wanted_size(k, area, seed):
-    patch = bundled_scenes.render_object(bundled_scenes.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2)
+    patch = bundled_scenes.render_object(
+        bundled_scenes.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2
+    )
     assert abs(patch.area / area - 1) < .06
-    assert patch.coverage[0].max() == patch.coverage[-1].max() == patch.coverage[:, 0].max() == patch.coverage[:, -1].max() == 0
+    assert (
+        patch.coverage[0].max()
+        == patch.coverage[-1].max()
+        == patch.coverage[:, 0].max()
+        == patch.coverage[:, -1].max()
+        == 0
+    )
 
 
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10 ** 6))
 def test_objects_stay_visible(seed):
-    scene = bundled_scenes.render_scene(bundled_scenes.bundled_classes(), [0, 9, 16], np.random.default_rng(seed), least=1800, supersample=1)
+    scene = bundled_scenes.render_scene(
+        bundled_scenes.bundled_classes(),
+        [0, 9, 16],
+        np.random.default_rng(seed),
+        least=1800,
+        supersample=1,
+    )
     assert set(np.unique(scene.mask)) <= {0, 1, 10, 17, 255}
     assert all((scene.mask == c).sum() >= 1800 for c in (1, 10, 17))
     assert scene.ground.max() < len(bundled_scenes.GROUNDS)
 
 
 def test_what_does_not_fit_is_said():
-    with pytest.raises(ValueError, match="4 objects of at least 9000 pixels do not fit an image of side 60; use fewer"):
-        bundled_scenes.render_scene(bundled_scenes.bundled_classes(), [0, 1, 2, 3], np.random.default_rng(0), side=60, least=9000, supersample=1)
+    with pytest.raises(
+        ValueError,
+        match="4 objects of at least 9000 pixels do not fit an image of side 60; use fewer",
+    ):
+        bundled_scenes.render_scene(
+            bundled_scenes.bundled_classes(),
+            [0, 1, 2, 3],
+            np.random.default_rng(0),
+            side=60,
+            least=9000,
+            supersample=1,
+        )

@@ -63,15 +63,29 @@ def front_page(stems: list[str], git_url: str, branch: str) -> str:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](\1)", text)
     text = linked(text, set(stems))
-    text = re.sub(r"(?<!!)(\[[^\]]*\])\((?!https?:|#|\w+\.ipynb\))([^)]+)\)", rf"\1({git_url}/blob/{branch}/\2)", text)
-    def toc(caption, members): return "\n".join(["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *members, "```", ""])
-    return text + toc("Notebooks", [s for s in stems if s[0].isdigit()]) + toc("Appendix", [s for s in stems if not s[0].isdigit()])
+    text = re.sub(
+        r"(?<!!)(\[[^\]]*\])\((?!https?:|#|\w+\.ipynb\))([^)]+)\)",
+        rf"\1({git_url}/blob/{branch}/\2)",
+        text,
+    )
+
+    def toc(caption, members):
+        return "\n".join(
+            ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *members, "```", ""]
+        )
+
+    return (
+        text
+        + toc("Notebooks", [s for s in stems if s[0].isdigit()])
+        + toc("Appendix", [s for s in stems if not s[0].isdigit()])
+    )
 
 
 def write_sources(folder: Path, git_url: str, branch: str) -> None:
     "What Sphinx reads: the front page, its pictures, and the notebooks."
     stems = [path.stem for path in notebooks()]
-    for path in notebooks(): nbformat.write(for_reading(path, set(stems), git_url, branch), folder / path.name)
+    for path in notebooks():
+        nbformat.write(for_reading(path, set(stems), git_url, branch), folder / path.name)
     front = front_page(stems, git_url, branch)
     (folder / "index.md").write_text(front, encoding="utf-8")
     (folder / "_static").mkdir()
@@ -93,16 +107,41 @@ def build(out: Path) -> None:
         source.mkdir()
         write_sources(source, cfg["git_url"], cfg["branch"])
         options = {
-            "project": cfg["title"], "author": cfg["author"], "copyright": cfg["copyright"], "language": "en",
+            "project": cfg["title"],
+            "author": cfg["author"],
+            "copyright": cfg["copyright"],
+            "language": "en",
             "extensions": ["myst_nb", "sphinx-mathjax-offline"],
-            "nb_execution_mode": "off", "nb_merge_streams": True, "nb_render_markdown_format": "myst",
+            "nb_execution_mode": "off",
+            "nb_merge_streams": True,
+            "nb_render_markdown_format": "myst",
             "nb_ipywidgets_js": {},  # would come from a CDN; without it a widget shows its picture or text
-            "myst_enable_extensions": ["dollarmath", "amsmath"], "myst_heading_anchors": 3,
-            "html_theme": "sphinx_book_theme", "html_title": cfg["title"], "html_copy_source": False, "html_show_sphinx": False, "html_static_path": [str(source / "_static")], "html_css_files": ["pages.css"],
-            "html_theme_options": {"repository_url": cfg["git_url"], "use_repository_button": True, "use_download_button": False, "show_toc_level": 2,
-                                   "navbar_persistent": []},  # the side bar has a search field already
+            "myst_enable_extensions": ["dollarmath", "amsmath"],
+            "myst_heading_anchors": 3,
+            "html_theme": "sphinx_book_theme",
+            "html_title": cfg["title"],
+            "html_copy_source": False,
+            "html_show_sphinx": False,
+            "html_static_path": [str(source / "_static")],
+            "html_css_files": ["pages.css"],
+            "html_theme_options": {
+                "repository_url": cfg["git_url"],
+                "use_repository_button": True,
+                "use_download_button": False,
+                "show_toc_level": 2,
+                "navbar_persistent": [],
+            },  # the side bar has a search field already
         }
-        app = Sphinx(source, None, site, Path(tmp) / "doctrees", "html", options, status=None, warningiserror=True)
+        app = Sphinx(
+            source,
+            None,
+            site,
+            Path(tmp) / "doctrees",
+            "html",
+            options,
+            status=None,
+            warningiserror=True,
+        )
         app.build()
         if app.statuscode: sys.exit("the site was not built: mend what is warned of above.")
         (site / ".nojekyll").touch()  # or Pages leaves out folders that begin with _
@@ -112,6 +151,13 @@ def build(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / settings()["doc_path"], help="folder of the site; replaced (default: _docs)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / settings()["doc_path"],
+        help="folder of the site; replaced (default: _docs)",
+    )
     build(parser.parse_args().out.resolve())

@@ -52,7 +52,7 @@ from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 from ..viz import OKABE_ITO, overlay
 
-# %% ../../nbs/50_explorer.ipynb #7a1ee12b
+# %% ../../nbs/50_explorer.ipynb #a79ae9bb
 class ExplorerImage(NamedTuple):
     "An image as the explorer keeps it."
     photo: np.ndarray      # (S, S, 3) uint8, fitted into the square
@@ -62,17 +62,18 @@ class ExplorerImage(NamedTuple):
 
 
 @torch.no_grad()
-def compare_with_itself(backbone: Backbone,
-          image: np.ndarray,      # (H, W, 3) uint8
-          class_map: np.ndarray,  # (H, W) uint8, 0 … C; all 0 where nothing is annotated
-          side: int,              # S, pixels of the square, 8n + 1
-         ) -> ExplorerImage:
+def compare_with_itself(
+    backbone: Backbone,
+    image: np.ndarray,  # (H, W, 3) uint8
+    class_map: np.ndarray,  # (H, W) uint8, 0 … C; all 0 where nothing is annotated
+    side: int,  # S, pixels of the square, 8n + 1
+) -> ExplorerImage:
     "Fit an image into the square and compare it with itself."
     x, class_map = fit_square(image, class_map, side)
     features = image_features(backbone, x[None])
     return ExplorerImage(denormalise(x), class_map, features, self_similarity(features.high))
 
-# %% ../../nbs/50_explorer.ipynb #b10b429f
+# %% ../../nbs/50_explorer.ipynb #f3a89fff
 class KnownPositions(NamedTuple):
     "What is annotated, and D sorted accordingly."
     mask: Tensor       # (1, S, S) uint8 {0, 1, 255}
@@ -80,61 +81,81 @@ class KnownPositions(NamedTuple):
     ranked: Tensor     # (1, hw, hw) float32: rows of D in ascending order, known columns as -2
 
 
-def rank_similarities(D: Tensor,     # (1, hw, hw) float32, eq. 1
-          mask: Tensor,  # (S, S) uint8 {0, 1, 255}: annotated classes 1, void and padding 255
-          size: tuple[int, int],  # (h, w)
-         ) -> KnownPositions:
+def rank_similarities(
+    D: Tensor,  # (1, hw, hw) float32, eq. 1
+    mask: Tensor,  # (S, S) uint8 {0, 1, 255}: annotated classes 1, void and padding 255
+    size: tuple[int, int],  # (h, w)
+) -> KnownPositions:
     "Prepare eq. 2 for every δ."
     positions = known_positions(mask[None], size)
-    return KnownPositions(mask[None], positions, D.masked_fill(positions.unsqueeze(1), -2.0).sort(2).values)
+    return KnownPositions(
+        mask[None], positions, D.masked_fill(positions.unsqueeze(1), -2.0).sort(2).values
+    )
 
 
-def ranked_count(ranked: Tensor,  # (1, hw, hw) float32, of `known`
-                 delta: float,    # in (-1, 1)
-                ) -> Tensor:      # (1, hw) int64
+def ranked_count(
+    ranked: Tensor,  # (1, hw, hw) float32, of `known`
+    delta: float,  # in (-1, 1)
+) -> Tensor:  # (1, hw) int64
     "N of eq. 2 by bisection: `similar_count` in a hundredth of its time. Raises ValueError for a delta outside (-1, 1)."
     check_delta(delta)
     below = torch.searchsorted(ranked, torch.full_like(ranked[..., :1], delta), right=True)
     return ranked.shape[2] - below.squeeze(2)
 
-# %% ../../nbs/50_explorer.ipynb #e410c26b
-def read_corners(text: str,  # "row,column" pairs of pixels with blanks between, such as "20,30 90,120"
-                 side: int,  # S
-                ) -> list[tuple[int, int]]:  # (row, column) each
+# %% ../../nbs/50_explorer.ipynb #e35ebfcc
+def read_corners(
+    text: str,  # "row,column" pairs of pixels with blanks between, such as "20,30 90,120"
+    side: int,  # S
+) -> list[tuple[int, int]]:  # (row, column) each
     "Corners from a line of text. Raises ValueError quoting the first that is none."
     corners = []
     for word in text.split():
         parts = word.split(",")
         if len(parts) != 2 or not all(p.isdecimal() and int(p) < side for p in parts):
-            raise ValueError(f"'{word}' is no corner: write row,column in pixels from 0 to {side - 1}, with a blank between corners, such as 20,30 90,120.")
+            raise ValueError(
+                f"'{word}' is no corner: write row,column in pixels from 0 to {side - 1}, with a blank between corners, such as 20,30 90,120."
+            )
         corners.append((int(parts[0]), int(parts[1])))
     return corners
 
-# %% ../../nbs/50_explorer.ipynb #d31dba5c
-def drawn_mask(shape: str,  # "box" or "polygon"; "nothing" leaves it empty
-               corners: list[tuple[int, int]],  # (row, column) pixels: two opposite ones of a box, three or more of a polygon
-               class_map: Tensor,  # (S, S) uint8, for its void pixels
-              ) -> Tensor:  # (S, S) uint8 {0, 1, 255}
+# %% ../../nbs/50_explorer.ipynb #eab256e0
+def drawn_mask(
+    shape: str,  # "box" or "polygon"; "nothing" leaves it empty
+    corners: list[
+        tuple[int, int]
+    ],  # (row, column) pixels: two opposite ones of a box, three or more of a polygon
+    class_map: Tensor,  # (S, S) uint8, for its void pixels
+) -> Tensor:  # (S, S) uint8 {0, 1, 255}
     "A mask drawn by hand; nothing is known until there are enough corners."
     picture = PILImage.new("L", (class_map.shape[1], class_map.shape[0]))
     points = [(c, r) for r, c in corners]
     if shape == "box" and len(points) >= 2:
         (x0, y0), (x1, y1) = points[-2:]
-        ImageDraw.Draw(picture).rectangle([min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)], fill=1)
+        ImageDraw.Draw(picture).rectangle(
+            [min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)], fill=1
+        )
     if shape == "polygon" and len(points) >= 3: ImageDraw.Draw(picture).polygon(points, fill=1)
     return torch.from_numpy(np.array(picture)).masked_fill(class_map == VOID, VOID)
 
-# %% ../../nbs/50_explorer.ipynb #7dd93208
-def uploaded_image(name: str,      # of the file, for the message
-                   content: bytes,
-                  ) -> np.ndarray:  # (H, W, 3) uint8, turned as the camera says
+# %% ../../nbs/50_explorer.ipynb #a224d2de
+def uploaded_image(
+    name: str,  # of the file, for the message
+    content: bytes,
+) -> np.ndarray:  # (H, W, 3) uint8, turned as the camera says
     "Decode an upload. Raises ValueError naming the file when it is no image or too small."
-    try: image = ImageOps.exif_transpose(open_image(io.BytesIO(content))).convert("RGB")
-    except (UnreadableImage, PILImage.DecompressionBombError): raise ValueError(f"'{name}' cannot be read as an image; upload a PNG or JPEG file that other programs open.") from None
-    if min(image.size) < STRIDE: raise ValueError(f"'{name}' has {image.height}×{image.width} pixels, less than one position of the feature map; upload at least {STRIDE}×{STRIDE}.")
+    try:
+        image = ImageOps.exif_transpose(open_image(io.BytesIO(content))).convert("RGB")
+    except (UnreadableImage, PILImage.DecompressionBombError):
+        raise ValueError(
+            f"'{name}' cannot be read as an image; upload a PNG or JPEG file that other programs open."
+        ) from None
+    if min(image.size) < STRIDE:
+        raise ValueError(
+            f"'{name}' has {image.height}×{image.width} pixels, less than one position of the feature map; upload at least {STRIDE}×{STRIDE}."
+        )
     return np.array(image)
 
-# %% ../../nbs/50_explorer.ipynb #1411de47
+# %% ../../nbs/50_explorer.ipynb #8334a0f2
 class SliderMaps(NamedTuple):
     "The pictures' contents for one state of the sliders."
     row: Tensor        # (h, w) float32, the centre's row of D
@@ -145,122 +166,162 @@ class SliderMaps(NamedTuple):
 
 
 @torch.no_grad()
-def slider_maps(D: Tensor,    # (1, hw, hw) float32, eq. 1
-         known: KnownPositions,
-         mid: Tensor,  # (1, C, h, w) float, reduced middle features
-         centre: int,  # i*, a position in 0 … hw-1
-         delta: float, # in (-1, 1)
-         sigma: int,   # ≥ 0, positions
-        ) -> SliderMaps:
+def slider_maps(
+    D: Tensor,  # (1, hw, hw) float32, eq. 1
+    known: KnownPositions,
+    mid: Tensor,  # (1, C, h, w) float, reduced middle features
+    centre: int,  # i*, a position in 0 … hw-1
+    delta: float,  # in (-1, 1)
+    sigma: int,  # ≥ 0, positions
+) -> SliderMaps:
     "Equations 2 to 9 at one centre. Raises ValueError for a delta outside (-1, 1)."
     size = tuple(mid.shape[-2:])
     N, row = ranked_count(known.ranked, delta), D[:, centre]
     P = candidates(N, known.positions, sigma)
     pseudo = pseudo_mask(similar_region(row, known.positions, delta), size, known.mask)
-    main = Conditioning(mid, None, None, mid.unsqueeze(1), None, None)  # of the main path, only the query and the number of shots are read
-    return SliderMaps(row.view(size), N.view(size), P.view(size), pseudo, latent_conditioning(main, pseudo))
+    main = Conditioning(
+        mid, None, None, mid.unsqueeze(1), None, None
+    )  # of the main path, only the query and the number of shots are read
+    return SliderMaps(
+        row.view(size), N.view(size), P.view(size), pseudo, latent_conditioning(main, pseudo)
+    )
 
-# %% ../../nbs/50_explorer.ipynb #b796d8f2
-def draw_from(candidate: Tensor,  # (h, w) bool, P
-         seed: int,
-        ) -> int | None:     # a position, or None where P is empty
+# %% ../../nbs/50_explorer.ipynb #5d183869
+def draw_from(
+    candidate: Tensor,  # (h, w) bool, P
+    seed: int,
+) -> int | None:  # a position, or None where P is empty
     "i*: a candidate, uniformly, from a P that is there to be shown; `draw_centre` of training draws alike and never holds all of P."
     if not candidate.any(): return None
-    return int(candidate.flatten().float().multinomial(1, generator=torch.Generator().manual_seed(seed)))
+    return int(
+        candidate.flatten().float().multinomial(1, generator=torch.Generator().manual_seed(seed))
+    )
 
 
 @torch.no_grad()
-def reduced_middle(model: FewShotModel | None,
-            features: Features,  # (1, …), of one image
-           ) -> Tensor:          # (1, C, h, w) float
+def reduced_middle(
+    model: FewShotModel | None,
+    features: Features,  # (1, …), of one image
+) -> Tensor:  # (1, C, h, w) float
     "The middle features that prototypes live in: reduced by the model's convolution, or as they are where there is no model."
     return features.mid if model is None else model.reduce(features.mid)
 
 
 @torch.no_grad()
-def latent_answer(model: FewShotModel,
-           latent: Conditioning,  # of one image
-           side: int,             # S
-          ) -> Tensor:            # (S, S) bool
+def latent_answer(
+    model: FewShotModel,
+    latent: Conditioning,  # of one image
+    side: int,  # S
+) -> Tensor:            # (S, S) bool
     "What the decoder finds for a prototype and prior, at image size."
     return resize(model.decoder(latent)[0].float(), (side, side))[0].argmax(0).bool()
 
-# %% ../../nbs/50_explorer.ipynb #df1585ce
-def nearest_upsample(values: np.ndarray,  # (h, w)
-           side: int,           # S
-          ) -> np.ndarray:      # (S, S)
+# %% ../../nbs/50_explorer.ipynb #87790d66
+def nearest_upsample(
+    values: np.ndarray,  # (h, w)
+    side: int,  # S
+) -> np.ndarray:      # (S, S)
     "Every pixel the value of its nearest position."
     rows, columns = (np.rint(np.linspace(0, n - 1, side)).astype(int) for n in values.shape)
     return values[rows[:, None], columns]
 
 
-def palette_png(index: np.ndarray,    # (H, W) uint8
-                palette: np.ndarray,  # (n, 3) uint8
-               ) -> bytes:
+def palette_png(
+    index: np.ndarray,  # (H, W) uint8
+    palette: np.ndarray,  # (n, 3) uint8
+) -> bytes:
     "Encode a picture of palette entries."
     picture, out = PILImage.fromarray(np.ascontiguousarray(index)), io.BytesIO()
     picture.putpalette(palette.tobytes())
     picture.save(out, "PNG", compress_level=1)
     return out.getvalue()
 
-# %% ../../nbs/50_explorer.ipynb #5d23cbf8
+# %% ../../nbs/50_explorer.ipynb #4cd62f44
 VIRIDIS = (matplotlib.colormaps["viridis"](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
 
 
-def map_png(values: np.ndarray,  # (h, w) numbers
-            low: float,          # gets the darkest colour
-            high: float,         # gets the brightest
-            side: int,           # S
-           ) -> bytes:
+def map_png(
+    values: np.ndarray,  # (h, w) numbers
+    low: float,  # gets the darkest colour
+    high: float,  # gets the brightest
+    side: int,  # S
+) -> bytes:
     "A map in viridis' colours."
     share = (values - low) / max(high - low, 1e-9)
-    return palette_png(nearest_upsample((share * 255).round().clip(0, 255).astype(np.uint8), side), VIRIDIS)
+    return palette_png(
+        nearest_upsample((share * 255).round().clip(0, 255).astype(np.uint8), side), VIRIDIS
+    )
 
-# %% ../../nbs/50_explorer.ipynb #a038b676
+# %% ../../nbs/50_explorer.ipynb #a0f832da
 REGION, KNOWN_TINT = OKABE_ITO["vermillion"], OKABE_ITO["blue"]
 
 
-def tinted_png(photo: np.ndarray,   # (S, S, 3) uint8
-               layer: np.ndarray,   # (S, S) integer: 0 untinted, k tinted with the k-th colour
-               colours: list[str],  # at most three "#RRGGBB"
-              ) -> bytes:
+def tinted_png(
+    photo: np.ndarray,  # (S, S, 3) uint8
+    layer: np.ndarray,  # (S, S) integer: 0 untinted, k tinted with the k-th colour
+    colours: list[str],  # at most three "#RRGGBB"
+) -> bytes:
     "The photograph in 64 greys, regions of it tinted."
     grey = np.asarray(PILImage.fromarray(photo).convert("L")) >> 2
     levels = np.arange(64)[:, None] * 255 / 63
-    tints = [levels.repeat(3, 1)] + [0.3 * levels + 0.7 * np.array([int(c[k: k + 2], 16) for k in (1, 3, 5)]) for c in colours]
-    return palette_png((64 * layer + grey).astype(np.uint8), np.concatenate(tints).round().astype(np.uint8))
+    tints = [levels.repeat(3, 1)] + [
+        0.3 * levels + 0.7 * np.array([int(c[k : k + 2], 16) for k in (1, 3, 5)]) for c in colours
+    ]
+    return palette_png(
+        (64 * layer + grey).astype(np.uint8), np.concatenate(tints).round().astype(np.uint8)
+    )
 
 
-def photo_png(photo: np.ndarray,  # (S, S, 3) uint8
-              mask: np.ndarray,   # (S, S) integer: 1 is tinted
-              colour: str = KNOWN_TINT,  # "#RRGGBB"
-             ) -> bytes:
+def photo_png(
+    photo: np.ndarray,  # (S, S, 3) uint8
+    mask: np.ndarray,  # (S, S) integer: 1 is tinted
+    colour: str = KNOWN_TINT,  # "#RRGGBB"
+) -> bytes:
     "The photograph in colour with a mask on it."
     out = io.BytesIO()
     PILImage.fromarray(overlay(photo, mask, colour)).save(out, "PNG", compress_level=1)
     return out.getvalue()
 
-# %% ../../nbs/50_explorer.ipynb #b5d62592
-def pseudo_png(photo: np.ndarray,  # (S, S, 3) uint8
-               pseudo: Tensor,     # (1, S, S) int64 {0, 1, 255}, eq. 6
-              ) -> bytes:
+# %% ../../nbs/50_explorer.ipynb #babc0fa9
+def pseudo_png(
+    photo: np.ndarray,  # (S, S, 3) uint8
+    pseudo: Tensor,  # (1, S, S) int64 {0, 1, 255}, eq. 6
+) -> bytes:
     "M′ on the photograph: 1 in vermillion, 0 in blue, 255 grey."
-    return tinted_png(photo, np.array([2, 1, 0], np.uint8)[pseudo[0].clamp(max=2).numpy()], [REGION, KNOWN_TINT])
+    return tinted_png(
+        photo, np.array([2, 1, 0], np.uint8)[pseudo[0].clamp(max=2).numpy()], [REGION, KNOWN_TINT]
+    )
 
 
-def map_pictures(photo: np.ndarray,  # (S, S, 3) uint8
-                 known: KnownPositions,
-                 m: SliderMaps,
-                ) -> dict[str, tuple[bytes, str]]:  # name → PNG, caption
+def map_pictures(
+    photo: np.ndarray,  # (S, S, 3) uint8
+    known: KnownPositions,
+    m: SliderMaps,
+) -> dict[str, tuple[bytes, str]]:  # name → PNG, caption
     "The five pictures that follow the sliders."
     side, P = len(photo), m.candidate.numpy()
     layer = np.where(known.mask[0].numpy() == 1, 2, nearest_upsample(P, side))
     return {
-        "similarity": (map_png(m.row.numpy(), 0, 1, side), "similarity: row i* of D, eq. 1 (dark 0, bright 1)"),
-        "count": (map_png(m.count.numpy(), 0, int(m.count.max()), side), f"count: N(i), eq. 2 (dark 0, bright {int(m.count.max())})"),
-        "candidates": (tinted_png(photo, layer, [OKABE_ITO["green"], KNOWN_TINT]), f"candidates: P, eq. 3 (green, {int(P.sum())} of {P.size} positions)"),
-        "pseudo-mask": (pseudo_png(photo, m.pseudo), f"pseudo-mask: M′, eq. 4–6 (1 vermillion, {int((m.pseudo == 1).sum())} pixels; 0 blue; 255 grey)"),
-        "latent prior": (map_png(m.latent.prior[0, 0].numpy(), 0, 1, side), "latent prior: H′, eq. 7–9 (dark 0, bright 1)"),
+        "similarity": (
+            map_png(m.row.numpy(), 0, 1, side),
+            "similarity: row i* of D, eq. 1 (dark 0, bright 1)",
+        ),
+        "count": (
+            map_png(m.count.numpy(), 0, int(m.count.max()), side),
+            f"count: N(i), eq. 2 (dark 0, bright {int(m.count.max())})",
+        ),
+        "candidates": (
+            tinted_png(photo, layer, [OKABE_ITO["green"], KNOWN_TINT]),
+            f"candidates: P, eq. 3 (green, {int(P.sum())} of {P.size} positions)",
+        ),
+        "pseudo-mask": (
+            pseudo_png(photo, m.pseudo),
+            f"pseudo-mask: M′, eq. 4–6 (1 vermillion, {int((m.pseudo == 1).sum())} pixels; 0 blue; 255 grey)",
+        ),
+        "latent prior": (
+            map_png(m.latent.prior[0, 0].numpy(), 0, 1, side),
+            "latent prior: H′, eq. 7–9 (dark 0, bright 1)",
+        ),
     }
 
 # %% ../../nbs/50_explorer.ipynb #332e2f08
@@ -283,8 +344,10 @@ function describe({ figure, frame, img, ring, caption }, { name, text, at, click
 }
 """
 
-# %% ../../nbs/50_explorer.ipynb #623895f1
-SCRIPT = ELEMENTS + """
+# %% ../../nbs/50_explorer.ipynb #ebdcc160
+SCRIPT = (
+    ELEMENTS
+    + """
 function render({ model, el }) {
   const parts = elements(), { img } = parts
   const draw = () => {
@@ -305,8 +368,9 @@ function render({ model, el }) {
 }
 export default { render }
 """
+)
 
-# %% ../../nbs/50_explorer.ipynb #9a67a9f1
+# %% ../../nbs/50_explorer.ipynb #c3a442c6
 STYLE = """
 .celp-picture { margin: 0 12px 12px 0; width: 184px }
 .celp-picture div { position: relative; line-height: 0 }
@@ -326,16 +390,25 @@ class Picture(anywidget.AnyWidget):
     name = traitlets.Unicode().tag(sync=True)        # what it is, for tests and style sheets
     png = traitlets.Bytes(BLANK).tag(sync=True)
     caption = traitlets.Unicode().tag(sync=True)
-    at = traitlets.List().tag(sync=True)             # [x, y] of the ring, shares of width and height; [] for none
+    at = traitlets.List().tag(
+        sync=True
+    )  # [x, y] of the ring, shares of width and height; [] for none
     clickable = traitlets.Bool(False).tag(sync=True)
 
-# %% ../../nbs/50_explorer.ipynb #71209e33
+# %% ../../nbs/50_explorer.ipynb #eb83ba40
 class LatestOnly:
     "Do a job in the background for the newest state alone."
-    def __init__(self,
-                 job: Callable[[object, Callable[[], bool]], None],  # state, and whether a newer one waits
-                ):
-        self.job, self.waiting, self.pool, self.thread = job, deque(maxlen=1), ThreadPoolExecutor(1), None
+
+    def __init__(
+        self,
+        job: Callable[[object, Callable[[], bool]], None],  # state, and whether a newer one waits
+    ):
+        self.job, self.waiting, self.pool, self.thread = (
+            job,
+            deque(maxlen=1),
+            ThreadPoolExecutor(1),
+            None,
+        )
 
     def submit(self, state: object) -> None:
         "Replace the waiting state; returns at once."
@@ -367,83 +440,114 @@ class Choice(NamedTuple):
     delta: float
     sigma: int
 
-# %% ../../nbs/50_explorer.ipynb #815a2569
+# %% ../../nbs/50_explorer.ipynb #11eda5e6
 @lru_cache(4)
-def model_or_none(path: str,         # a checkpoint, or "" for none
-                  backbone: Backbone,
-                 ) -> tuple[FewShotModel | None, int, str]:  # model, side in pixels, and what is used, in words
+def model_or_none(
+    path: str,  # a checkpoint, or "" for none
+    backbone: Backbone,
+) -> tuple[FewShotModel | None, int, str]:  # model, side in pixels, and what is used, in words
     "A trained model, or none with the reason."
     usual = 161 if backbone.name == "tiny" else 473
-    if not path: return None, usual, "no checkpoint, so no answer, and prototypes of unreduced features"
-    try: model, saved = load_model(path, backbone_fingerprint(backbone))
-    except (ValueError, OSError) as error: return None, usual, f"no answer, and prototypes of unreduced features: {error}"
-    return model, saved["side"], f"{saved['method']}, {'bundled' if Path(path) in BUNDLED.values() else path}"
+    if not path:
+        return None, usual, "no checkpoint, so no answer, and prototypes of unreduced features"
+    try:
+        model, saved = load_model(path, backbone_fingerprint(backbone))
+    except (ValueError, OSError) as error:
+        return None, usual, f"no answer, and prototypes of unreduced features: {error}"
+    return (
+        model,
+        saved["side"],
+        f"{saved['method']}, {'bundled' if Path(path) in BUNDLED.values() else path}",
+    )
 
-# %% ../../nbs/50_explorer.ipynb #5033ddfc
-def mask_for(shape: str,            # "classes", "box", "polygon" or "nothing"
-             corners: str,          # of the box or polygon
-             class_map: Tensor,     # (S, S) uint8
-             classes: list[int],    # that count as annotated
-            ) -> Tensor:            # (S, S) uint8 {0, 1, 255}
+# %% ../../nbs/50_explorer.ipynb #c1f20a81
+def mask_for(
+    shape: str,  # "classes", "box", "polygon" or "nothing"
+    corners: str,  # of the box or polygon
+    class_map: Tensor,  # (S, S) uint8
+    classes: list[int],  # that count as annotated
+) -> Tensor:            # (S, S) uint8 {0, 1, 255}
     "What is known of the image. Raises ValueError for a corner that is none."
     if shape == "classes": return known_mask(class_map, classes)
     return drawn_mask(shape, read_corners(corners, len(class_map)), class_map)
 
 
-def read_source(data: ImageSet,
-                source: tuple,  # of a `Choice`
-               ) -> tuple[np.ndarray, np.ndarray]:  # (H, W, 3) uint8; (H, W) uint8 class map, 0 where nothing is annotated
+def read_source(
+    data: ImageSet,
+    source: tuple,  # of a `Choice`
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (H, W, 3) uint8; (H, W) uint8 class map, 0 where nothing is annotated
     "A sample with its class map, or an upload without."
     if source[0] == "sample": return read_image(data, source[1]), data.read_mask(source[1])
     image = uploaded_image(*source[1:])
     return image, np.zeros(image.shape[:2], np.uint8)
 
-# %% ../../nbs/50_explorer.ipynb #4cb03783
-def position_at(x: float, y: float,     # shares of width and height, 0 … 1
-                size: tuple[int, int],  # (h, w)
-               ) -> tuple[int, int]:    # (row, column)
+# %% ../../nbs/50_explorer.ipynb #e0b2add8
+def position_at(
+    x: float,
+    y: float,  # shares of width and height, 0 … 1
+    size: tuple[int, int],  # (h, w)
+) -> tuple[int, int]:    # (row, column)
     "The position nearest to a place on the picture."
     return tuple(round(min(max(share, 0), 1) * (n - 1)) for share, n in zip((y, x), size))
 
 
-def place_of(point: tuple[int, int],  # (row, column) position
-             size: tuple[int, int],   # (h, w)
-            ) -> list[float]:         # [x, y], shares of width and height
+def place_of(
+    point: tuple[int, int],  # (row, column) position
+    size: tuple[int, int],  # (h, w)
+) -> list[float]:         # [x, y], shares of width and height
     "Where a position lies on the picture."
     return [k / max(n - 1, 1) for k, n in zip(point[::-1], size[::-1])]
 
 
-def class_words(data: ImageSet,
-                i: int,  # an image
-               ) -> str:
+def class_words(
+    data: ImageSet,
+    i: int,  # an image
+) -> str:
     "An image's name and classes, for a list."
     return f"{data.ids[i]}: {', '.join(name for name, n in zip(data.class_names, data.pixels[i]) if n) or 'empty'}"
 
-# %% ../../nbs/50_explorer.ipynb #ddd06d16
+# %% ../../nbs/50_explorer.ipynb #ff173de6
 class Memories(NamedTuple):
     "Three functions that remember what they made last."
     scene: Callable[..., ExplorerImage]  # backbone, source, side
-    known: Callable[..., KnownPositions]  # backbone, source, side, shape, corners; shows the photograph when it changes
+    known: Callable[
+        ..., KnownPositions
+    ]  # backbone, source, side, shape, corners; shows the photograph when it changes
     mid: Callable[..., Tensor]   # model, backbone, source, side → reduced middle features
 
 
-def make_memories(data: ImageSet,
-         classes: list[int],  # that count as annotated
-         show: Callable[[str, bytes, str], None],  # picture's name, PNG, caption
-        ) -> Memories:
+def make_memories(
+    data: ImageSet,
+    classes: list[int],  # that count as annotated
+    show: Callable[[str, bytes, str], None],  # picture's name, PNG, caption
+) -> Memories:
     "Memories of the last two scenes, and of the last mask and model."
-    scene_of = lru_cache(2)(lambda backbone, source, side: compare_with_itself(backbone, *read_source(data, source), side))
+    scene_of = lru_cache(2)(
+        lambda backbone, source, side: compare_with_itself(
+            backbone, *read_source(data, source), side
+        )
+    )
 
     @lru_cache(1)
     def known_of(backbone, source, side, shape, corners):
         sc = scene_of(backbone, source, side)
         mask = mask_for(shape, corners, sc.class_map, classes)
-        show("photograph", photo_png(sc.photo, mask.numpy()), "photograph: known in blue; the ring is i*")
+        show(
+            "photograph",
+            photo_png(sc.photo, mask.numpy()),
+            "photograph: known in blue; the ring is i*",
+        )
         return rank_similarities(sc.D, mask, tuple(sc.features.high.shape[-2:]))
 
-    return Memories(scene_of, known_of, lru_cache(1)(lambda model, *which: reduced_middle(model, scene_of(*which).features)))
+    return Memories(
+        scene_of,
+        known_of,
+        lru_cache(1)(lambda model, *which: reduced_middle(model, scene_of(*which).features)),
+    )
 
-# %% ../../nbs/50_explorer.ipynb #69e52adc
+# %% ../../nbs/50_explorer.ipynb #469c648f
 class Subject(NamedTuple):
     "What a choice is about, sliders and position aside."
     model: FewShotModel | None
@@ -461,32 +565,47 @@ def load_subject(choice: Choice, kept: Memories) -> Subject:
     which = backbone, choice.source, side
     sc, kn = kept.scene(*which), kept.known(*which, choice.shape, choice.corners)
     mid = kept.mid(model, *which)
-    return Subject(model, side, sc, kn, mid, f"{words}; {more}; {side} pixels, {mid.shape[2]}×{mid.shape[3]} positions.")
+    return Subject(
+        model,
+        side,
+        sc,
+        kn,
+        mid,
+        f"{words}; {more}; {side} pixels, {mid.shape[2]}×{mid.shape[3]} positions.",
+    )
 
-# %% ../../nbs/50_explorer.ipynb #bd56e01f
-def centre_of(choice: Choice,
-              known: KnownPositions,
-              size: tuple[int, int],  # (h, w)
-             ) -> tuple[tuple[int, int], str]:  # (row, column), and a sentence where there is something to say
+# %% ../../nbs/50_explorer.ipynb #65ee1564
+def centre_of(
+    choice: Choice,
+    known: KnownPositions,
+    size: tuple[int, int],  # (h, w)
+) -> tuple[tuple[int, int], str]:  # (row, column), and a sentence where there is something to say
     "i*, as a place on the map."
     if choice.point is not None: return tuple(min(p, n - 1) for p, n in zip(choice.point, size)), ""
     P = candidates(ranked_count(known.ranked, choice.delta), known.positions, choice.sigma)
     i = draw_from(P.view(size), choice.seed)
-    if i is None: return (size[0] // 2, size[1] // 2), " P is empty here: training would skip this image; the middle is shown instead."
+    if i is None:
+        return (
+            size[0] // 2,
+            size[1] // 2,
+        ), " P is empty here: training would skip this image; the middle is shown instead."
     return divmod(i, size[1]), ""
 
 
-def standing(count: int,   # N(i*), eq. 2
-             known: bool,  # is i* on something annotated?
-             sigma: int,   # ≥ 0
-            ) -> str:
+def standing(
+    count: int,  # N(i*), eq. 2
+    known: bool,  # is i* on something annotated?
+    sigma: int,  # ≥ 0
+) -> str:
     "Whether a position is a candidate of eq. 3, and why."
-    return f"N = {count}, " + ("known, so no candidate." if known else f"{'a' if count >= sigma else 'no'} candidate, for σ is {sigma}.")
+    return f"N = {count}, " + (
+        "known, so no candidate."
+        if known
+        else f"{'a' if count >= sigma else 'no'} candidate, for σ is {sigma}."
+    )
 
-# %% ../../nbs/50_explorer.ipynb #6cf220cc
-def answer_picture(s: Subject,
-                   m: SliderMaps,
-                  ) -> tuple[bytes, str]:  # PNG, caption
+# %% ../../nbs/50_explorer.ipynb #3f455497
+def answer_picture(s: Subject, m: SliderMaps) -> tuple[bytes, str]:  # PNG, caption
     "What the model finds for the latent prototype and prior."
     if s.model is None: return BLANK, "answer: needs a checkpoint of this backbone"
     if not (m.pseudo == 1).any(): return BLANK, "answer: none, for the pseudo-mask is empty"
@@ -494,98 +613,198 @@ def answer_picture(s: Subject,
     words = f"answer: the decoder’s foreground, eq. 10 (orange, {100 * found.float().mean():.0f} % of the pixels)"
     return tinted_png(s.scene.photo, found.numpy().astype(np.uint8), [OKABE_ITO["orange"]]), words
 
-# %% ../../nbs/50_explorer.ipynb #222a46cc
-def show_choice(choice: Choice,
-         newer: Callable[[], bool],  # is this choice out of date?
-         kept: Memories,
-         show: Callable[[str, bytes, str], None],  # picture's name, PNG, caption
-         place: Callable[[tuple[int, int], tuple[int, int]], None],  # the point and the map's size
-         tell: Callable[[str], None],  # one line
-        ) -> None:
+# %% ../../nbs/50_explorer.ipynb #3216f82f
+def show_choice(
+    choice: Choice,
+    newer: Callable[[], bool],  # is this choice out of date?
+    kept: Memories,
+    show: Callable[[str, bytes, str], None],  # picture's name, PNG, caption
+    place: Callable[[tuple[int, int], tuple[int, int]], None],  # the point and the map's size
+    tell: Callable[[str], None],  # one line
+) -> None:
     "Show what a choice leads to; a mistake in it becomes a line."
     try:
         s = load_subject(choice, kept)
         if newer(): return
         size = tuple(s.mid.shape[-2:])
         point, note = centre_of(choice, s.known, size)
-        m = slider_maps(s.scene.D, s.known, s.mid, point[0] * size[1] + point[1], choice.delta, choice.sigma)
+        m = slider_maps(
+            s.scene.D, s.known, s.mid, point[0] * size[1] + point[1], choice.delta, choice.sigma
+        )
         place(point, size)
-        for name, (png, caption) in map_pictures(s.scene.photo, s.known, m).items(): show(name, png, caption)
-        tell(f"{s.words} Position {point}: {standing(int(m.count[point]), bool(s.known.positions.view(size)[point]), choice.sigma)}{note}")
+        for name, (png, caption) in map_pictures(s.scene.photo, s.known, m).items():
+            show(name, png, caption)
+        tell(
+            f"{s.words} Position {point}: {standing(int(m.count[point]), bool(s.known.positions.view(size)[point]), choice.sigma)}{note}"
+        )
         if not newer(): show("answer", *answer_picture(s, m))
     except (ValueError, OSError, RuntimeError) as error: tell(str(error))
 
-# %% ../../nbs/50_explorer.ipynb #8c32d291
+# %% ../../nbs/50_explorer.ipynb #d534fa43
 class Screen:
     "Pictures by name, and a line over them."
-    def __init__(self,
-                 names: tuple[str, ...],  # in the order in which they are shown
-                ):
-        self.pictures, self.line = {name: Picture(name=name, caption=name) for name in names}, W.HTML("<p>Loading.</p>")
 
-    def show(self,
-             name: str,     # of a picture
-             png: bytes,
-             caption: str,
-            ) -> None:
+    def __init__(
+        self,
+        names: tuple[str, ...],  # in the order in which they are shown
+    ):
+        self.pictures, self.line = (
+            {name: Picture(name=name, caption=name) for name in names},
+            W.HTML("<p>Loading.</p>"),
+        )
+
+    def show(
+        self,
+        name: str,  # of a picture
+        png: bytes,
+        caption: str,
+    ) -> None:
         "Both of a picture's parts in one message."
-        with self.pictures[name].hold_sync(): self.pictures[name].png, self.pictures[name].caption = png, caption
+        with self.pictures[name].hold_sync():
+            self.pictures[name].png, self.pictures[name].caption = png, caption
 
     def tell(self, words: str) -> None:
         "Replace the line."
         self.line.value = f"<p>{html.escape(words)}</p>"
 
-# %% ../../nbs/50_explorer.ipynb #19345968
-def beside(controls: dict[str, W.Widget],  # by name, in the order in which they are shown
-           screen: Screen,
-           *notes: W.HTML,  # between line and pictures
-          ) -> W.VBox:
+# %% ../../nbs/50_explorer.ipynb #f0ba395d
+def beside(
+    controls: dict[str, W.Widget],  # by name, in the order in which they are shown
+    screen: Screen,
+    *notes: W.HTML,  # between line and pictures
+) -> W.VBox:
     "The whole panel: controls left, screen right."
     pictures = W.Box([*screen.pictures.values()], layout={"flex_flow": "row wrap"})
-    return W.VBox([W.HBox([W.VBox([*controls.values()], layout={"min_width": "385px"}), W.VBox([screen.line, *notes, pictures])])])
+    return W.VBox(
+        [
+            W.HBox(
+                [
+                    W.VBox([*controls.values()], layout={"min_width": "385px"}),
+                    W.VBox([screen.line, *notes, pictures]),
+                ]
+            )
+        ]
+    )
 
-# %% ../../nbs/50_explorer.ipynb #63c54e60
-def control(kind: type,  # of widget
-            label: str,
-            tip: str,    # shown when the pointer rests on it
-            **values,    # of the widget's own traits
-           ) -> W.Widget:
+# %% ../../nbs/50_explorer.ipynb #4c341463
+def control(
+    kind: type,  # of widget
+    label: str,
+    tip: str,  # shown when the pointer rests on it
+    **values,  # of the widget's own traits
+) -> W.Widget:
     "A labelled control, wide enough for its label."
     style = {} if kind in (W.Button, W.FileUpload) else {"description_width": "90px"}
     return kind(description=label, tooltip=tip, style=style, layout={"width": "370px"}, **values)
 
-# %% ../../nbs/50_explorer.ipynb #7582e18e
+# %% ../../nbs/50_explorer.ipynb #e1cedb10
 def image_controls(data: ImageSet) -> dict[str, W.Widget]:  # by name
     "The first panel's controls."
     names = [(class_words(data, i), ("sample", i)) for i in range(len(data.ids))]
     return {
-        "image": control(W.Dropdown, "Image", "a bundled sample, or what was uploaded", options=names),
-        "upload": control(W.FileUpload, "Upload an image", "PNG or JPEG, up to 8 MB", accept="image/*"),
-        "backbone": control(W.Dropdown, "Backbone", "what computes features", options=["tiny", "resnet50"]),
-        "weights": control(W.Text, "Weights", "a file of the backbone's weights; empty: its own, downloaded where needed", placeholder="file; empty: its own", continuous_update=False),
-        "checkpoint": control(W.Dropdown, "Checkpoint", "a trained model for the answer", options=[*reversed(BUNDLED), "none", OWN]),
-        "file": control(W.Text, "File", "a model of celp train or celp run, for 'another file'", placeholder="runs/NAME/fold0/PFENet+CE.pt", continuous_update=False),
-        "known": control(W.Dropdown, "Known", "what counts as annotated: a sample’s training classes of fold 0, what you draw, or nothing", options={"annotated classes (not fold 0’s)": "classes", "box": "box", "polygon": "polygon", "nothing": "nothing"}),
-        "corners": control(W.Text, "Corners", "row,column in pixels, a blank between corners: two of a box, three or more of a polygon", placeholder="20,30 90,120", continuous_update=False),
-        "click": control(W.Dropdown, "A click", "what a click on the photograph does", options=[("sets the point", "point"), ("adds a corner", "corner")]),
-        "delta": control(W.FloatSlider, "δ", "similarity threshold of eq. 2 and 4", value=DELTA, min=0, max=0.99, step=0.01),
-        "sigma": control(W.IntSlider, "σ", "fewest similar positions of a candidate, eq. 3", value=SIGMA, min=0, max=200),
+        "image": control(
+            W.Dropdown, "Image", "a bundled sample, or what was uploaded", options=names
+        ),
+        "upload": control(
+            W.FileUpload, "Upload an image", "PNG or JPEG, up to 8 MB", accept="image/*"
+        ),
+        "backbone": control(
+            W.Dropdown, "Backbone", "what computes features", options=["tiny", "resnet50"]
+        ),
+        "weights": control(
+            W.Text,
+            "Weights",
+            "a file of the backbone's weights; empty: its own, downloaded where needed",
+            placeholder="file; empty: its own",
+            continuous_update=False,
+        ),
+        "checkpoint": control(
+            W.Dropdown,
+            "Checkpoint",
+            "a trained model for the answer",
+            options=[*reversed(BUNDLED), "none", OWN],
+        ),
+        "file": control(
+            W.Text,
+            "File",
+            "a model of celp train or celp run, for 'another file'",
+            placeholder="runs/NAME/fold0/PFENet+CE.pt",
+            continuous_update=False,
+        ),
+        "known": control(
+            W.Dropdown,
+            "Known",
+            "what counts as annotated: a sample’s training classes of fold 0, what you draw, or nothing",
+            options={
+                "annotated classes (not fold 0’s)": "classes",
+                "box": "box",
+                "polygon": "polygon",
+                "nothing": "nothing",
+            },
+        ),
+        "corners": control(
+            W.Text,
+            "Corners",
+            "row,column in pixels, a blank between corners: two of a box, three or more of a polygon",
+            placeholder="20,30 90,120",
+            continuous_update=False,
+        ),
+        "click": control(
+            W.Dropdown,
+            "A click",
+            "what a click on the photograph does",
+            options=[("sets the point", "point"), ("adds a corner", "corner")],
+        ),
+        "delta": control(
+            W.FloatSlider,
+            "δ",
+            "similarity threshold of eq. 2 and 4",
+            value=DELTA,
+            min=0,
+            max=0.99,
+            step=0.01,
+        ),
+        "sigma": control(
+            W.IntSlider,
+            "σ",
+            "fewest similar positions of a candidate, eq. 3",
+            value=SIGMA,
+            min=0,
+            max=200,
+        ),
         "row": control(W.BoundedIntText, "Row", "of the chosen position, from the top"),
         "column": control(W.BoundedIntText, "Column", "of the chosen position, from the left"),
         "draw": control(W.Button, "Draw again", "another candidate at random"),
     }
 
-# %% ../../nbs/50_explorer.ipynb #c9ff9eb3
+# %% ../../nbs/50_explorer.ipynb #3a9df4f1
 class ImagePanel:
     "The first panel's controls, its pictures, and what the reader chose so far."
-    def __init__(self,
-                 data: ImageSet,      # to choose from
-                 classes: list[int],  # that count as annotated
-                ):
+
+    def __init__(
+        self,
+        data: ImageSet,  # to choose from
+        classes: list[int],  # that count as annotated
+    ):
         self.controls, self.screen, self.note = image_controls(data), Screen(PICTURES), W.HTML()
-        self.point, self.size, self.seed, self.last, self.lock = None, None, 0, None, threading.Lock()
+        self.point, self.size, self.seed, self.last, self.lock = (
+            None,
+            None,
+            0,
+            None,
+            threading.Lock(),
+        )
         kept = make_memories(data, classes, self.screen.show)
-        self.worker = LatestOnly(lambda choice, newer: show_choice(choice, newer, kept, self.screen.show, partial(show_place, self, choice), self.screen.tell))
+        self.worker = LatestOnly(
+            lambda choice, newer: show_choice(
+                choice,
+                newer,
+                kept,
+                self.screen.show,
+                partial(show_place, self, choice),
+                self.screen.tell,
+            )
+        )
 
     def submit(self, **changes) -> None:  # of `point` and `seed`
         "What the controls say becomes the newest choice."
@@ -595,59 +814,94 @@ class ImagePanel:
             self.last = choice_of(self.controls, self.point, self.seed)
             self.worker.submit(self.last)
 
-# %% ../../nbs/50_explorer.ipynb #e7adf0b4
-def show_place(panel: ImagePanel,
-          choice: Choice,          # for which it was found
-          point: tuple[int, int],  # (row, column) position
-          size: tuple[int, int],   # (h, w)
-         ) -> None:
+# %% ../../nbs/50_explorer.ipynb #6e168663
+def show_place(
+    panel: ImagePanel,
+    choice: Choice,  # for which it was found
+    point: tuple[int, int],  # (row, column) position
+    size: tuple[int, int],  # (h, w)
+) -> None:
     "Show where i* lies, unless the reader has gone on."
     with panel.lock:
         if panel.last is not choice: return
         panel.point, panel.size = point, size
-    for name, n, p in zip(("row", "column"), size, point): panel.controls[name].max, panel.controls[name].value = n - 1, p
+    for name, n, p in zip(("row", "column"), size, point):
+        panel.controls[name].max, panel.controls[name].value = n - 1, p
     panel.screen.pictures["photograph"].at = place_of(point, size)
 
-# %% ../../nbs/50_explorer.ipynb #50529278
-PICTURES = ("photograph", "similarity", "count", "candidates", "pseudo-mask", "latent prior", "answer")
+# %% ../../nbs/50_explorer.ipynb #741ff9f1
+PICTURES = (
+    "photograph",
+    "similarity",
+    "count",
+    "candidates",
+    "pseudo-mask",
+    "latent prior",
+    "answer",
+)
 
 
 OWN = "another file"
 
 
-def choice_of(controls: dict[str, W.Widget],  # of `image_controls`
-              point: tuple[int, int] | None,  # (row, column) position; None: to be drawn
-              seed: int,                      # of that draw
-             ) -> Choice:
+def choice_of(
+    controls: dict[str, W.Widget],  # of `image_controls`
+    point: tuple[int, int] | None,  # (row, column) position; None: to be drawn
+    seed: int,  # of that draw
+) -> Choice:
     "The controls' values, with the checkpoint as a file."
     said = {name: c.value for name, c in controls.items() if name != "draw"}
-    checkpoint = {"none": "", OWN: said["file"].strip()} | {name: str(path) for name, path in BUNDLED.items()}
-    return Choice(said["image"], said["backbone"], said["weights"].strip(), checkpoint[said["checkpoint"]], said["known"], said["corners"], point, seed, said["delta"], said["sigma"])
+    checkpoint = {"none": "", OWN: said["file"].strip()} | {
+        name: str(path) for name, path in BUNDLED.items()
+    }
+    return Choice(
+        said["image"],
+        said["backbone"],
+        said["weights"].strip(),
+        checkpoint[said["checkpoint"]],
+        said["known"],
+        said["corners"],
+        point,
+        seed,
+        said["delta"],
+        said["sigma"],
+    )
 
-# %% ../../nbs/50_explorer.ipynb #5fe0bba8
-def clicked(panel: ImagePanel,
-            place: dict[str, float],  # {x, y}, shares of width and height
-           ) -> None:
+# %% ../../nbs/50_explorer.ipynb #2a9dfe6b
+def clicked(
+    panel: ImagePanel,
+    place: dict[str, float],  # {x, y}, shares of width and height
+) -> None:
     "A click on the photograph."
     if panel.size is None: return
-    if panel.controls["click"].value == "point": return panel.submit(point=position_at(place["x"], place["y"], panel.size))
-    row, column = position_at(place["x"], place["y"], tuple((n - 1) * STRIDE + 1 for n in panel.size))
+    if panel.controls["click"].value == "point":
+        return panel.submit(point=position_at(place["x"], place["y"], panel.size))
+    row, column = position_at(
+        place["x"], place["y"], tuple((n - 1) * STRIDE + 1 for n in panel.size)
+    )
     panel.controls["corners"].value = f"{panel.controls['corners'].value} {row},{column}".strip()
 
 
-def uploaded(panel: ImagePanel,
-             files: tuple[dict, ...],  # of a FileUpload; the last counts
-            ) -> None:
+def uploaded(
+    panel: ImagePanel,
+    files: tuple[dict, ...],  # of a FileUpload; the last counts
+) -> None:
     "A file becomes a choice among the images, or a sentence."
     for file in files[-1:]:
         name, content = file["name"], bytes(file["content"])
-        try: uploaded_image(name, content)
-        except ValueError as error: panel.note.value = f"<p><b>{html.escape(str(error))}</b></p>"; continue
+        try:
+            uploaded_image(name, content)
+        except ValueError as error:
+            panel.note.value = f"<p><b>{html.escape(str(error))}</b></p>"
+            continue
         panel.note.value, source, images = "", ("upload", name, content), panel.controls["image"]
-        images.options = [(f"{name} (uploaded)", source), *(o for o in images.options if o[1][0] == "sample")]
+        images.options = [
+            (f"{name} (uploaded)", source),
+            *(o for o in images.options if o[1][0] == "sample"),
+        ]
         images.value = source
 
-# %% ../../nbs/50_explorer.ipynb #2fce8aea
+# %% ../../nbs/50_explorer.ipynb #8aede382
 def connect(panel: ImagePanel) -> None:
     "Wire the controls to the worker, and submit what they say."
     def another_image(_):
@@ -655,27 +909,34 @@ def connect(panel: ImagePanel) -> None:
         panel.submit(point=None)
 
     c = panel.controls
-    for name in ("backbone", "weights", "checkpoint", "file"): c[name].observe(lambda _: panel.submit(point=None), "value")
-    for name in ("known", "corners", "delta", "sigma"): c[name].observe(lambda _: panel.submit(), "value")
-    for name in ("row", "column"): c[name].observe(lambda _: panel.submit(point=(c["row"].value, c["column"].value)), "value")
+    for name in ("backbone", "weights", "checkpoint", "file"):
+        c[name].observe(lambda _: panel.submit(point=None), "value")
+    for name in ("known", "corners", "delta", "sigma"):
+        c[name].observe(lambda _: panel.submit(), "value")
+    for name in ("row", "column"):
+        c[name].observe(lambda _: panel.submit(point=(c["row"].value, c["column"].value)), "value")
     c["draw"].on_click(lambda _: panel.submit(point=None, seed=panel.seed + 1))
     c["image"].observe(another_image, "value")
     c["upload"].observe(lambda change: uploaded(panel, change.new), "value")
     panel.screen.pictures["photograph"].on_msg(lambda _, place, __: clicked(panel, place))
     panel.submit()
 
-# %% ../../nbs/50_explorer.ipynb #4fd371f6
-def image_panel(data: ImageSet,       # to choose from
-                classes: list[int],   # that count as annotated
-                first: int = 0,       # image shown at the beginning
-               ) -> W.VBox:
+# %% ../../nbs/50_explorer.ipynb #4e15cea0
+def image_panel(
+    data: ImageSet,  # to choose from
+    classes: list[int],  # that count as annotated
+    first: int = 0,  # image shown at the beginning
+) -> W.VBox:
     "The panel for one image."
     panel = ImagePanel(data, classes)
-    panel.controls["image"].value, panel.screen.pictures["photograph"].clickable = ("sample", first), True
+    panel.controls["image"].value, panel.screen.pictures["photograph"].clickable = (
+        ("sample", first),
+        True,
+    )
     connect(panel)
     return beside(panel.controls, panel.screen, panel.note)
 
-# %% ../../nbs/50_explorer.ipynb #4dc6de0b
+# %% ../../nbs/50_explorer.ipynb #3daaa4b7
 class EpisodeImages(NamedTuple):
     "One episode as it is shown and scored."
     name: str           # of the class
@@ -687,71 +948,108 @@ class EpisodeImages(NamedTuple):
     support_mask: np.ndarray  # (H, W) integer {0, 1, 255}
 
 
-def read_episode(data: ImageSet,
-             episodes: Episodes,
-             e: int,              # which episode
-             classes: list[int],  # known to the models
-            ) -> EpisodeImages:
+def read_episode(
+    data: ImageSet,
+    episodes: Episodes,
+    e: int,  # which episode
+    classes: list[int],  # known to the models
+) -> EpisodeImages:
     "Read an episode's photographs and masks."
     cls, q, s = int(episodes.cls[e]), int(episodes.query[e]), int(episodes.support[e, 0])
     truth = torch.as_tensor(data.read_mask(q))
-    return EpisodeImages(data.class_names[cls - 1], read_image(data, q), binary_mask(truth, cls), known_mask(truth, classes),
-                    (data.ids[q], data.ids[s]), read_image(data, s), binary_mask(data.read_mask(s), cls))
+    return EpisodeImages(
+        data.class_names[cls - 1],
+        read_image(data, q),
+        binary_mask(truth, cls),
+        known_mask(truth, classes),
+        (data.ids[q], data.ids[s]),
+        read_image(data, s),
+        binary_mask(data.read_mask(s), cls),
+    )
 
-# %% ../../nbs/50_explorer.ipynb #df50a121
-def episode_iou(found: Tensor,   # (H, W) bool
-        target: Tensor,  # (H, W) integer {0, 1, 255}
-        known: Tensor,   # (H, W) integer {0, 1, 255}
-       ) -> float:       # in 0 … 1
+# %% ../../nbs/50_explorer.ipynb #3fdb5689
+def episode_iou(
+    found: Tensor,  # (H, W) bool
+    target: Tensor,  # (H, W) integer {0, 1, 255}
+    known: Tensor,  # (H, W) integer {0, 1, 255}
+) -> float:       # in 0 … 1
     "Intersection over union of one prediction."
     n = pixel_counts(found, target, known)
     return ratio(n["inter_fg"], n["union_fg"])
 
 
-def prediction_picture(method: str,
-                       logits: Tensor,  # (1, 2, S, S) float, of the square
-                       asked: EpisodeImages,
-                      ) -> tuple[bytes, str]:  # PNG, caption
+def prediction_picture(
+    method: str,
+    logits: Tensor,  # (1, 2, S, S) float, of the square
+    asked: EpisodeImages,
+) -> tuple[bytes, str]:  # PNG, caption
     "What a model found, with its score."
     found = at_native_size(logits, *asked.target.shape).argmax(0).bool()
-    return photo_png(asked.query, found.numpy(), OKABE_ITO["orange"]), f"{method}: prediction in orange, IoU {100 * episode_iou(found, asked.target, asked.known):.1f} %"
+    return (
+        photo_png(asked.query, found.numpy(), OKABE_ITO["orange"]),
+        f"{method}: prediction in orange, IoU {100 * episode_iou(found, asked.target, asked.known):.1f} %",
+    )
 
-# %% ../../nbs/50_explorer.ipynb #da05c18a
+# %% ../../nbs/50_explorer.ipynb #699af248
 @torch.no_grad()
-def episode_pictures(memory: FeatureBank,
-                     models: dict[str, FewShotModel],
-                     data: ImageSet,
-                     episodes: Episodes,
-                     e: int,              # which episode
-                     classes: list[int],  # known to the models
-                    ) -> dict[str, tuple[bytes, str]]:  # name → PNG, caption
+def episode_pictures(
+    memory: FeatureBank,
+    models: dict[str, FewShotModel],
+    data: ImageSet,
+    episodes: Episodes,
+    e: int,  # which episode
+    classes: list[int],  # known to the models
+) -> dict[str, tuple[bytes, str]]:  # name → PNG, caption
     "Support, query, prior and every model's prediction."
     asked = read_episode(data, episodes, e, classes)
     query, support, masks = episode_inputs(memory, episodes.shots(1), e)
     prior = support_prior(query.high, support.high, masks)[0, 0]
     return {
-        "support": (photo_png(asked.support, asked.support_mask, REGION), f"support: {asked.ids[1]}, {asked.name} in vermillion"),
-        "query": (photo_png(asked.query, asked.target.numpy(), REGION), f"query: {asked.ids[0]}, the {asked.name} to be found in vermillion"),
-        "prior": (map_png(prior.numpy(), 0, 1, len(masks[0, 0])), "prior between support and query (dark 0, bright 1)"),
-        **{method: prediction_picture(method, model(query, support, masks), asked) for method, model in models.items()},
+        "support": (
+            photo_png(asked.support, asked.support_mask, REGION),
+            f"support: {asked.ids[1]}, {asked.name} in vermillion",
+        ),
+        "query": (
+            photo_png(asked.query, asked.target.numpy(), REGION),
+            f"query: {asked.ids[0]}, the {asked.name} to be found in vermillion",
+        ),
+        "prior": (
+            map_png(prior.numpy(), 0, 1, len(masks[0, 0])),
+            "prior between support and query (dark 0, bright 1)",
+        ),
+        **{
+            method: prediction_picture(method, model(query, support, masks), asked)
+            for method, model in models.items()
+        },
     }
 
-# %% ../../nbs/50_explorer.ipynb #0b17cf6a
-def fold_models(folder: str,  # of a fold of an own run; "" for the bundled models
-               ) -> tuple[dict[str, FewShotModel], Backbone, int, str]:  # models, their backbone, side in pixels, what is used in words
+# %% ../../nbs/50_explorer.ipynb #ff0dd6f6
+def fold_models(
+    folder: str,  # of a fold of an own run; "" for the bundled models
+) -> tuple[
+    dict[str, FewShotModel], Backbone, int, str
+]:  # models, their backbone, side in pixels, what is used in words
     "The models of both methods. Raises FileNotFoundError or ValueError naming the file."
     files = {m: Path(folder) / f"{m}.pt" if folder else path for m, path in BUNDLED.items()}
     saved = load_model(files["PFENet"])[1]
     backbone = load_backbone(saved["backbone"], saved["weights"])
     models = {m: load_model(path, backbone_fingerprint(backbone))[0] for m, path in files.items()}
-    return models, backbone, saved["side"], f"{saved['backbone']}; models of {folder or 'the package, trained on fold 0 of the samples'}; {saved['side']} pixels."
+    return (
+        models,
+        backbone,
+        saved["side"],
+        f"{saved['backbone']}; models of {folder or 'the package, trained on fold 0 of the samples'}; {saved['side']} pixels.",
+    )
 
-# %% ../../nbs/50_explorer.ipynb #f0b1ef66
-def episode_job(data: ImageSet,
-                episodes: Episodes,
-                classes: list[int],  # known to the models
-                screen: Screen,
-               ) -> Callable[[tuple[int, str], Callable[[], bool]], None]:  # of `Latest`; a state is an episode and a folder of models
+# %% ../../nbs/50_explorer.ipynb #f26ecf49
+def episode_job(
+    data: ImageSet,
+    episodes: Episodes,
+    classes: list[int],  # known to the models
+    screen: Screen,
+) -> Callable[
+    [tuple[int, str], Callable[[], bool]], None
+]:  # of `Latest`; a state is an episode and a folder of models
     "A worker's job that remembers the models of two folders and the features of their images."
     @lru_cache(2)
     def loaded(folder):
@@ -762,7 +1060,10 @@ def episode_job(data: ImageSet,
         e, folder = state
         try:
             models, memory, words = loaded(folder)
-            for name, (png, caption) in episode_pictures(memory, models, data, episodes, e, classes).items(): screen.show(name, png, caption)
+            for name, (png, caption) in episode_pictures(
+                memory, models, data, episodes, e, classes
+            ).items():
+                screen.show(name, png, caption)
             screen.tell(words)
         except (ValueError, OSError, RuntimeError) as error:
             screen.tell(str(error))
@@ -770,42 +1071,67 @@ def episode_job(data: ImageSet,
 
     return job
 
-# %% ../../nbs/50_explorer.ipynb #946ee6f6
-def episode_controls(names: list[str],  # of the classes to choose from
-                     each: int,         # episodes a class
-                    ) -> dict[str, W.Widget]:  # by name
+# %% ../../nbs/50_explorer.ipynb #0f1989d1
+def episode_controls(
+    names: list[str],  # of the classes to choose from
+    each: int,  # episodes a class
+) -> dict[str, W.Widget]:  # by name
     "The second panel's controls."
     return {
-        "class": control(W.Dropdown, "Class", "unseen in training", options=[(name, n) for n, name in enumerate(names)]),
+        "class": control(
+            W.Dropdown,
+            "Class",
+            "unseen in training",
+            options=[(name, n) for n, name in enumerate(names)],
+        ),
         "number": control(W.BoundedIntText, "Episode", "of this class", max=each - 1),
         "next": control(W.Button, "Next episode", "the next of this class"),
-        "folder": control(W.Text, "Own models", "folder with PFENet.pt and PFENet+CE.pt; empty: the bundled ones", placeholder="runs/NAME/fold0", continuous_update=False),
+        "folder": control(
+            W.Text,
+            "Own models",
+            "folder with PFENet.pt and PFENet+CE.pt; empty: the bundled ones",
+            placeholder="runs/NAME/fold0",
+            continuous_update=False,
+        ),
     }
 
-# %% ../../nbs/50_explorer.ipynb #fb8561a2
-def episode_panel(data: ImageSet,
-                  hidden: list[int],    # classes to choose from
-                  classes: list[int],   # known to the models
-                  each: int = 40,       # episodes a class
-                 ) -> W.VBox:
+# %% ../../nbs/50_explorer.ipynb #fc485c3d
+def episode_panel(
+    data: ImageSet,
+    hidden: list[int],  # classes to choose from
+    classes: list[int],  # known to the models
+    each: int = 40,  # episodes a class
+) -> W.VBox:
     "The panel for one episode."
-    def submit(_=None): worker.submit((c["class"].value * each + c["number"].value, c["folder"].value.strip()))
+
+    def submit(_=None):
+        worker.submit((c["class"].value * each + c["number"].value, c["folder"].value.strip()))
     def following(_): c["number"].value = (c["number"].value + 1) % each
 
     episodes = pairs_per_class(data.pixels, hidden, each, 1, seed=0, class_names=data.class_names)
-    c, screen = episode_controls([data.class_names[k - 1] for k in hidden], each), Screen(("support", "query", "prior", *BUNDLED))
+    c, screen = (
+        episode_controls([data.class_names[k - 1] for k in hidden], each),
+        Screen(("support", "query", "prior", *BUNDLED)),
+    )
     worker = LatestOnly(episode_job(data, episodes, classes, screen))
     for name in ("class", "number", "folder"): c[name].observe(submit, "value")
     c["next"].on_click(following)
     submit()
     return beside(c, screen)
 
-# %% ../../nbs/50_explorer.ipynb #ab4f835c
+# %% ../../nbs/50_explorer.ipynb #f3d3d547
 def explorer() -> W.Tab:
     "Both panels; the last line of a notebook cell shows them."
     data = samples("val")
     hidden = fold_classes(len(data.class_names), 0)
     classes = [k for k in range(1, len(data.class_names) + 1) if k not in hidden]
     large = data.pixels >= 2048
-    first = int((large[:, [k - 1 for k in hidden]].any(1) & large[:, [k - 1 for k in classes]].any(1)).argmax())
-    return W.Tab([image_panel(data, classes, first), episode_panel(data, hidden, classes)], titles=["One image", "One episode"])
+    first = int(
+        (
+            large[:, [k - 1 for k in hidden]].any(1) & large[:, [k - 1 for k in classes]].any(1)
+        ).argmax()
+    )
+    return W.Tab(
+        [image_panel(data, classes, first), episode_panel(data, hidden, classes)],
+        titles=["One image", "One episode"],
+    )

@@ -22,7 +22,7 @@ import celp_nb
 from ..data.images import ImageSet
 from ..data.voc import voc_layout
 
-# %% ../../nbs/A0_scenes.ipynb #1ef55bc3
+# %% ../../nbs/A0_scenes.ipynb #adac5cd1
 def _disc(u, v, x, y, r):
     "Disc of radius r about (x, y)."
     return r - np.hypot(u - x, v - y)
@@ -71,58 +71,126 @@ def _cut(a, b):
 
 def _radial_points(radii, turn=-math.pi / 2):
     "Corners at the given radii, evenly spaced around the origin."
-    return [(r * math.cos(turn + 2 * math.pi * i / len(radii)), r * math.sin(turn + 2 * math.pi * i / len(radii)))
-            for i, r in enumerate(radii)]
+    return [
+        (
+            r * math.cos(turn + 2 * math.pi * i / len(radii)),
+            r * math.sin(turn + 2 * math.pi * i / len(radii)),
+        )
+        for i, r in enumerate(radii)
+    ]
 
-# %% ../../nbs/A0_scenes.ipynb #83ea3db9
+# %% ../../nbs/A0_scenes.ipynb #5b3ad325
 OUTLINES: dict[str, Callable] = {
     # fold 0
-    "star": lambda u, v: _polygon(u, v, _radial_points([1, .5] * 5)),
-    "mug": lambda u, v: _union(_box(u, v, -.2, 0, .6, .7, .12), _cut(_disc(u, v, .5, 0, .46), _disc(u, v, .5, 0, .22))),
-    "fish": lambda u, v: _union(_ellipse(u, v, -.2, 0, .8, .5), _polygon(u, v, [(.35, 0), (1, -.55), (.85, 0), (1, .55)]),
-                                _polygon(u, v, [(-.4, -.4), (.1, -.8), (.2, -.35)])),
-    "key": lambda u, v: _union(_cut(_disc(u, v, -.5, 0, .5), _disc(u, v, -.55, 0, .18)), _box(u, v, .35, 0, .62, .19),
-                               _box(u, v, .5, .3, .12, .2), _box(u, v, .85, .3, .12, .2)),
-    "leaf": lambda u, v: _union(np.minimum(_disc(u, v, 0, .62, 1.2), _disc(u, v, 0, -.62, 1.2)),
-                                _stroke(u, v, .9, 0, 1.25, .1, .07)),
+    "star": lambda u, v: _polygon(u, v, _radial_points([1, 0.5] * 5)),
+    "mug": lambda u, v: _union(
+        _box(u, v, -0.2, 0, 0.6, 0.7, 0.12),
+        _cut(_disc(u, v, 0.5, 0, 0.46), _disc(u, v, 0.5, 0, 0.22)),
+    ),
+    "fish": lambda u, v: _union(
+        _ellipse(u, v, -0.2, 0, 0.8, 0.5),
+        _polygon(u, v, [(0.35, 0), (1, -0.55), (0.85, 0), (1, 0.55)]),
+        _polygon(u, v, [(-0.4, -0.4), (0.1, -0.8), (0.2, -0.35)]),
+    ),
+    "key": lambda u, v: _union(
+        _cut(_disc(u, v, -0.5, 0, 0.5), _disc(u, v, -0.55, 0, 0.18)),
+        _box(u, v, 0.35, 0, 0.62, 0.19),
+        _box(u, v, 0.5, 0.3, 0.12, 0.2),
+        _box(u, v, 0.85, 0.3, 0.12, 0.2),
+    ),
+    "leaf": lambda u, v: _union(
+        np.minimum(_disc(u, v, 0, 0.62, 1.2), _disc(u, v, 0, -0.62, 1.2)),
+        _stroke(u, v, 0.9, 0, 1.25, 0.1, 0.07),
+    ),
     # fold 1
-    "mushroom": lambda u, v: _union(np.minimum(_ellipse(u, v, 0, 0, .95, .85), .05 - v), _box(u, v, 0, .4, .34, .5, .12)),
-    "heart": lambda u, v: _union(_disc(u, v, -.42, -.3, .5), _disc(u, v, .42, -.3, .5),
-                                 _polygon(u, v, [(.798, .027), (0, .95), (-.798, .027), (0, -.4)])),
-    "house": lambda u, v: _union(_box(u, v, 0, .4, .66, .5), _polygon(u, v, [(-.95, -.08), (0, -.9), (.95, -.08)]),
-                                 _box(u, v, .5, -.55, .14, .35)),
-    "tree": lambda u, v: _union(_polygon(u, v, [(0, -1), (.5, -.35), (-.5, -.35)]),
-                                _polygon(u, v, [(0, -.75), (.7, .15), (-.7, .15)]),
-                                _polygon(u, v, [(0, -.4), (.9, .7), (-.9, .7)]), _box(u, v, 0, .85, .2, .2)),
-    "butterfly": lambda u, v: _union(_ellipse(u, v, -.5, -.35, .58, .38, .6), _ellipse(u, v, .5, -.35, .58, .38, -.6),
-                                     _ellipse(u, v, -.42, .42, .45, .32, -.7), _ellipse(u, v, .42, .42, .45, .32, .7),
-                                     _ellipse(u, v, 0, 0, .14, .8)),
+    "mushroom": lambda u, v: _union(
+        np.minimum(_ellipse(u, v, 0, 0, 0.95, 0.85), 0.05 - v), _box(u, v, 0, 0.4, 0.34, 0.5, 0.12)
+    ),
+    "heart": lambda u, v: _union(
+        _disc(u, v, -0.42, -0.3, 0.5),
+        _disc(u, v, 0.42, -0.3, 0.5),
+        _polygon(u, v, [(0.798, 0.027), (0, 0.95), (-0.798, 0.027), (0, -0.4)]),
+    ),
+    "house": lambda u, v: _union(
+        _box(u, v, 0, 0.4, 0.66, 0.5),
+        _polygon(u, v, [(-0.95, -0.08), (0, -0.9), (0.95, -0.08)]),
+        _box(u, v, 0.5, -0.55, 0.14, 0.35),
+    ),
+    "tree": lambda u, v: _union(
+        _polygon(u, v, [(0, -1), (0.5, -0.35), (-0.5, -0.35)]),
+        _polygon(u, v, [(0, -0.75), (0.7, 0.15), (-0.7, 0.15)]),
+        _polygon(u, v, [(0, -0.4), (0.9, 0.7), (-0.9, 0.7)]),
+        _box(u, v, 0, 0.85, 0.2, 0.2),
+    ),
+    "butterfly": lambda u, v: _union(
+        _ellipse(u, v, -0.5, -0.35, 0.58, 0.38, 0.6),
+        _ellipse(u, v, 0.5, -0.35, 0.58, 0.38, -0.6),
+        _ellipse(u, v, -0.42, 0.42, 0.45, 0.32, -0.7),
+        _ellipse(u, v, 0.42, 0.42, 0.45, 0.32, 0.7),
+        _ellipse(u, v, 0, 0, 0.14, 0.8),
+    ),
     # fold 2
-    "umbrella": lambda u, v: _union(_cut(np.minimum(_disc(u, v, 0, .1, .98), .12 - v),
-                                         _union(_disc(u, v, -.65, .22, .3), _disc(u, v, 0, .22, .3), _disc(u, v, .65, .22, .3))),
-                                    _box(u, v, 0, .4, .1, .5), _stroke(u, v, 0, .85, .28, .85, .12)),
-    "crescent": lambda u, v: _cut(_disc(u, v, 0, 0, .95), _disc(u, v, .5, -.12, .68)),
-    "cactus": lambda u, v: _union(_stroke(u, v, 0, .75, 0, -.7, .3), _stroke(u, v, 0, .25, -.65, .25, .18),
-                                  _stroke(u, v, -.65, .25, -.65, -.3, .18), _stroke(u, v, 0, .05, .65, .05, .18),
-                                  _stroke(u, v, .65, .05, .65, -.55, .18)),
-    "boat": lambda u, v: _union(_polygon(u, v, [(-1, .35), (1, .35), (.62, .85), (-.62, .85)]),
-                                _polygon(u, v, [(-.08, -1), (-.08, .25), (-.8, .25)]),
-                                _polygon(u, v, [(.1, -.8), (.1, .25), (.72, .25)]), _box(u, v, 0, -.2, .08, .6)),
-    "bottle": lambda u, v: _union(_box(u, v, 0, .3, .46, .68, .18), _polygon(u, v, [(-.46, -.2), (-.17, -.6), (.17, -.6), (.46, -.2)]),
-                                  _box(u, v, 0, -.72, .18, .26), _box(u, v, 0, -.95, .25, .1)),
+    "umbrella": lambda u, v: _union(
+        _cut(
+            np.minimum(_disc(u, v, 0, 0.1, 0.98), 0.12 - v),
+            _union(
+                _disc(u, v, -0.65, 0.22, 0.3),
+                _disc(u, v, 0, 0.22, 0.3),
+                _disc(u, v, 0.65, 0.22, 0.3),
+            ),
+        ),
+        _box(u, v, 0, 0.4, 0.1, 0.5),
+        _stroke(u, v, 0, 0.85, 0.28, 0.85, 0.12),
+    ),
+    "crescent": lambda u, v: _cut(_disc(u, v, 0, 0, 0.95), _disc(u, v, 0.5, -0.12, 0.68)),
+    "cactus": lambda u, v: _union(
+        _stroke(u, v, 0, 0.75, 0, -0.7, 0.3),
+        _stroke(u, v, 0, 0.25, -0.65, 0.25, 0.18),
+        _stroke(u, v, -0.65, 0.25, -0.65, -0.3, 0.18),
+        _stroke(u, v, 0, 0.05, 0.65, 0.05, 0.18),
+        _stroke(u, v, 0.65, 0.05, 0.65, -0.55, 0.18),
+    ),
+    "boat": lambda u, v: _union(
+        _polygon(u, v, [(-1, 0.35), (1, 0.35), (0.62, 0.85), (-0.62, 0.85)]),
+        _polygon(u, v, [(-0.08, -1), (-0.08, 0.25), (-0.8, 0.25)]),
+        _polygon(u, v, [(0.1, -0.8), (0.1, 0.25), (0.72, 0.25)]),
+        _box(u, v, 0, -0.2, 0.08, 0.6),
+    ),
+    "bottle": lambda u, v: _union(
+        _box(u, v, 0, 0.3, 0.46, 0.68, 0.18),
+        _polygon(u, v, [(-0.46, -0.2), (-0.17, -0.6), (0.17, -0.6), (0.46, -0.2)]),
+        _box(u, v, 0, -0.72, 0.18, 0.26),
+        _box(u, v, 0, -0.95, 0.25, 0.1),
+    ),
     # fold 3
-    "flower": lambda u, v: .66 + .28 * np.cos(6 * np.arctan2(v, u)) - np.hypot(u, v),
-    "snail": lambda u, v: _union(_disc(u, v, .2, -.15, .66), _stroke(u, v, -.75, .62, .95, .62, .2),
-                                 _stroke(u, v, -.75, .6, -.8, .0, .18), _stroke(u, v, -.8, .0, -.98, -.35, .06),
-                                 _stroke(u, v, -.8, .0, -.66, -.38, .06)),
-    "hammer": lambda u, v: _union(_box(u, v, -.12, -.62, .6, .3, .05), _polygon(u, v, [(.4, -.92), (1, -.5), (.4, -.36)]),
-                                  _box(u, v, -.05, .3, .2, .7, .08)),
-    "guitar": lambda u, v: _cut(_union(_ellipse(u, v, 0, .55, .62, .46), _ellipse(u, v, 0, 0, .46, .36),
-                                       _box(u, v, 0, -.6, .13, .5), _box(u, v, 0, -1, .24, .17)), _disc(u, v, 0, .25, .15)),
-    "sock": lambda u, v: _union(_box(u, v, -.25, -.35, .36, .65, .06), _stroke(u, v, -.25, .5, .55, .58, .36)),
+    "flower": lambda u, v: 0.66 + 0.28 * np.cos(6 * np.arctan2(v, u)) - np.hypot(u, v),
+    "snail": lambda u, v: _union(
+        _disc(u, v, 0.2, -0.15, 0.66),
+        _stroke(u, v, -0.75, 0.62, 0.95, 0.62, 0.2),
+        _stroke(u, v, -0.75, 0.6, -0.8, 0.0, 0.18),
+        _stroke(u, v, -0.8, 0.0, -0.98, -0.35, 0.06),
+        _stroke(u, v, -0.8, 0.0, -0.66, -0.38, 0.06),
+    ),
+    "hammer": lambda u, v: _union(
+        _box(u, v, -0.12, -0.62, 0.6, 0.3, 0.05),
+        _polygon(u, v, [(0.4, -0.92), (1, -0.5), (0.4, -0.36)]),
+        _box(u, v, -0.05, 0.3, 0.2, 0.7, 0.08),
+    ),
+    "guitar": lambda u, v: _cut(
+        _union(
+            _ellipse(u, v, 0, 0.55, 0.62, 0.46),
+            _ellipse(u, v, 0, 0, 0.46, 0.36),
+            _box(u, v, 0, -0.6, 0.13, 0.5),
+            _box(u, v, 0, -1, 0.24, 0.17),
+        ),
+        _disc(u, v, 0, 0.25, 0.15),
+    ),
+    "sock": lambda u, v: _union(
+        _box(u, v, -0.25, -0.35, 0.36, 0.65, 0.06), _stroke(u, v, -0.25, 0.5, 0.55, 0.58, 0.36)
+    ),
 }
 
-# %% ../../nbs/A0_scenes.ipynb #d8224ffc
+# %% ../../nbs/A0_scenes.ipynb #66b5ce24
 def _noise(u, v, frequency, table):
     "Value noise: a 64×64 table of random numbers, interpolated smoothly; `frequency` cells to the unit."
     x, y = u * frequency + 512, v * frequency + 512
@@ -130,7 +198,9 @@ def _noise(u, v, frequency, table):
     fx, fy = x - i, y - j
     fx, fy = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy)
     i0, i1, j0, j1 = i & 63, (i + 1) & 63, j & 63, (j + 1) & 63
-    return (table[j0, i0] * (1 - fx) + table[j0, i1] * fx) * (1 - fy) + (table[j1, i0] * (1 - fx) + table[j1, i1] * fx) * fy
+    return (table[j0, i0] * (1 - fx) + table[j0, i1] * fx) * (1 - fy) + (
+        table[j1, i0] * (1 - fx) + table[j1, i1] * fx
+    ) * fy
 
 
 def _wave(x):
@@ -159,63 +229,108 @@ def _dots(u, v, period, radius, inner=0.0):
 def _bricks(u, v, width, height, joint):
     "1 on the bricks of a running bond, 0 on the joints."
     row = np.floor(v / height)
-    return _edge(np.minimum(width / 2 * _fold(u / width + row % 2 / 2), height / 2 * _fold(v / height)) - joint, 30)
+    return _edge(
+        np.minimum(width / 2 * _fold(u / width + row % 2 / 2), height / 2 * _fold(v / height))
+        - joint,
+        30,
+    )
 
 
 # Each takes object coordinates, the instance's noise table and its phase in [0, 1).
 TEXTURES: dict[str, Callable] = {
-    "star": lambda u, v, n, p: _wave(np.hypot(u, v) / .26 + p),                                          # rings
-    "mug": lambda u, v, n, p: _edge(_wave(v / .42 + p) - .5, 5),                                         # bands
-    "fish": lambda u, v, n, p: np.clip(np.hypot(_fold(u / .3 + np.floor(v / .15) % 2 / 2), 1.3 * (v / .15 % 1)) - .1, 0, 1),  # scales
-    "key": lambda u, v, n, p: .75 * _noise(u * .12, v, 22, n) + .1,                                      # brushed metal
-    "leaf": lambda u, v, n, p: np.maximum(_edge(.06 - np.abs(v), 14), _edge(.2 - _fold((u + .8 * np.abs(v)) / .26 + p), 5)),  # veins
-    "mushroom": lambda u, v, n, p: _dots(u + p * .4, v, .5, .3),                                         # large dots
-    "heart": lambda u, v, n, p: _edge(_wave((u + v) / .38) - .5, 4) * .5 + _edge(_wave((u - v) / .38) - .5, 4) * .5,   # quilt
-    "house": lambda u, v, n, p: _bricks(u, v, .46, .22, .035),                                           # bricks
-    "tree": lambda u, v, n, p: _edge(_wave(v / .24 + .7 * _fold(u / .28) + p) - .5, 3),                  # zigzag
-    "butterfly": lambda u, v, n, p: _dots(u, v + p * .3, .42, .38, .17),                                 # eye spots
-    "umbrella": lambda u, v, n, p: _edge(_wave(np.arctan2(v - .5, u) * 9 / (2 * np.pi) + p) - .5, 6),    # gores
-    "crescent": lambda u, v, n, p: _edge(_noise(u, v, 6, n) - .62, 7) * .8 + .2 * _noise(u, v, 14, n),   # craters
-    "cactus": lambda u, v, n, p: _edge(_wave(u / .2) - .6, 4) * _edge(_wave(v / .2 + .5 * (np.round(u / .2) % 2)) - .35, 4),  # spines
-    "boat": lambda u, v, n, p: _edge(.2 - _fold(v / .24 + p), 6) * .8 + .2 * _noise(u * .2, v, 20, n),   # planks
-    "bottle": lambda u, v, n, p: _edge(_noise(u, v, 9, n) - .8, 10) * .7 + .3 * _wave(u / 1.6 + .1),     # bubbles
-    "flower": lambda u, v, n, p: _edge(.3 - np.hypot(u, v), 12) + _edge(np.hypot(u, v) - .3, 12) * .6 * _wave(np.arctan2(v, u) * 24 / (2 * np.pi)),
-    "snail": lambda u, v, n, p: _edge(_wave(np.hypot(u - .2, v + .15) / .32 + np.arctan2(v + .15, u - .2) / (2 * np.pi) + p) - .45, 3),
-    "hammer": lambda u, v, n, p: _wave(u / .22 + 1.6 * _noise(u, v * .35, 3, n)),                        # wood grain
-    "guitar": lambda u, v, n, p: .5 * _edge(_fold(u / .3) - .6, 6) + .5 * _edge(_fold(v / .3 + p) - .6, 6),   # tartan
-    "sock": lambda u, v, n, p: _edge(_wave(v / .15 + _fold(u / .15)) - .5, 2) * .55 + .45 * _edge(_fold(v / .6) - .6, 8),    # knit
+    "star": lambda u, v, n, p: _wave(np.hypot(u, v) / 0.26 + p),  # rings
+    "mug": lambda u, v, n, p: _edge(_wave(v / 0.42 + p) - 0.5, 5),  # bands
+    "fish": lambda u, v, n, p: np.clip(
+        np.hypot(_fold(u / 0.3 + np.floor(v / 0.15) % 2 / 2), 1.3 * (v / 0.15 % 1)) - 0.1, 0, 1
+    ),  # scales
+    "key": lambda u, v, n, p: 0.75 * _noise(u * 0.12, v, 22, n) + 0.1,  # brushed metal
+    "leaf": lambda u, v, n, p: np.maximum(
+        _edge(0.06 - np.abs(v), 14), _edge(0.2 - _fold((u + 0.8 * np.abs(v)) / 0.26 + p), 5)
+    ),  # veins
+    "mushroom": lambda u, v, n, p: _dots(u + p * 0.4, v, 0.5, 0.3),  # large dots
+    "heart": lambda u, v, n, p: (
+        _edge(_wave((u + v) / 0.38) - 0.5, 4) * 0.5 + _edge(_wave((u - v) / 0.38) - 0.5, 4) * 0.5
+    ),  # quilt
+    "house": lambda u, v, n, p: _bricks(u, v, 0.46, 0.22, 0.035),  # bricks
+    "tree": lambda u, v, n, p: _edge(
+        _wave(v / 0.24 + 0.7 * _fold(u / 0.28) + p) - 0.5, 3
+    ),  # zigzag
+    "butterfly": lambda u, v, n, p: _dots(u, v + p * 0.3, 0.42, 0.38, 0.17),  # eye spots
+    "umbrella": lambda u, v, n, p: _edge(
+        _wave(np.arctan2(v - 0.5, u) * 9 / (2 * np.pi) + p) - 0.5, 6
+    ),  # gores
+    "crescent": lambda u, v, n, p: (
+        _edge(_noise(u, v, 6, n) - 0.62, 7) * 0.8 + 0.2 * _noise(u, v, 14, n)
+    ),  # craters
+    "cactus": lambda u, v, n, p: (
+        _edge(_wave(u / 0.2) - 0.6, 4)
+        * _edge(_wave(v / 0.2 + 0.5 * (np.round(u / 0.2) % 2)) - 0.35, 4)
+    ),  # spines
+    "boat": lambda u, v, n, p: (
+        _edge(0.2 - _fold(v / 0.24 + p), 6) * 0.8 + 0.2 * _noise(u * 0.2, v, 20, n)
+    ),  # planks
+    "bottle": lambda u, v, n, p: (
+        _edge(_noise(u, v, 9, n) - 0.8, 10) * 0.7 + 0.3 * _wave(u / 1.6 + 0.1)
+    ),  # bubbles
+    "flower": lambda u, v, n, p: (
+        _edge(0.3 - np.hypot(u, v), 12)
+        + _edge(np.hypot(u, v) - 0.3, 12) * 0.6 * _wave(np.arctan2(v, u) * 24 / (2 * np.pi))
+    ),
+    "snail": lambda u, v, n, p: _edge(
+        _wave(np.hypot(u - 0.2, v + 0.15) / 0.32 + np.arctan2(v + 0.15, u - 0.2) / (2 * np.pi) + p)
+        - 0.45,
+        3,
+    ),
+    "hammer": lambda u, v, n, p: _wave(u / 0.22 + 1.6 * _noise(u, v * 0.35, 3, n)),  # wood grain
+    "guitar": lambda u, v, n, p: (
+        0.5 * _edge(_fold(u / 0.3) - 0.6, 6) + 0.5 * _edge(_fold(v / 0.3 + p) - 0.6, 6)
+    ),  # tartan
+    "sock": lambda u, v, n, p: (
+        _edge(_wave(v / 0.15 + _fold(u / 0.15)) - 0.5, 2) * 0.55
+        + 0.45 * _edge(_fold(v / 0.6) - 0.6, 8)
+    ),  # knit
 }
 
 
 SHADINGS = ("dome", "bevel", "rim", "cylinder", "gloss", "sunk", "glow", "facet")
 
 
-def _light(field: np.ndarray, u: np.ndarray, shading: str, step: float, direction: float) -> tuple[np.ndarray, np.ndarray]:
+def _light(
+    field: np.ndarray, u: np.ndarray, shading: str, step: float, direction: float
+) -> tuple[np.ndarray, np.ndarray]:
     "Factor on the colour and added white, from a height map made of the field; `step` is the field's unit per pixel."
     depth = np.maximum(field, 0)
     deep = max(float(depth.max()), 1e-3)
     rounded = lambda d: np.sqrt(np.maximum(1 - (1 - np.clip(d, 0, 1)) ** 2, 0))
-    height = {"dome": lambda: deep * rounded(depth / deep), "bevel": lambda: np.minimum(depth, .14) * .8,
-              "rim": lambda: 0 * depth, "cylinder": lambda: .6 * np.sqrt(np.maximum(1.2 - u * u, 0)),
-              "gloss": lambda: .5 * deep * rounded(depth / deep), "sunk": lambda: -.8 * np.minimum(depth, .2),
-              "glow": lambda: 0 * depth, "facet": lambda: 1.2 * np.round(depth / .16) * .16}[shading]()
+    height = {
+        "dome": lambda: deep * rounded(depth / deep),
+        "bevel": lambda: np.minimum(depth, 0.14) * 0.8,
+        "rim": lambda: 0 * depth,
+        "cylinder": lambda: 0.6 * np.sqrt(np.maximum(1.2 - u * u, 0)),
+        "gloss": lambda: 0.5 * deep * rounded(depth / deep),
+        "sunk": lambda: -0.8 * np.minimum(depth, 0.2),
+        "glow": lambda: 0 * depth,
+        "facet": lambda: 1.2 * np.round(depth / 0.16) * 0.16,
+    }[shading]()
     gy, gx = np.gradient(height.astype(np.float32), step)
     norm = np.sqrt(gx * gx + gy * gy + 1)
-    lit = np.clip((-gx * math.cos(direction) * .6 - gy * math.sin(direction) * .6 + .8) / norm, 0, 1)
+    lit = np.clip(
+        (-gx * math.cos(direction) * 0.6 - gy * math.sin(direction) * 0.6 + 0.8) / norm, 0, 1
+    )
     if shading == "rim":
         return 1 - .65 * np.exp(-(depth / .07) ** 2), np.zeros_like(lit)
     if shading == "glow":
         return .5 + .65 * np.clip(depth / deep, 0, 1), np.zeros_like(lit)
     return .35 + .8 * lit, (.7 if shading == "gloss" else .12) * lit ** 24
 
-# %% ../../nbs/A0_scenes.ipynb #03321084
+# %% ../../nbs/A0_scenes.ipynb #1c93e5dd
 class ObjectClass(NamedTuple):
     "A class of objects: what all its instances share."
     name: str             # unique within its catalogue
     outline: Callable     # (u, v) -> field, positive inside
     texture: Callable     # (u, v, noise table, phase) -> values in 0..1
-    shading: str          # one of SHADINGS
-    area: float           # of the outline, in squared object units: instances are scaled to a wanted number of pixels
+    shading: str  # one of SHADINGS
+    area: float  # of the outline, in squared object units: instances are scaled to a wanted number of pixels
     centre: tuple[float, float]  # of gravity, object units
     reach: float          # largest distance from the centre, object units
 
@@ -226,19 +341,25 @@ def _object_class(name, outline, texture, shading) -> ObjectClass:
     inside = outline(u, v) > 0
     centre = float(u[inside].mean()), float(v[inside].mean())
     reach = float(np.hypot(u - centre[0], v - centre[1])[inside].max()) + .02
-    return ObjectClass(name, outline, texture, shading, float(inside.sum()) * .02 ** 2, centre, reach)
+    return ObjectClass(
+        name, outline, texture, shading, float(inside.sum()) * 0.02**2, centre, reach
+    )
 
 
 def _silhouette(c: ObjectClass, turn: float, mirror: int, side: int = 40) -> np.ndarray:
     "An outline on a coarse grid, at unit area and centred, turned and mirrored: to compare silhouettes."
     y, x = np.mgrid[-1.1:1.1:side * 1j, -1.1:1.1:side * 1j] * math.sqrt(c.area)
     cos, sin = math.cos(turn), math.sin(turn)
-    return (c.outline(mirror * (x * cos + y * sin) + c.centre[0], y * cos - x * sin + c.centre[1]) > 0).ravel()
+    return (
+        c.outline(mirror * (x * cos + y * sin) + c.centre[0], y * cos - x * sin + c.centre[1]) > 0
+    ).ravel()
 
 
 def _all_turns(c: ObjectClass) -> np.ndarray:
     "72 silhouettes: 36 turns, each with its mirror image."
-    return np.stack([_silhouette(c, 2 * math.pi * k / 36, m) for k in range(36) for m in (1, -1)]).astype(np.float32)
+    return np.stack(
+        [_silhouette(c, 2 * math.pi * k / 36, m) for k in range(36) for m in (1, -1)]
+    ).astype(np.float32)
 
 
 def overlap(
@@ -249,11 +370,13 @@ def overlap(
     inter = turns @ shape
     return float((inter / (turns.sum(1) + shape.sum() - inter)).max())
 
-# %% ../../nbs/A0_scenes.ipynb #9a98f5ea
+# %% ../../nbs/A0_scenes.ipynb #a021727b
 def _superformula(m, n1, n2, n3):
     "Gielis' superformula, scaled to the unit disc."
     def radius(t):
-        return (np.abs(np.cos(m * t / 4)) ** n2 + np.abs(np.sin(m * t / 4)) ** n3 + 1e-9) ** (-1 / n1)
+        return (np.abs(np.cos(m * t / 4)) ** n2 + np.abs(np.sin(m * t / 4)) ** n3 + 1e-9) ** (
+            -1 / n1
+        )
     top = float(radius(np.linspace(0, 2 * np.pi, 720)).max())
     return lambda u, v: radius(np.arctan2(v, u)) / top - np.hypot(u, v)
 
@@ -261,43 +384,78 @@ def _superformula(m, n1, n2, n3):
 def _other_outline(family: int, r: np.random.Generator) -> Callable:
     "A random outline of one of ten families."
     if family == 0:
-        return _superformula(int(r.integers(3, 9)), r.uniform(.4, 1.5), r.uniform(.6, 2.5), r.uniform(.6, 2.5))
+        return _superformula(
+            int(r.integers(3, 9)), r.uniform(0.4, 1.5), r.uniform(0.6, 2.5), r.uniform(0.6, 2.5)
+        )
     if family == 1:                                                                           # gear
         teeth, depth, hole = int(r.integers(7, 13)), r.uniform(.12, .25), r.uniform(.0, .4)
-        return lambda u, v: _cut(1 - depth * _edge(_wave(np.arctan2(v, u) * teeth / (2 * np.pi)) - .5, 3) - np.hypot(u, v),
-                                 hole - np.hypot(u, v))
+        return lambda u, v: _cut(
+            1
+            - depth * _edge(_wave(np.arctan2(v, u) * teeth / (2 * np.pi)) - 0.5, 3)
+            - np.hypot(u, v),
+            hole - np.hypot(u, v),
+        )
     if family == 2:                                                                           # blob
         a, b = r.uniform(-.16, .16, 4), r.uniform(-.16, .16, 4)
-        return lambda u, v: .75 + sum(a[k] * np.cos((k + 2) * np.arctan2(v, u)) + b[k] * np.sin((k + 2) * np.arctan2(v, u))
-                                      for k in range(4)) - np.hypot(u, v)
-    if family == 3:                                                                           # strokes as in letters
+        return lambda u, v: (
+            0.75
+            + sum(
+                a[k] * np.cos((k + 2) * np.arctan2(v, u))
+                + b[k] * np.sin((k + 2) * np.arctan2(v, u))
+                for k in range(4)
+            )
+            - np.hypot(u, v)
+        )
+    if family == 3:  # strokes as in letters
         lattice = [(x, y) for y in (-.75, 0, .75) for x in (-.6, 0, .6)]
         walk = [int(r.integers(9))]
         while len(walk) < int(r.integers(5, 7)):
-            walk.append(int(r.choice([k for k in range(9) if k != walk[-1] and math.dist(lattice[k], lattice[walk[-1]]) < 1])))
+            walk.append(
+                int(
+                    r.choice(
+                        [
+                            k
+                            for k in range(9)
+                            if k != walk[-1] and math.dist(lattice[k], lattice[walk[-1]]) < 1
+                        ]
+                    )
+                )
+            )
         w = r.uniform(.18, .27)
-        return lambda u, v: _union(*(_stroke(u, v, *lattice[p], *lattice[q], w) for p, q in zip(walk, walk[1:])))
-    if family == 4:                                                                           # regular polygon, stretched
+        return lambda u, v: _union(
+            *(_stroke(u, v, *lattice[p], *lattice[q], w) for p, q in zip(walk, walk[1:]))
+        )
+    if family == 4:  # regular polygon, stretched
         n, stretch = int(r.integers(3, 8)), r.uniform(.5, 1)
         points = [(x, y * stretch) for x, y in _radial_points([1] * n, r.uniform(0, 6))]
         return lambda u, v: _polygon(u, v, points)
-    if family == 5:                                                                           # spiky or dented polygon
+    if family == 5:  # spiky or dented polygon
         points = _radial_points(list(r.uniform(.4, 1, int(r.integers(6, 11)))))
         return lambda u, v: _polygon(u, v, points)
-    if family == 6:                                                                           # ring with a gap
+    if family == 6:  # ring with a gap
         hole, gap, turn = r.uniform(.3, .55), r.uniform(.12, .3), r.uniform(0, 6)
         return lambda u, v: _cut(_cut(_disc(u, v, 0, 0, .95), _disc(u, v, 0, 0, hole)),
                                  _stroke(u, v, 0, 0, 2 * math.cos(turn), 2 * math.sin(turn), gap))
-    if family == 7:                                                                           # boxes crossing: T, L, H, plus
-        parts = [(r.uniform(-.5, .5), r.uniform(-.5, .5), *((.9, .22) if k % 2 else (.24, .9))) for k in range(int(r.integers(2, 4)))]
-        return lambda u, v: _union(*(_box(u, v, x * (b > a), y * (a > b), a, b, .06) for x, y, a, b in parts))
-    if family == 8:                                                                           # chain of ellipses
+    if family == 7:  # boxes crossing: T, L, H, plus
+        parts = [
+            (r.uniform(-0.5, 0.5), r.uniform(-0.5, 0.5), *((0.9, 0.22) if k % 2 else (0.24, 0.9)))
+            for k in range(int(r.integers(2, 4)))
+        ]
+        return lambda u, v: _union(
+            *(_box(u, v, x * (b > a), y * (a > b), a, b, 0.06) for x, y, a, b in parts)
+        )
+    if family == 8:  # chain of ellipses
         xs, size = np.linspace(-.65, .65, 3), r.uniform(.22, .5, (3, 2))
         ys, tilt = r.uniform(-.4, .4, 3), r.uniform(-1, 1, 3)
-        return lambda u, v: _union(*(_ellipse(u, v, xs[k], ys[k], *size[k], tilt[k]) for k in range(3)),
-                                   *(_stroke(u, v, xs[k], ys[k], xs[k + 1], ys[k + 1], .18) for k in range(2)))
-    a, b, bites = r.uniform(.6, .95), r.uniform(.6, .95), r.uniform(0, 2 * np.pi, 3)         # notched box
-    return lambda u, v: _cut(_box(u, v, 0, 0, a, b, .2), _union(*(_disc(u, v, 1.05 * a * math.cos(t), 1.05 * b * math.sin(t), .33) for t in bites)))
+        return lambda u, v: _union(
+            *(_ellipse(u, v, xs[k], ys[k], *size[k], tilt[k]) for k in range(3)),
+            *(_stroke(u, v, xs[k], ys[k], xs[k + 1], ys[k + 1], 0.18) for k in range(2)),
+        )
+    a, b, bites = r.uniform(.6, .95), r.uniform(.6, .95), r.uniform(0, 2 * np.pi, 3)  # notched box
+    return lambda u, v: _cut(
+        _box(u, v, 0, 0, a, b, 0.2),
+        _union(*(_disc(u, v, 1.05 * a * math.cos(t), 1.05 * b * math.sin(t), 0.33) for t in bites)),
+    )
 
 
 def _pattern(kind: int, r: np.random.Generator) -> Callable:
@@ -308,16 +466,29 @@ def _pattern(kind: int, r: np.random.Generator) -> Callable:
     line = lambda u, v: u * c + v * s
     cross = lambda u, v: v * c - u * s
     return [
-        lambda u, v, n, p: _edge(_wave(line(u, v) / period + p) - q, sharp),                                # stripes
-        lambda u, v, n, p: _edge(_wave(line(u, v) / period + p) * _wave(cross(u, v) / (period * (.7 + q))) - .3, sharp),  # bumps
-        lambda u, v, n, p: _edge(_noise(u, v, 1.5 / period, n) - q, sharp),                                 # blotches
-        lambda u, v, n, p: _noise(line(u, v) * .15, cross(u, v), 4 / period, n),                            # streaks
-        lambda u, v, n, p: _edge(_wave(np.hypot(u - x, v - y) / period + p) - q, sharp),                    # arcs off centre
-        lambda u, v, n, p: _edge(_wave(np.arctan2(v - y, u - x) * n2 / (2 * np.pi) + p) - q, sharp),        # rays off centre
-        lambda u, v, n, p: _dots(line(u, v), cross(u, v), period * 1.3, .15 + .25 * q),                     # dots
-        lambda u, v, n, p: _edge(_wave(line(u, v) / period + .6 * np.sin(cross(u, v) * 8 * q) + p) - .5, sharp),   # waves
-        lambda u, v, n, p: _edge(_wave(np.round(line(u, v) / period) / 2 + np.round(cross(u, v) / period) / 2) - .5, sharp),  # checks
-        lambda u, v, n, p: np.clip(.5 + .5 * line(u, v) + .4 * (_noise(u, v, 16, n) - .5), 0, 1),           # grain on a slope
+        lambda u, v, n, p: _edge(_wave(line(u, v) / period + p) - q, sharp),  # stripes
+        lambda u, v, n, p: _edge(
+            _wave(line(u, v) / period + p) * _wave(cross(u, v) / (period * (0.7 + q))) - 0.3, sharp
+        ),  # bumps
+        lambda u, v, n, p: _edge(_noise(u, v, 1.5 / period, n) - q, sharp),  # blotches
+        lambda u, v, n, p: _noise(line(u, v) * 0.15, cross(u, v), 4 / period, n),  # streaks
+        lambda u, v, n, p: _edge(
+            _wave(np.hypot(u - x, v - y) / period + p) - q, sharp
+        ),  # arcs off centre
+        lambda u, v, n, p: _edge(
+            _wave(np.arctan2(v - y, u - x) * n2 / (2 * np.pi) + p) - q, sharp
+        ),  # rays off centre
+        lambda u, v, n, p: _dots(line(u, v), cross(u, v), period * 1.3, 0.15 + 0.25 * q),  # dots
+        lambda u, v, n, p: _edge(
+            _wave(line(u, v) / period + 0.6 * np.sin(cross(u, v) * 8 * q) + p) - 0.5, sharp
+        ),  # waves
+        lambda u, v, n, p: _edge(
+            _wave(np.round(line(u, v) / period) / 2 + np.round(cross(u, v) / period) / 2) - 0.5,
+            sharp,
+        ),  # checks
+        lambda u, v, n, p: np.clip(
+            0.5 + 0.5 * line(u, v) + 0.4 * (_noise(u, v, 16, n) - 0.5), 0, 1
+        ),  # grain on a slope
     ][kind]
 
 
@@ -333,7 +504,9 @@ def _mixed(a: Callable, b: Callable, how: int) -> Callable:
 
 
 @lru_cache(None)
-def bundled_classes() -> tuple[ObjectClass, ...]:  # the 20 classes of data_samples/scenes; class id = index + 1
+def bundled_classes() -> tuple[
+    ObjectClass, ...
+]:  # the 20 classes of data_samples/scenes; class id = index + 1
     """The twenty classes of the bundled samples, in the order of their ids."""
     return tuple(_object_class(name, OUTLINES[name], TEXTURES[name], SHADINGS[i % len(SHADINGS)])
                  for i, name in enumerate(OUTLINES))
@@ -350,8 +523,15 @@ def other_classes(
     while len(chosen) < n:
         k = len(chosen)
         texture = _mixed(_pattern(k % 10, r), _pattern(int(r.integers(10)), r), int(r.integers(4)))
-        c = _object_class(f"other{k:03d}", _other_outline(int(r.integers(10)), r), texture, SHADINGS[int(r.integers(8))])
-        if c.area < .8 or c.reach > 1.5 * math.sqrt(c.area):   # too thin: 2,500 pixels of it would span the image
+        c = _object_class(
+            f"other{k:03d}",
+            _other_outline(int(r.integers(10)), r),
+            texture,
+            SHADINGS[int(r.integers(8))],
+        )
+        if c.area < 0.8 or c.reach > 1.5 * math.sqrt(
+            c.area
+        ):  # too thin: 2,500 pixels of it would span the image
             continue
         shape = _silhouette(c, 0, 1).astype(np.float32)
         if max(overlap(t, shape) for t in seen) < .85:
@@ -359,7 +539,7 @@ def other_classes(
             seen.append(_all_turns(c))
     return tuple(chosen)
 
-# %% ../../nbs/A0_scenes.ipynb #b15dbc87
+# %% ../../nbs/A0_scenes.ipynb #bd84945a
 GROUNDS = ("soil", "water", "straw", "gravel", "cloth", "moss")
 
 
@@ -372,9 +552,13 @@ class Patch(NamedTuple):
 
 class Scene(NamedTuple):
     "An image and what it shows."
-    image: np.ndarray     # (H, W, 3) uint8 RGB
-    mask: np.ndarray      # (H, W) uint8: 0 ground, 1 + index of the class, 255 on a border one pixel wide
-    ground: np.ndarray    # (H, W) uint8: index into GROUNDS of the ground at, or underneath, the pixel
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    mask: (
+        np.ndarray
+    )  # (H, W) uint8: 0 ground, 1 + index of the class, 255 on a border one pixel wide
+    ground: (
+        np.ndarray
+    )  # (H, W) uint8: index into GROUNDS of the ground at, or underneath, the pixel
 
 
 def _palette(r: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -393,25 +577,41 @@ def render_object(
     turn: float = math.pi / 4, # rotations are uniform in ±turn, radians
 ) -> Patch:  # as large as needed to hold the object
     """Draw one instance of a class: rotated, sheared, perhaps mirrored, in colours of its own."""
-    angle, shear, aspect, mirror = r.uniform(-turn, turn), r.uniform(-.2, .2), r.uniform(.88, 1.14), r.choice([-1, 1])
+    angle, shear, aspect, mirror = (
+        r.uniform(-turn, turn),
+        r.uniform(-0.2, 0.2),
+        r.uniform(0.88, 1.14),
+        r.choice([-1, 1]),
+    )
     scale = math.sqrt(area / c.area)
-    pose = (np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-            @ np.array([[1, shear], [0, 1]]) @ np.diag([aspect * mirror, 1 / aspect])) * scale   # determinant: ± scale²
+    pose = (
+        np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+        @ np.array([[1, shear], [0, 1]])
+        @ np.diag([aspect * mirror, 1 / aspect])
+    ) * scale  # determinant: ± scale²
     half = int(math.ceil(c.reach * np.linalg.norm(pose, 2))) + 1
     steps = (np.arange(2 * half * supersample) + .5) / supersample - half
     x, y = np.meshgrid(steps, steps)
     (a, b), (d, e) = np.linalg.inv(pose)
     u, v = a * x + b * y + c.centre[0], d * x + e * y + c.centre[1]
-    field = c.outline(u, v)                             # double precision: the mask must not hang on rounding
+    field = c.outline(u, v)  # double precision: the mask must not hang on rounding
     inside = field > 0
     field, u, v = (z.astype(np.float32) for z in (field, u, v))
-    stretch = np.float32(r.uniform(.9, 1.12))           # of the texture's period
-    t = np.clip(c.texture(u * stretch, v * stretch, r.random((64, 64), np.float32), np.float32(r.random())), 0, 1)
+    stretch = np.float32(r.uniform(.9, 1.12))  # of the texture's period
+    t = np.clip(
+        c.texture(u * stretch, v * stretch, r.random((64, 64), np.float32), np.float32(r.random())),
+        0,
+        1,
+    )
     dark, light = _palette(r)
-    factor, white = _light(field, u, c.shading, 1 / (scale * supersample), -math.pi / 2 + r.uniform(-.8, .8))
+    factor, white = _light(
+        field, u, c.shading, 1 / (scale * supersample), -math.pi / 2 + r.uniform(-0.8, 0.8)
+    )
     colour = (dark + (light - dark) * t[..., None]) * factor[..., None] + white[..., None]
     colour = np.clip(colour, 0, 1) * inside[..., None]
-    shrink = lambda z: z.reshape(2 * half, supersample, 2 * half, supersample, -1).mean((1, 3), dtype=np.float32)
+    shrink = lambda z: z.reshape(2 * half, supersample, 2 * half, supersample, -1).mean(
+        (1, 3), dtype=np.float32
+    )
     coverage = shrink(inside)[..., 0]
     return Patch(shrink(colour), coverage, int((coverage >= .5).sum()))
 
@@ -423,24 +623,61 @@ def render_ground(
 ) -> np.ndarray:  # (side, side, 3) float32, 0..1
     """Draw textured ground: noise of several scales and stains; finer and blurrier than any object."""
     y, x = np.mgrid[:side, :side].astype(np.float32) / 35
-    turn, n, m = r.uniform(0, math.pi), r.random((64, 64), np.float32), r.random((64, 64), np.float32)
+    turn, n, m = (
+        r.uniform(0, math.pi),
+        r.random((64, 64), np.float32),
+        r.random((64, 64), np.float32),
+    )
     p, q = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-    t = [lambda: .5 * _noise(x, y, 1.2, n) + .3 * _noise(x, y, 4, m) + .2 * _noise(x, y, 15, n),                    # soil
-         lambda: _wave(q * 1.1 + 1.5 * _noise(p, q * 2, .8, n)) * .6 + .4 * _noise(p * .3, q, 9, m),               # water
-         lambda: np.maximum(_noise(p * .15, q, 12, n), _noise(p, q * .15, 12, m)),                                  # straw
-         lambda: np.abs(_noise(x, y, 8, n) - _noise(x, y, 8.7, m)) * 1.4 + .2 * _noise(x, y, 1, m),                 # gravel
-         lambda: .4 * _noise(p * .1, q, 25, n) + .4 * _noise(p, q * .1, 25, m) + .2 * _noise(x, y, 1, n),           # cloth
-         lambda: np.abs(2 * _noise(x, y, 3, n) - 1) ** .6 * .7 + .3 * _noise(x, y, 20, m)][kind]()                 # moss
+    t = [
+        lambda: (
+            0.5 * _noise(x, y, 1.2, n) + 0.3 * _noise(x, y, 4, m) + 0.2 * _noise(x, y, 15, n)
+        ),  # soil
+        lambda: (
+            _wave(q * 1.1 + 1.5 * _noise(p, q * 2, 0.8, n)) * 0.6 + 0.4 * _noise(p * 0.3, q, 9, m)
+        ),  # water
+        lambda: np.maximum(_noise(p * 0.15, q, 12, n), _noise(p, q * 0.15, 12, m)),  # straw
+        lambda: (
+            np.abs(_noise(x, y, 8, n) - _noise(x, y, 8.7, m)) * 1.4 + 0.2 * _noise(x, y, 1, m)
+        ),  # gravel
+        lambda: (
+            0.4 * _noise(p * 0.1, q, 25, n)
+            + 0.4 * _noise(p, q * 0.1, 25, m)
+            + 0.2 * _noise(x, y, 1, n)
+        ),  # cloth
+        lambda: np.abs(2 * _noise(x, y, 3, n) - 1) ** 0.6 * 0.7 + 0.3 * _noise(x, y, 20, m),
+    ][kind]()  # moss
     hue, value = r.random(), r.uniform(.3, .8)
     a = np.array(colorsys.hsv_to_rgb(hue, r.uniform(0, .5), value), np.float32)
-    b = np.array(colorsys.hsv_to_rgb((hue + r.uniform(-.15, .15)) % 1, r.uniform(0, .5), value * r.uniform(.45, .8)), np.float32)
+    b = np.array(
+        colorsys.hsv_to_rgb(
+            (hue + r.uniform(-0.15, 0.15)) % 1, r.uniform(0, 0.5), value * r.uniform(0.45, 0.8)
+        ),
+        np.float32,
+    )
     ground = a + (b - a) * np.clip(t, 0, 1)[..., None]
     litter = Image.fromarray((ground * 255).astype(np.uint8))
     draw = ImageDraw.Draw(litter)
-    for _ in range(int(r.integers(15, 60))):            # litter: specks and straws far smaller than any object
-        x0, y0, length, angle = r.uniform(0, side), r.uniform(0, side), r.uniform(1, 11), r.uniform(0, math.pi)
-        shade = tuple(int(255 * z) for z in colorsys.hsv_to_rgb((hue + r.uniform(-.3, .3)) % 1, r.uniform(0, .6), r.uniform(.2, .9)))
-        draw.line([x0, y0, x0 + length * math.cos(angle), y0 + length * math.sin(angle)], fill=shade, width=int(r.integers(1, 3)))
+    for _ in range(
+        int(r.integers(15, 60))
+    ):  # litter: specks and straws far smaller than any object
+        x0, y0, length, angle = (
+            r.uniform(0, side),
+            r.uniform(0, side),
+            r.uniform(1, 11),
+            r.uniform(0, math.pi),
+        )
+        shade = tuple(
+            int(255 * z)
+            for z in colorsys.hsv_to_rgb(
+                (hue + r.uniform(-0.3, 0.3)) % 1, r.uniform(0, 0.6), r.uniform(0.2, 0.9)
+            )
+        )
+        draw.line(
+            [x0, y0, x0 + length * math.cos(angle), y0 + length * math.sin(angle)],
+            fill=shade,
+            width=int(r.integers(1, 3)),
+        )
     return np.asarray(litter.filter(ImageFilter.GaussianBlur(.5)), np.float32) / 255
 
 
@@ -466,8 +703,12 @@ def render_scene(
     Places start at random; then one object at a time is moved, and stays where it was moved unless more pixels are
     missing than before. Raises ValueError if 20 sets of sizes with 300 moves each do not fit the image."""
     for attempt in range(20):
-        sizes = r.uniform(least * 1.15, max(least * 1.4, 5600 - 800 * len(chosen) - 200 * attempt), len(chosen))
-        patches = [render_object(classes[k], a, r, supersample, turn) for k, a in zip(chosen, sizes)]
+        sizes = r.uniform(
+            least * 1.15, max(least * 1.4, 5600 - 800 * len(chosen) - 200 * attempt), len(chosen)
+        )
+        patches = [
+            render_object(classes[k], a, r, supersample, turn) for k, a in zip(chosen, sizes)
+        ]
         needed = np.array([max(least, .6 * p.area) for p in patches])
         corners, missing = [_somewhere(p, side, r) for p in patches], np.inf
         for _ in range(300):
@@ -476,13 +717,17 @@ def render_scene(
                 k = int(r.integers(len(patches)))
                 moved[k] = _somewhere(patches[k], side, r)
             mask = _paint_mask(patches, moved, chosen, side)
-            lack = np.maximum(needed - np.bincount(mask.ravel(), minlength=256)[np.array(chosen) + 1], 0).sum()
+            lack = np.maximum(
+                needed - np.bincount(mask.ravel(), minlength=256)[np.array(chosen) + 1], 0
+            ).sum()
             if lack <= missing:
                 corners, missing = moved, lack
             if missing == 0:
                 return _compose(patches, corners, mask, r, side)
-    raise ValueError(f"{len(chosen)} objects of at least {least} pixels do not fit an image of side {side}; "
-                     "use fewer objects, a smaller `least` or a larger `side`.")
+    raise ValueError(
+        f"{len(chosen)} objects of at least {least} pixels do not fit an image of side {side}; "
+        "use fewer objects, a smaller `least` or a larger `side`."
+    )
 
 
 def _somewhere(patch: Patch, side: int, r: np.random.Generator) -> tuple[int, int]:
@@ -501,10 +746,14 @@ def _paint_mask(patches, corners, chosen, side) -> np.ndarray:
     return _void_border(mask)
 
 
-def _window(i: int, j: int, size: int, side: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+def _window(
+    i: int, j: int, size: int, side: int
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     "The part of the image that a patch at row i, column j covers, and the part of the patch that lies in the image."
     spans = [(max(z, 0), min(z + size, side)) for z in (i, j)]
-    return tuple(slice(a, b) for a, b in spans), tuple(slice(a - z, b - z) for (a, b), z in zip(spans, (i, j)))
+    return tuple(slice(a, b) for a, b in spans), tuple(
+        slice(a - z, b - z) for (a, b), z in zip(spans, (i, j))
+    )
 
 
 def _compose(patches, corners, mask, r, side) -> Scene:
@@ -514,19 +763,36 @@ def _compose(patches, corners, mask, r, side) -> Scene:
     turn = r.uniform(0, 2 * math.pi)
     across = (x - side / 2) * math.cos(turn) + (y - side / 2) * math.sin(turn)
     wave = 5 * np.sin((x * math.sin(turn) - y * math.cos(turn)) / r.uniform(8, 25))
-    second = _edge(across + wave - r.uniform(-.3, .9) * side / 2, .4)    # the second ground is often out of sight
-    canvas = render_ground(side, int(kinds[0]), r) * (1 - second[..., None]) + render_ground(side, int(kinds[1]), r) * second[..., None]
+    second = _edge(
+        across + wave - r.uniform(-0.3, 0.9) * side / 2, 0.4
+    )  # the second ground is often out of sight
+    canvas = (
+        render_ground(side, int(kinds[0]), r) * (1 - second[..., None])
+        + render_ground(side, int(kinds[1]), r) * second[..., None]
+    )
     for patch, (i, j) in zip(patches, corners):
         size = len(patch.coverage)
-        soft = np.asarray(Image.fromarray((patch.coverage * 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(2.5)), np.float32) / 255
+        soft = (
+            np.asarray(
+                Image.fromarray((patch.coverage * 255).astype(np.uint8)).filter(
+                    ImageFilter.GaussianBlur(2.5)
+                ),
+                np.float32,
+            )
+            / 255
+        )
         at, sub = _window(i + 3, j + 2, size, side)
         canvas[at] *= 1 - .45 * soft[sub][..., None]
         at, sub = _window(i, j, size, side)
         canvas[at] = canvas[at] * (1 - patch.coverage[sub][..., None]) + patch.colour[sub]
-    canvas += r.normal(0, r.uniform(.005, .02), canvas.shape).astype(np.float32)     # a camera's noise
-    return Scene((np.clip(canvas, 0, 1) * 255 + .5).astype(np.uint8), mask, np.where(second > .5, kinds[1], kinds[0]).astype(np.uint8))
+    canvas += r.normal(0, r.uniform(.005, .02), canvas.shape).astype(np.float32)  # a camera's noise
+    return Scene(
+        (np.clip(canvas, 0, 1) * 255 + 0.5).astype(np.uint8),
+        mask,
+        np.where(second > 0.5, kinds[1], kinds[0]).astype(np.uint8),
+    )
 
-# %% ../../nbs/A0_scenes.ipynb #7acaa180
+# %% ../../nbs/A0_scenes.ipynb #7265629e
 SEED, SPLITS = 2023, {"train": 600, "val": 300}
 
 
@@ -555,13 +821,19 @@ def _save(image: Image.Image, path: Path, **options) -> None:
 
 def palette() -> list[int]:  # 768 numbers: r, g, b of each of the 256 mask values
     """PASCAL VOC's colours for masks: the bits of a class id, dealt to red, green and blue, highest bits first."""
-    return [sum((i >> (3 * b + c) & 1) << (7 - b) for b in range(3)) for i in range(256) for c in range(3)]
+    return [
+        sum((i >> (3 * b + c) & 1) << (7 - b) for b in range(3))
+        for i in range(256)
+        for c in range(3)
+    ]
 
 
 def _write_scene(root: Path, split: str, index: int, seed: int) -> str:
     "Draw and write one image and its mask; returns its id."
     scene, name = bundled_scene(split, index, seed), f"{split}_{index:04d}"
-    _save(Image.fromarray(scene.image), root / "JPEGImages" / f"{name}.jpg", quality=85, optimize=True)
+    _save(
+        Image.fromarray(scene.image), root / "JPEGImages" / f"{name}.jpg", quality=85, optimize=True
+    )
     mask = Image.fromarray(scene.mask)
     mask.putpalette(palette())
     _save(mask, root / "SegmentationClass" / f"{name}.png", optimize=True)
@@ -581,15 +853,19 @@ def write_samples(
     (root / "classes.txt").write_text("\n".join(OUTLINES) + "\n")
     with ProcessPoolExecutor(workers) as pool:
         for split, count in splits.items():
-            ids = list(pool.map(partial(_write_scene, root, split, seed=seed), range(count), chunksize=4))
+            ids = list(
+                pool.map(partial(_write_scene, root, split, seed=seed), range(count), chunksize=4)
+            )
             (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(ids) + "\n")
 
-# %% ../../nbs/A0_scenes.ipynb #51ea4c6c
+# %% ../../nbs/A0_scenes.ipynb #42296313
 def samples(
     split: str,  # "train" or "val"
 ) -> ImageSet:  # named "samples"
     """The bundled scenes in data_samples/scenes, drawn by this project; raises FileNotFoundError outside a clone of the repository."""
     root = Path(celp_nb.__file__).resolve().parent.parent / "data_samples" / "scenes"
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: the bundled samples are not there; install from a clone of the repository with `pip install -e .`.")
+        raise FileNotFoundError(
+            f"{root}: the bundled samples are not there; install from a clone of the repository with `pip install -e .`."
+        )
     return voc_layout(root, split, name="samples")

@@ -21,7 +21,7 @@ from .scenes import GROUNDS, other_classes, render_scene
 from ..data.transforms import normalise
 from ..engine.backbones import tiny_net
 
-# %% ../../nbs/A1_tiny_backbone.ipynb #52460548
+# %% ../../nbs/A1_tiny_backbone.ipynb #07ac869c
 N_OTHER = 96    # object classes of the pre-training; the ground kinds follow as further labels
 
 
@@ -40,16 +40,18 @@ def _training_image(index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def training_images(
-    n: int,              # how many scenes
-    seed: int = 0,       # scene i depends on (seed, i) alone
-    workers: int = 2,    # processes
-) -> tuple[np.ndarray, np.ndarray]:  # images (n, 161, 161, 3) uint8; labels (n, 161, 161) uint8, 255 void
+    n: int,  # how many scenes
+    seed: int = 0,  # scene i depends on (seed, i) alone
+    workers: int = 2,  # processes
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # images (n, 161, 161, 3) uint8; labels (n, 161, 161) uint8, 255 void
     """Render scenes of the 96 other classes, rotated freely."""
     with ProcessPoolExecutor(workers) as pool:
         images, labels = zip(*pool.map(partial(_training_image, seed=seed), range(n), chunksize=16))
     return np.stack(images), np.stack(labels)
 
-# %% ../../nbs/A1_tiny_backbone.ipynb #f229e482
+# %% ../../nbs/A1_tiny_backbone.ipynb #4e663567
 def recolour(
     x: np.ndarray,            # (B, H, W, 3) uint8
     label: np.ndarray,        # (B, H, W) uint8
@@ -59,13 +61,20 @@ def recolour(
     out, labels = [], []
     for image, lab in zip(x, label):
         k, flip, order = int(r.integers(4)), bool(r.integers(2)), r.permutation(3)
-        image, lab = np.rot90(image, k)[:, ::1 - 2 * flip][..., order], np.rot90(lab, k)[:, ::1 - 2 * flip]
-        table = (np.arange(256) / 255.) ** r.uniform(.6, 1.6) * r.uniform(.7, 1.2) + r.uniform(-.1, .1)
+        image, lab = (
+            np.rot90(image, k)[:, :: 1 - 2 * flip][..., order],
+            np.rot90(lab, k)[:, :: 1 - 2 * flip],
+        )
+        table = (np.arange(256) / 255.0) ** r.uniform(0.6, 1.6) * r.uniform(0.7, 1.2) + r.uniform(
+            -0.1, 0.1
+        )
         out.append((np.clip(table, 0, 1) * 255).astype(np.uint8)[image])
         labels.append(lab)
-    return normalise(torch.from_numpy(np.stack(out)).movedim(-1, 1)), torch.from_numpy(np.stack(labels)).long()
+    return normalise(torch.from_numpy(np.stack(out)).movedim(-1, 1)), torch.from_numpy(
+        np.stack(labels)
+    ).long()
 
-# %% ../../nbs/A1_tiny_backbone.ipynb #2a57ec27
+# %% ../../nbs/A1_tiny_backbone.ipynb #035388a2
 def position_pairs(
     label: Tensor,   # (B, n) int64: 0 .. objects-1 objects, from there on ground, 255 void
     objects: int,    # number of object classes
@@ -86,14 +95,16 @@ def pair_loss(
 
     Pairs are those of 200 random positions of one image, the first of them on an object; within and across weigh the same."""
     z, label = F.normalize(high.flatten(2).transpose(1, 2).float(), dim=2), label.flatten(1)
-    some = torch.randperm(label.shape[1])[:200]     # a fifth of the pairs teach as well as all, in less time
+    some = torch.randperm(label.shape[1])[
+        :200
+    ]  # a fifth of the pairs teach as well as all, in less time
     z, label = z[:, some], label[:, some]
     logit = steep * (z @ z.transpose(1, 2) - delta)
     within, across = position_pairs(label, N_OTHER)
     loss = F.binary_cross_entropy_with_logits(logit, within.float(), reduction="none")
     return (loss * within).sum() / within.sum() + (loss * across).sum() / across.sum()
 
-# %% ../../nbs/A1_tiny_backbone.ipynb #4aca93dc
+# %% ../../nbs/A1_tiny_backbone.ipynb #0e855957
 class Heads(nn.Module):
     "What is thrown away after pre-training: a cosine classifier on layer4, a linear one on [layer3, layer2]."
 
@@ -105,7 +116,9 @@ class Heads(nn.Module):
         self.scale = scale
 
     def forward(self, f2: Tensor, f3: Tensor, f4: Tensor) -> tuple[Tensor, Tensor]:
-        cosine = torch.einsum("bchw,kc->bkhw", F.normalize(f4, dim=1), F.normalize(self.high, dim=1))
+        cosine = torch.einsum(
+            "bchw,kc->bkhw", F.normalize(f4, dim=1), F.normalize(self.high, dim=1)
+        )
         return self.scale * cosine, self.mid(torch.cat([f3, f2], 1))
 
 
@@ -124,7 +137,9 @@ def pretraining_steps(
     heads = Heads(net, N_OTHER + len(GROUNDS))
     parameters = [*net.parameters(), *heads.parameters()]
     optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=.02)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=n_steps, pct_start=.15)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, lr, total_steps=n_steps, pct_start=0.15
+    )
     net.train().to(memory_format=torch.channels_last)
     for step in range(n_steps):
         pick = r.integers(len(images), size=batch)
@@ -134,8 +149,11 @@ def pretraining_steps(
         f3 = net.layer3(f2)
         f4 = net.layer4(f3)
         high, mid = heads(f2, f3, f4)
-        losses = {"classes": F.cross_entropy(high, label, ignore_index=255), "mid": F.cross_entropy(mid, label, ignore_index=255),
-                  "pairs": pair_loss(f4, label)}
+        losses = {
+            "classes": F.cross_entropy(high, label, ignore_index=255),
+            "mid": F.cross_entropy(mid, label, ignore_index=255),
+            "pairs": pair_loss(f4, label),
+        }
         loss = losses["classes"] + .5 * losses["mid"] + losses["pairs"]
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -144,7 +162,7 @@ def pretraining_steps(
         schedule.step()
         yield step, {k: float(v.detach()) for k, v in losses.items()}
 
-# %% ../../nbs/A1_tiny_backbone.ipynb #318f4c62
+# %% ../../nbs/A1_tiny_backbone.ipynb #eec446fd
 def save_half_precision(
     net: nn.Module,       # from celp_nb.backbones.tiny_net()
     path: str | Path,     # where to; replaced as a whole
@@ -178,17 +196,23 @@ def pretrain(
     for step, losses in pretraining_steps(net, images, labels, n_steps, seed=seed):
         history.append(losses)
         if step % 20 == 0 or step == n_steps - 1:
-            print(f"step {step}/{n_steps}, {time.time() - start:.0f} s: " + ", ".join(f"{k} {v:.3f}" for k, v in losses.items()), flush=True)
+            print(
+                f"step {step}/{n_steps}, {time.time() - start:.0f} s: "
+                + ", ".join(f"{k} {v:.3f}" for k, v in losses.items()),
+                flush=True,
+            )
     save_half_precision(net, out)
     return history
 
-# %% ../../nbs/A1_tiny_backbone.ipynb #d632cfd7
+# %% ../../nbs/A1_tiny_backbone.ipynb #98706465
 def purity(
-    D: Tensor,        # (B, n, n) float, cosines, eq. 1
-    label: Tensor,    # (B, n) int64: 0 .. objects-1 objects, from there on ground, 255 void
-    objects: int,     # number of object classes
-    delta: float,     # threshold of eq. 4
-) -> tuple[Tensor, Tensor]:  # purity and coverage, float in 0..1, one value per position i on an object
+    D: Tensor,  # (B, n, n) float, cosines, eq. 1
+    label: Tensor,  # (B, n) int64: 0 .. objects-1 objects, from there on ground, 255 void
+    objects: int,  # number of object classes
+    delta: float,  # threshold of eq. 4
+) -> tuple[
+    Tensor, Tensor
+]:  # purity and coverage, float in 0..1, one value per position i on an object
     """How good a mask D(i, ·) > delta is: its share on i's object, and the share of i's object that it finds; void left out.
 
     Raises ValueError for a delta of 1 or more: i is similar to itself only below that."""

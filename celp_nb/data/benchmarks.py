@@ -18,7 +18,7 @@ from .episodes import MIN_PIXELS
 from .images import ImageSet, cache_file, checked_set, pixel_index
 from .voc import PASCAL_CLASSES, read_pascal_mask, voc_layout
 
-# %% ../../nbs/24_benchmarks.ipynb #7b345d1b
+# %% ../../nbs/24_benchmarks.ipynb #099c0764
 PASCAL_COUNTS = {"train": 5953, "val": 1449}
 
 
@@ -32,7 +32,9 @@ def check_count(
 ) -> None:
     """Raise ValueError if a published data set has another number of images than published."""
     if n != expected:
-        raise ValueError(f"{name} has {n} images, not the published {expected}; its lists are damaged or of another release: download it again.")
+        raise ValueError(
+            f"{name} has {n} images, not the published {expected}; its lists are damaged or of another release: download it again."
+        )
 
 
 def fetch(
@@ -45,11 +47,14 @@ def fetch(
     try:
         return build()
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(f"{what} could not be downloaded ({error}); fetch {' and '.join(urls)} elsewhere, put what you fetched into {folder} unopened, and run the same command again.") from error
+        raise RuntimeError(
+            f"{what} could not be downloaded ({error}); fetch {' and '.join(urls)} elsewhere, put what you fetched into {folder} unopened, and run the same command again."
+        ) from error
 
 
 def pascal5i(
-    root: str | Path,  # folder with VOCdevkit/VOC2012 and sbd/{img,cls,train_noval.txt}, or to put them
+    root: str
+    | Path,  # folder with VOCdevkit/VOC2012 and sbd/{img,cls,train_noval.txt}, or to put them
     split: str,  # "train" or "val"
     download: bool = False,  # fetch what is missing (VOC 2 GB, SBD 1.4 GB)
     counts: dict[str, int] = PASCAL_COUNTS,  # images that each split must have
@@ -70,21 +75,48 @@ def pascal5i(
         try:
             import scipy.io  # noqa: F401  asked for now rather than at the first mask
         except ImportError as error:
-            raise ImportError("SBD's masks are MATLAB files, which need scipy: pip install 'celp_nb[sbd]'.") from error
+            raise ImportError(
+                "SBD's masks are MATLAB files, which need scipy: pip install 'celp_nb[sbd]'."
+            ) from error
     for folder in [voc_root] + [sbd_root] * (split == "train"):
         if not folder.is_dir() and not download:
-            raise FileNotFoundError(f"{folder}: no such folder; pass download=True or put the data there.")
-    if not (voc_root / "ImageSets" / "Segmentation" / f"{split}.txt").is_file() and voc_root.is_dir():
-        raise FileNotFoundError(f"{voc_root}/ImageSets/Segmentation/{split}.txt: no such list; delete {voc_root} and pass download=True.")
+            raise FileNotFoundError(
+                f"{folder}: no such folder; pass download=True or put the data there."
+            )
+    if (
+        not (voc_root / "ImageSets" / "Segmentation" / f"{split}.txt").is_file()
+        and voc_root.is_dir()
+    ):
+        raise FileNotFoundError(
+            f"{voc_root}/ImageSets/Segmentation/{split}.txt: no such list; delete {voc_root} and pass download=True."
+        )
     if download and not voc_root.is_dir():
-        fetch("VOC 2012", lambda: VOCSegmentation(root, year="2012", image_set=split, download=True), [DATASET_YEAR_DICT["2012"]["url"]], root)
+        fetch(
+            "VOC 2012",
+            lambda: VOCSegmentation(root, year="2012", image_set=split, download=True),
+            [DATASET_YEAR_DICT["2012"]["url"]],
+            root,
+        )
     voc = VOCSegmentation(root, year="2012", image_set=split)
-    files = {Path(image).stem: (Path(image), Path(mask)) for image, mask in zip(voc.images, voc.masks)}
+    files = {
+        Path(image).stem: (Path(image), Path(mask)) for image, mask in zip(voc.images, voc.masks)
+    }
     if split == "train":
-        if download and not (sbd_root / "cls").is_dir():  # a failed download leaves the folder itself behind
-            fetch("SBD", lambda: SBDataset(sbd_root, image_set="train_noval", mode="segmentation", download=True), [SBDataset.url, SBDataset.voc_train_url], sbd_root)
+        if (
+            download and not (sbd_root / "cls").is_dir()
+        ):  # a failed download leaves the folder itself behind
+            fetch(
+                "SBD",
+                lambda: SBDataset(
+                    sbd_root, image_set="train_noval", mode="segmentation", download=True
+                ),
+                [SBDataset.url, SBDataset.voc_train_url],
+                sbd_root,
+            )
         if not (sbd_root / "train_noval.txt").is_file():
-            raise FileNotFoundError(f"{sbd_root / 'train_noval.txt'}: no such list; fetch {SBDataset.voc_train_url} and put it there.")
+            raise FileNotFoundError(
+                f"{sbd_root / 'train_noval.txt'}: no such list; fetch {SBDataset.voc_train_url} and put it there."
+            )
         sbd = SBDataset(sbd_root, image_set="train_noval", mode="segmentation")
         for image, mask in zip(sbd.images, sbd.masks):
             files.setdefault(Path(image).stem, (Path(image), Path(mask)))
@@ -92,17 +124,35 @@ def pascal5i(
     image_paths, mask_paths = (list(paths) for paths in zip(*files.values()))
     for path in [*image_paths, *mask_paths]:
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: listed but not there; delete the folder and pass download=True.")
+            raise FileNotFoundError(
+                f"{path}: listed but not there; delete the folder and pass download=True."
+            )
     read_mask = partial(read_pascal_mask, mask_paths)
-    table, readable = pixel_index(f"pascal5i {root} {split}", image_paths, mask_paths, read_mask, False)
-    return checked_set("pascal5i", list(files), image_paths, read_mask, mask_paths, list(PASCAL_CLASSES), table, readable)
+    table, readable = pixel_index(
+        f"pascal5i {root} {split}", image_paths, mask_paths, read_mask, False
+    )
+    return checked_set(
+        "pascal5i",
+        list(files),
+        image_paths,
+        read_mask,
+        mask_paths,
+        list(PASCAL_CLASSES),
+        table,
+        readable,
+    )
 
 
 def coco20i(
-    root: str | Path,  # a folder in COCO layout: annotations/instances_{train,val}2014.json, train2014/, val2014/
+    root: str
+    | Path,  # a folder in COCO layout: annotations/instances_{train,val}2014.json, train2014/, val2014/
     split: str,  # "train" or "val"
-    counts: dict[str, int] = COCO_COUNTS,  # annotated images that each split must have not to be called a part
-) -> ImageSet:  # named "coco20i", or after its folder where that holds a part; its folds interleaved
+    counts: dict[
+        str, int
+    ] = COCO_COUNTS,  # annotated images that each split must have not to be called a part
+) -> (
+    ImageSet
+):  # named "coco20i", or after its folder where that holds a part; its folds interleaved
     """COCO-20i: COCO 2014 with 80 classes, every fourth of them a fold; warns if the folder holds only a part of it.
 
     Raises ValueError for another split and other classes, and as `coco_layout` does.
@@ -111,21 +161,29 @@ def coco20i(
         raise ValueError(f"COCO-20i has no split '{split}': choose 'train' or 'val'.")
     found = coco_layout(root, f"{split}2014")
     if found.class_names != COCO_CLASSES:
-        raise ValueError(f"{root}: its {len(found.class_names)} categories are not COCO's 80; open it with coco_layout instead.")
+        raise ValueError(
+            f"{root}: its {len(found.class_names)} categories are not COCO's 80; open it with coco_layout instead."
+        )
     if len(found.ids) != counts[split]:
-        warnings.warn(f"{root}, {split}: {len(found.ids)} annotated images instead of {counts[split]}: scores from it are not COCO-20i scores.")
+        warnings.warn(
+            f"{root}, {split}: {len(found.ids)} annotated images instead of {counts[split]}: scores from it are not COCO-20i scores."
+        )
     return as_coco20i(found, split, counts)
 
 
 def as_coco20i(
     found: ImageSet,  # of COCO's 80 classes
     split: str,  # "train" or "val"
-    counts: dict[str, int] = COCO_COUNTS,  # annotated images that each split must have not to be called a part
+    counts: dict[
+        str, int
+    ] = COCO_COUNTS,  # annotated images that each split must have not to be called a part
 ) -> ImageSet:  # its folds interleaved; named "coco20i" only if it is whole
     """An open set of COCO's classes with the folds of COCO-20i."""
-    return replace(found, interleaved=True, name="coco20i" if len(found.ids) == counts[split] else found.name)
+    return replace(
+        found, interleaved=True, name="coco20i" if len(found.ids) == counts[split] else found.name
+    )
 
-# %% ../../nbs/24_benchmarks.ipynb #8af2f974
+# %% ../../nbs/24_benchmarks.ipynb #1101e091
 #: a part of a COCO 2014 folder → the archive that it comes from
 COCO_PARTS = {
     "train2014": "http://images.cocodataset.org/zips/train2014.zip",
@@ -154,7 +212,9 @@ def prepare_coco(
     missing = [part for part in COCO_PARTS if not (root / part).exists()]
     if missing:
         archives = list(dict.fromkeys(COCO_PARTS[part] for part in missing))
-        raise FileNotFoundError(f"{root} lacks {', '.join(missing)}, which cannot be fetched from here; download {' and '.join(archives)} and unpack {'it' if len(archives) == 1 else 'them'} in {root}.")
+        raise FileNotFoundError(
+            f"{root} lacks {', '.join(missing)}, which cannot be fetched from here; download {' and '.join(archives)} and unpack {'it' if len(archives) == 1 else 'them'} in {root}."
+        )
     train, val = (coco20i(root, split, counts) for split in ("train", "val"))
     check_count(f"COCO-20i train in {root}", len(train.ids), counts["train"])
     check_count(f"COCO-20i val in {root}", len(val.ids), counts["val"])
@@ -179,18 +239,29 @@ def inventory(
     val: ImageSet,
 ) -> str:  # a line for each split and one for the index
     """What a prepared data set holds."""
-    rows = [f"  {split:<6} {len(s.ids):>6,} images, {int((s.pixels >= MIN_PIXELS).any(axis=0).sum())} of {len(s.class_names)} classes in them" for split, s in [("train", train), ("val", val)]]
+    rows = [
+        f"  {split:<6} {len(s.ids):>6,} images, {int((s.pixels >= MIN_PIXELS).any(axis=0).sum())} of {len(s.class_names)} classes in them"
+        for split, s in [("train", train), ("val", val)]
+    ]
     size, folder = index_size(root)
-    return "\n".join([f"{train.name} in {Path(root).expanduser().resolve()}:", *rows, f"  index  {size / 1e6:>6.1f} MB in {folder}"])
+    return "\n".join(
+        [
+            f"{train.name} in {Path(root).expanduser().resolve()}:",
+            *rows,
+            f"  index  {size / 1e6:>6.1f} MB in {folder}",
+        ]
+    )
 
-# %% ../../nbs/24_benchmarks.ipynb #c0f2b3ba
-def open_folder(folder: str | Path,
-                split: str,   # "train" or "val"
-                skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
-               ) -> ImageSet:
+# %% ../../nbs/24_benchmarks.ipynb #087303a9
+def open_folder(
+    folder: str | Path,
+    split: str,  # "train" or "val"
+    skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
+) -> ImageSet:
     "Open a split of a data set in whichever layout its folder has; raises what its reader raises."
     root = Path(folder)
     if (root / "VOCdevkit").is_dir(): return pascal5i(root, split)
-    if not (root / "annotations").is_dir(): return voc_layout(root, split, skip_unreadable=skip_unreadable)
+    if not (root / "annotations").is_dir():
+        return voc_layout(root, split, skip_unreadable=skip_unreadable)
     coco = coco_layout(root, f"{split}2014", skip_unreadable=skip_unreadable)
     return as_coco20i(coco, split) if coco.class_names == COCO_CLASSES else coco

@@ -16,18 +16,91 @@ import numpy as np
 from .images import ImageSet, cached_arrays, checked_set, file_fingerprint, pixel_index
 from ..ops import VOID
 
-# %% ../../nbs/23_coco.ipynb #0d0e64b3
+# %% ../../nbs/23_coco.ipynb #6c2c8d54
 COCO_CLASSES = [
-    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
-    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe",
-    "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat",
-    "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife", "spoon", "bowl",
-    "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake", "chair", "couch",
-    "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave",
-    "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
 ]
 
-# %% ../../nbs/23_coco.ipynb #38edb840
+# %% ../../nbs/23_coco.ipynb #f5a44f2d
 class Outlines(NamedTuple):
     """The annotations of n images as flat arrays: those of image i are first[i] .. first[i+1]-1."""
 
@@ -43,7 +116,9 @@ def coco_tools():  # the module pycocotools.mask
     try:
         from pycocotools import mask
     except ImportError as error:
-        raise ImportError("COCO annotations need pycocotools: pip install 'celp_nb[coco]'.") from error
+        raise ImportError(
+            "COCO annotations need pycocotools: pip install 'celp_nb[coco]'."
+        ) from error
     return mask
 
 
@@ -57,19 +132,24 @@ def paint(
     mask = np.zeros((height, width), np.uint8)
     for a in range(outlines.first[i], outlines.first[i + 1]):
         counts = outlines.runs[outlines.start[a]: outlines.start[a + 1]].tobytes()
-        mask[tools.decode({"size": [height, width], "counts": counts}).astype(bool)] = outlines.value[a]
+        mask[tools.decode({"size": [height, width], "counts": counts}).astype(bool)] = (
+            outlines.value[a]
+        )
     return mask
 
 
 def run_lengths(
-    segmentation: list | dict,  # polygons [[x0, y0, x1, y1, ...], ...] or run lengths, as in a COCO file
+    segmentation: list
+    | dict,  # polygons [[x0, y0, x1, y1, ...], ...] or run lengths, as in a COCO file
     height: int,
     width: int,
 ) -> bytes:  # compressed run lengths of their union
     """An annotation's outline as compressed run lengths; raises ValueError if it has none."""
     tools = coco_tools()
     if isinstance(segmentation, list):
-        polygons = [p for p in segmentation if len(p) >= 6]  # pycocotools would read 4 numbers as a box
+        polygons = [
+            p for p in segmentation if len(p) >= 6
+        ]  # pycocotools would read 4 numbers as a box
         if not polygons:
             raise ValueError("no polygon of three or more points")
         return tools.merge(tools.frPyObjects(polygons, height, width))["counts"]
@@ -80,7 +160,7 @@ def run_lengths(
     counts = segmentation["counts"]
     return counts.encode() if isinstance(counts, str) else counts
 
-# %% ../../nbs/23_coco.ipynb #a8eeb552
+# %% ../../nbs/23_coco.ipynb #a9316369
 def parse_coco(
     path: Path,  # a COCO instances file
 ) -> dict[str, np.ndarray]:  # the fields of Outlines, "files" (n,) and "names" (C,)
@@ -106,12 +186,16 @@ def _flatten(data: dict, path: Path) -> dict[str, np.ndarray]:
     "The work of parse_coco, after its first checks."
     categories = sorted(data["categories"], key=lambda category: category["id"])
     if len(categories) >= VOID:
-        raise ValueError(f"{path}: {len(categories)} categories do not fit into a mask; at most 254 do.")
+        raise ValueError(
+            f"{path}: {len(categories)} categories do not fit into a mask; at most 254 do."
+        )
     class_of = {category["id"]: c + 1 for c, category in enumerate(categories)}
     of_image: dict[int, list] = {image["id"]: [] for image in data["images"]}
     for annotation in data["annotations"]:
         if annotation["image_id"] not in of_image or annotation["category_id"] not in class_of:
-            raise ValueError(f"{path}: annotation {annotation.get('id')} is of an unknown image ({annotation['image_id']}) or category ({annotation['category_id']}); mend the file.")
+            raise ValueError(
+                f"{path}: annotation {annotation.get('id')} is of an unknown image ({annotation['image_id']}) or category ({annotation['category_id']}); mend the file."
+            )
         of_image[annotation["image_id"]].append(annotation)
     files, size, first, value, runs = [], [], [0], [], []
     for image in data["images"]:
@@ -124,15 +208,23 @@ def _flatten(data: dict, path: Path) -> dict[str, np.ndarray]:
             try:
                 runs.append(run_lengths(annotation.get("segmentation"), *size[-1]))
             except ValueError as error:
-                raise ValueError(f"{path}: annotation {annotation.get('id')} of {files[-1]} has {error}; mend or delete it.") from error
+                raise ValueError(
+                    f"{path}: annotation {annotation.get('id')} of {files[-1]} has {error}; mend or delete it."
+                ) from error
             value.append(VOID if annotation.get("iscrowd") else class_of[annotation["category_id"]])
         first.append(len(value))
     if not files:
-        raise ValueError(f"{path}: the split is empty: none of its {len(data['images'])} images has an annotation.")
+        raise ValueError(
+            f"{path}: the split is empty: none of its {len(data['images'])} images has an annotation."
+        )
     return {
-        "size": np.array(size, np.int64), "first": np.array(first, np.int64), "value": np.array(value, np.uint8),
-        "start": np.cumsum([0, *map(len, runs)], dtype=np.int64), "runs": np.frombuffer(b"".join(runs), np.uint8),
-        "files": np.array(files), "names": np.array([category["name"] for category in categories]),
+        "size": np.array(size, np.int64),
+        "first": np.array(first, np.int64),
+        "value": np.array(value, np.uint8),
+        "start": np.cumsum([0, *map(len, runs)], dtype=np.int64),
+        "runs": np.frombuffer(b"".join(runs), np.uint8),
+        "files": np.array(files),
+        "names": np.array([category["name"] for category in categories]),
     }
 
 
@@ -150,10 +242,19 @@ def coco_layout(
     coco_tools()
     root = Path(root).expanduser().resolve()
     if not (root / "annotations").is_dir():
-        raise FileNotFoundError(f"{root / 'annotations'}: no such folder; a COCO layout keeps instances_{split}.json there.")
+        raise FileNotFoundError(
+            f"{root / 'annotations'}: no such folder; a COCO layout keeps instances_{split}.json there."
+        )
     path = root / "annotations" / f"instances_{split}.json"
     if not path.is_file():
-        there = ", ".join(sorted(p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*.json"))) or "none"
+        there = (
+            ", ".join(
+                sorted(
+                    p.stem.removeprefix("instances_") for p in path.parent.glob("instances_*.json")
+                )
+            )
+            or "none"
+        )
         raise FileNotFoundError(f"{path}: no such split; there are: {there}.")
     parsed = cached_arrays(f"outlines {path}", file_fingerprint([path]), lambda: parse_coco(path))
     files, names = parsed.pop("files").tolist(), parsed.pop("names").tolist()
@@ -161,7 +262,13 @@ def coco_layout(
     image_paths = [root / split / file for file in files]
     missing = [image for image in image_paths if not image.is_file()]
     if missing:
-        raise FileNotFoundError(f"{missing[0]}: no such image ({len(missing)} of {len(files)} are missing); copy the photographs of {split} there.")
+        raise FileNotFoundError(
+            f"{missing[0]}: no such image ({len(missing)} of {len(files)} are missing); copy the photographs of {split} there."
+        )
     read_mask = partial(paint, Outlines(**parsed))
-    counts, readable = pixel_index(f"{root} {split}", image_paths, [path], read_mask, skip_unreadable)
-    return checked_set(name or root.name, ids, image_paths, read_mask, image_paths, names, counts, readable)
+    counts, readable = pixel_index(
+        f"{root} {split}", image_paths, [path], read_mask, skip_unreadable
+    )
+    return checked_set(
+        name or root.name, ids, image_paths, read_mask, image_paths, names, counts, readable
+    )

@@ -14,7 +14,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-# %% ../../nbs/20_episodes.ipynb #54d0f6e0
+# %% ../../nbs/20_episodes.ipynb #f5ed5cef
 def fold_classes(
     n_classes: int,  # C, number of classes in the data set, background not counted
     fold: int,  # which fold, 0 .. n_folds-1
@@ -26,17 +26,21 @@ def fold_classes(
     Raises ValueError for a fold outside the range and for a fold that would test nothing. Paper section 3 and section 5.1.
     """
     if not 0 <= fold < n_folds:
-        raise ValueError(f"fold {fold} does not exist: with {n_folds} folds choose one of 0 to {n_folds - 1}.")
+        raise ValueError(
+            f"fold {fold} does not exist: with {n_folds} folds choose one of 0 to {n_folds - 1}."
+        )
     if interleaved:
         classes = list(range(fold + 1, n_classes + 1, n_folds))
     else:
         size = -(-n_classes // n_folds)  # rounded up, so that only the last block is short
         classes = list(range(fold * size + 1, min((fold + 1) * size, n_classes) + 1))
     if not classes:
-        raise ValueError(f"fold {fold} of {n_folds} is empty with {n_classes} classes: use fewer folds.")
+        raise ValueError(
+            f"fold {fold} of {n_folds} is empty with {n_classes} classes: use fewer folds."
+        )
     return classes
 
-# %% ../../nbs/20_episodes.ipynb #039c419b
+# %% ../../nbs/20_episodes.ipynb #bf145b54
 MIN_PIXELS = 2 * 32 * 32
 
 
@@ -44,14 +48,18 @@ def class_images(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes wanted, each 1 .. C
     min_pixels: int = MIN_PIXELS,  # pixels from which a class counts as present
-) -> dict[int, np.ndarray]:  # class -> ascending indices of the images it is present in, int64 (may be empty)
+) -> dict[
+    int, np.ndarray
+]:  # class -> ascending indices of the images it is present in, int64 (may be empty)
     """The images in which each class is present.
 
     Raises ValueError for a class outside 1 .. C.
     """
     for cls in classes:
         if not 1 <= cls <= pixels.shape[1]:
-            raise ValueError(f"class {cls} does not exist: classes are numbered 1 to {pixels.shape[1]}.")
+            raise ValueError(
+                f"class {cls} does not exist: classes are numbered 1 to {pixels.shape[1]}."
+            )
     return {int(cls): np.flatnonzero(pixels[:, cls - 1] >= min_pixels) for cls in classes}
 
 # %% ../../nbs/20_episodes.ipynb #62adfdb0
@@ -70,13 +78,15 @@ def draw_distinct(
         drawn[:, j] = np.where(taken, top, number)
     return rng.permuted(drawn, axis=1)  # Floyd's sets are uniform, their order is not
 
-# %% ../../nbs/20_episodes.ipynb #bebf8b6f
+# %% ../../nbs/20_episodes.ipynb #2939cc33
 class Episodes(NamedTuple):
     """A list of n episodes; images and classes as integers."""
 
     cls: np.ndarray  # (n,) int64, the class of each episode, 1 .. C
     query: np.ndarray  # (n,) int64, image index
-    support: np.ndarray  # (n, K) int64, image indices, all different from each other and from the query
+    support: (
+        np.ndarray
+    )  # (n, K) int64, image indices, all different from each other and from the query
 
     def shots(
         self,
@@ -84,10 +94,12 @@ class Episodes(NamedTuple):
     ) -> "Episodes":  # the same episodes with k supports
         """The same episodes with the first k supports, so that 1-shot and 5-shot answer the same questions."""
         if not 1 <= k <= self.support.shape[1]:
-            raise ValueError(f"these episodes have {self.support.shape[1]} supports each: {k} shots cannot be taken from them.")
+            raise ValueError(
+                f"these episodes have {self.support.shape[1]} supports each: {k} shots cannot be taken from them."
+            )
         return Episodes(self.cls, self.query, self.support[:, :k])
 
-# %% ../../nbs/20_episodes.ipynb #0c3ced65
+# %% ../../nbs/20_episodes.ipynb #e6f7a825
 def enough_images(
     images: dict[int, np.ndarray],  # class -> image indices, from `class_images`
     shots: int,  # K
@@ -99,7 +111,9 @@ def enough_images(
         raise ValueError(f"an episode needs at least one support image, not {shots} shots.")
     for cls, members in images.items():
         if len(members) < shots + 1:
-            name = f"class {cls}" + (f" ({class_names[cls - 1]})" if len(class_names) >= cls else "")
+            name = f"class {cls}" + (
+                f" ({class_names[cls - 1]})" if len(class_names) >= cls else ""
+            )
             raise ValueError(
                 f"{name} is present in {len(members)} image{'s' * (len(members) != 1)} (at least {min_pixels} pixels each), "
                 f"but {shots}-shot episodes need {shots + 1}: add images of it, lower the number of shots or of pixels, or leave the class out."
@@ -123,7 +137,7 @@ def draw_supports(
         support[rows] = members[drawn]
     return support
 
-# %% ../../nbs/20_episodes.ipynb #89ce7ffa
+# %% ../../nbs/20_episodes.ipynb #f9ee5df0
 def pairs_per_class(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -141,7 +155,9 @@ def pairs_per_class(
     enough_images(images, shots, min_pixels, class_names)
     rng = np.random.default_rng(seed)
     cls = np.repeat(np.array(list(images), np.int64), pairs)
-    query = np.concatenate([members[rng.integers(len(members), size=pairs)] for members in images.values()])
+    query = np.concatenate(
+        [members[rng.integers(len(members), size=pairs)] for members in images.values()]
+    )
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
 # %% ../../nbs/20_episodes.ipynb #b3e8e7fc
@@ -172,7 +188,7 @@ def images_in_turn(
     cls = numbers[ranked[query, rank]]
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
-# %% ../../nbs/20_episodes.ipynb #0ad06fdc
+# %% ../../nbs/20_episodes.ipynb #2075d3b2
 @contextmanager
 def atomic_file(
     path: str | Path,  # the file to write; its folder is made if need be
@@ -183,7 +199,11 @@ def atomic_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(part, mode) if "b" in mode else open(part, mode, newline="", encoding="utf-8") as file:
+        with (
+            open(part, mode)
+            if "b" in mode
+            else open(part, mode, newline="", encoding="utf-8") as file
+        ):
             yield file
         os.replace(part, path)
     finally:
@@ -203,14 +223,27 @@ def write_episodes(
     path = Path(path)
     if len(set(image_ids)) < len(image_ids):
         twice = next(name for i, name in enumerate(image_ids) if name in image_ids[:i])
-        raise ValueError(f"{path}: two images are called '{twice}', so the list could not be replayed; give images different names.")
+        raise ValueError(
+            f"{path}: two images are called '{twice}', so the list could not be replayed; give images different names."
+        )
     with atomic_file(path, "w") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["class", "class_id", "query", *(f"support_{k + 1}" for k in range(episodes.support.shape[1]))])
-        for cls, query, support in zip(episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()):
-            writer.writerow([class_names[cls - 1], cls, image_ids[query], *(image_ids[i] for i in support)])
+        writer.writerow(
+            [
+                "class",
+                "class_id",
+                "query",
+                *(f"support_{k + 1}" for k in range(episodes.support.shape[1])),
+            ]
+        )
+        for cls, query, support in zip(
+            episodes.cls.tolist(), episodes.query.tolist(), episodes.support.tolist()
+        ):
+            writer.writerow(
+                [class_names[cls - 1], cls, image_ids[query], *(image_ids[i] for i in support)]
+            )
 
-# %% ../../nbs/20_episodes.ipynb #d34d9a21
+# %% ../../nbs/20_episodes.ipynb #c9614267
 def read_episodes(
     path: str | Path,  # a CSV file of `write_episodes`
     image_ids: Sequence[str],  # names of images 0 .. n-1 of the data set to replay it on
@@ -226,14 +259,18 @@ def read_episodes(
         raise FileNotFoundError(f"{path}: no such episode list; write one with write_episodes.")
     image_of = {name: i for i, name in enumerate(image_ids)}
     class_of = {name: c + 1 for c, name in enumerate(class_names)}
-    with open(path, newline="", encoding="utf-8-sig") as file:  # -sig: spreadsheets put a mark in front
+    with open(
+        path, newline="", encoding="utf-8-sig"
+    ) as file:  # -sig: spreadsheets put a mark in front
         reader = csv.reader(file)
         header = next(reader, [])
         shots = max(1, sum(column.startswith("support_") for column in header))
         columns = ["class", "class_id", "query", *(f"support_{k + 1}" for k in range(shots))]
         missing = [column for column in columns if column not in header]
         if missing:
-            raise ValueError(f"{path}, line 1: column '{missing[0]}' is missing; an episode list starts with {','.join(columns)}.")
+            raise ValueError(
+                f"{path}, line 1: column '{missing[0]}' is missing; an episode list starts with {','.join(columns)}."
+            )
         places = [header.index(column) for column in columns]
         rows = []
         for row in reader:
@@ -241,20 +278,32 @@ def read_episodes(
                 continue
             where = f"{path}, line {reader.line_num}"
             if len(row) != len(header):
-                raise ValueError(f"{where}: {len(row)} values where the header names {len(header)} columns; complete the line or delete it.")
+                raise ValueError(
+                    f"{where}: {len(row)} values where the header names {len(header)} columns; complete the line or delete it."
+                )
             name, number, *images = (row[place] for place in places)
             if name not in class_of:
-                raise ValueError(f"{where}: unknown class '{name}'; this data set has {', '.join(class_names)}.")
+                raise ValueError(
+                    f"{where}: unknown class '{name}'; this data set has {', '.join(class_names)}."
+                )
             if number != str(class_of[name]):
-                raise ValueError(f"{where}: class_id '{number}' is not the number of '{name}', which is {class_of[name]} in this data set.")
+                raise ValueError(
+                    f"{where}: class_id '{number}' is not the number of '{name}', which is {class_of[name]} in this data set."
+                )
             for image in images:
                 if image not in image_of:
-                    raise ValueError(f"{where}: unknown image '{image}'; the list was made for another data set or split.")
+                    raise ValueError(
+                        f"{where}: unknown image '{image}'; the list was made for another data set or split."
+                    )
             if len(set(images)) < len(images):
                 twice = next(image for i, image in enumerate(images) if image in images[:i])
-                raise ValueError(f"{where}: image '{twice}' is used twice in one episode; query and supports must all differ.")
+                raise ValueError(
+                    f"{where}: image '{twice}' is used twice in one episode; query and supports must all differ."
+                )
             rows.append([class_of[name], *(image_of[image] for image in images)])
     if not rows:
-        raise ValueError(f"{path}: no episodes in it, only the header; write it again with write_episodes.")
+        raise ValueError(
+            f"{path}: no episodes in it, only the header; write it again with write_episodes."
+        )
     table = np.array(rows, np.int64)
     return Episodes(table[:, 0], table[:, 1], table[:, 2:])

@@ -37,7 +37,7 @@ class ImageSet:
     pixels: np.ndarray  # (n, C) int64, pixels of each class in each image at native size
     interleaved: bool = False  # how folds are cut, see `fold_classes`
 
-# %% ../../nbs/21_images.ipynb #cdf63aa7
+# %% ../../nbs/21_images.ipynb #9bf3f5d4
 class UnreadableImage(ValueError):
     """An image file that cannot be decoded to its end."""
 
@@ -67,7 +67,9 @@ def read_png_mask(
     """
     image = open_image(paths[i])
     if image.mode not in ("P", "L", "1"):
-        raise ValueError(f"{paths[i]}: a mask must hold class numbers in one 8-bit channel (palette or grey), not mode {image.mode}; save it again as such.")
+        raise ValueError(
+            f"{paths[i]}: a mask must hold class numbers in one 8-bit channel (palette or grey), not mode {image.mode}; save it again as such."
+        )
     return np.array(image, np.uint8)
 
 
@@ -78,7 +80,7 @@ def read_image(
     """Read a photograph; raises UnreadableImage naming the file."""
     return np.array(open_image(image_set.image_paths[i]).convert("RGB"))
 
-# %% ../../nbs/21_images.ipynb #b41986f1
+# %% ../../nbs/21_images.ipynb #8fcdde19
 def file_fingerprint(
     paths: Sequence[Path],  # existing files, in order
 ) -> str:  # 40 hex digits
@@ -99,7 +101,10 @@ def cache_file(
     name: str,  # what is kept
 ) -> Path:  # may not exist yet
     """Where the cache folder keeps what has this name."""
-    return cache_folder() / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[-60:]}-{hashlib.sha1(name.encode()).hexdigest()[:12]}.npz"
+    return (
+        cache_folder()
+        / f"{re.sub('[^A-Za-z0-9_-]', '_', name)[-60:]}-{hashlib.sha1(name.encode()).hexdigest()[:12]}.npz"
+    )
 
 
 def cached_arrays(
@@ -120,15 +125,20 @@ def cached_arrays(
         with atomic_file(path) as file:
             np.savez(file, mark=np.array(mark), **arrays)
     except OSError as error:
-        warnings.warn(f"the index of {name} could not be kept in {path.parent} ({error}); set CELP_CACHE to a folder that can be written.", stacklevel=2)
+        warnings.warn(
+            f"the index of {name} could not be kept in {path.parent} ({error}); set CELP_CACHE to a folder that can be written.",
+            stacklevel=2,
+        )
     return arrays
 
-# %% ../../nbs/21_images.ipynb #e6a36277
+# %% ../../nbs/21_images.ipynb #b97fe08b
 def count_pixels(
     image_path: Path,
     read_mask: Callable[[int], np.ndarray],  # i -> (H, W) uint8
     i: int,  # the image's number
-) -> np.ndarray | str:  # (256,) int64, pixels of each mask value; or why the image or its mask is unreadable
+) -> (
+    np.ndarray | str
+):  # (256,) int64, pixels of each mask value; or why the image or its mask is unreadable
     """Decode an image and its mask, check them against each other, and count the mask's values.
 
     Raises ValueError for a mask of another size than its image and for an image smaller than one stride.
@@ -143,9 +153,13 @@ def count_pixels(
     except OSError as error:
         return f"{image_path}: unreadable or truncated image ({error})."
     if mask.shape != (height, width):
-        raise ValueError(f"{image_path}: the image is {height}x{width} pixels (height x width) but its mask is {mask.shape[0]}x{mask.shape[1]}; make them the same size.")
+        raise ValueError(
+            f"{image_path}: the image is {height}x{width} pixels (height x width) but its mask is {mask.shape[0]}x{mask.shape[1]}; make them the same size."
+        )
     if min(height, width) < STRIDE:
-        raise ValueError(f"{image_path}: {height}x{width} pixels is smaller than one feature stride ({STRIDE}); leave the image out.")
+        raise ValueError(
+            f"{image_path}: {height}x{width} pixels is smaller than one feature stride ({STRIDE}); leave the image out."
+        )
     return np.bincount(mask.ravel(), minlength=256)
 
 
@@ -155,7 +169,9 @@ def pixel_index(
     mask_files: Sequence[Path],  # the files that the masks depend on, for the fingerprint
     read_mask: Callable[[int], np.ndarray],  # i -> (H, W) uint8
     skip_unreadable: bool,  # leave unreadable images out (with a warning that counts them) instead of raising
-) -> tuple[np.ndarray, np.ndarray]:  # (n, 255) int64: pixels of values 0 .. 254; (m,) int64: the readable images
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # (n, 255) int64: pixels of values 0 .. 254; (m,) int64: the readable images
     """Count every mask's pixels, all files checked, from the cache if nothing changed.
 
     Raises UnreadableImage, or ValueError as `count_pixels` does.
@@ -163,11 +179,22 @@ def pixel_index(
 
     def build() -> dict[str, np.ndarray]:
         if len(image_paths) > 5000:
-            print(f"{name}: checking {len(image_paths)} images and masks; this is done once.", file=sys.stderr)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # pillow decodes outside the interpreter lock
-            found = list(pool.map(lambda i: count_pixels(image_paths[i], read_mask, i), range(len(image_paths))))
+            print(
+                f"{name}: checking {len(image_paths)} images and masks; this is done once.",
+                file=sys.stderr,
+            )
+        with ThreadPoolExecutor(
+            min(8, os.cpu_count() or 1)
+        ) as pool:  # pillow decodes outside the interpreter lock
+            found = list(
+                pool.map(
+                    lambda i: count_pixels(image_paths[i], read_mask, i), range(len(image_paths))
+                )
+            )
         problems = [row if isinstance(row, str) else "" for row in found]
-        counts = np.stack([np.zeros(256, np.int64) if isinstance(row, str) else row for row in found])[:, :VOID]
+        counts = np.stack(
+            [np.zeros(256, np.int64) if isinstance(row, str) else row for row in found]
+        )[:, :VOID]
         largest = max(np.flatnonzero(counts.any(axis=0)), default=0)
         return {"counts": counts[:, : largest + 1].astype(np.int32), "problems": np.array(problems)}
 
@@ -177,12 +204,16 @@ def pixel_index(
     bad = np.flatnonzero(kept["problems"] != "")
     if len(bad) and not skip_unreadable:
         others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise UnreadableImage(f"{kept['problems'][bad[0]]}{others} Replace the file or pass skip_unreadable=True.")
+        raise UnreadableImage(
+            f"{kept['problems'][bad[0]]}{others} Replace the file or pass skip_unreadable=True."
+        )
     if len(bad):
-        warnings.warn(f"{name}: {len(bad)} of {len(image_paths)} images are unreadable and were skipped, the first: {kept['problems'][bad[0]]}")
+        warnings.warn(
+            f"{name}: {len(bad)} of {len(image_paths)} images are unreadable and were skipped, the first: {kept['problems'][bad[0]]}"
+        )
     return counts, np.flatnonzero(kept["problems"] == "")
 
-# %% ../../nbs/21_images.ipynb #12d1e844
+# %% ../../nbs/21_images.ipynb #4fededce
 def _mask_of(read_mask: Callable[[int], np.ndarray], indices: np.ndarray, i: int) -> np.ndarray:
     return read_mask(int(indices[i]))
 
@@ -197,7 +228,9 @@ def subset(
         image_set.name,
         [image_set.ids[i] for i in indices],
         [image_set.image_paths[i] for i in indices],
-        partial(_mask_of, image_set.read_mask, indices),  # partial, not a lambda: loader processes must be able to pickle it
+        partial(
+            _mask_of, image_set.read_mask, indices
+        ),  # partial, not a lambda: loader processes must be able to pickle it
         image_set.class_names,
         image_set.pixels[indices],
         image_set.interleaved,
@@ -222,13 +255,20 @@ def checked_set(
             f"{mask_names[i]}: mask value {value} is outside 0 to {len(class_names)} and 255 (void), for there are {len(class_names)} classes; "
             f"mend the mask or name more classes."
         )
-    whole = ImageSet(name, ids, image_paths, read_mask, class_names, counts[:, 1: len(class_names) + 1])
+    whole = ImageSet(
+        name, ids, image_paths, read_mask, class_names, counts[:, 1 : len(class_names) + 1]
+    )
     if not len(readable):
         raise ValueError(f"{name}: none of its {len(ids)} images can be read.")
     return whole if len(readable) == len(ids) else subset(whole, readable)
 
-# %% ../../nbs/21_images.ipynb #130190fc
-SYNONYMS = {"airplane": "aeroplane", "motorcycle": "motorbike", "couch": "sofa", "tv": "tvmonitor"}  # COCO's word -> VOC's
+# %% ../../nbs/21_images.ipynb #9bf78101
+SYNONYMS = {
+    "airplane": "aeroplane",
+    "motorcycle": "motorbike",
+    "couch": "sofa",
+    "tv": "tvmonitor",
+}  # COCO's word -> VOC's
 
 
 def class_key(
@@ -239,7 +279,9 @@ def class_key(
     return SYNONYMS.get(plain, plain)
 
 
-def _merged_mask(read_a: Callable, n_a: int, read_b: Callable, table: np.ndarray, i: int) -> np.ndarray:
+def _merged_mask(
+    read_a: Callable, n_a: int, read_b: Callable, table: np.ndarray, i: int
+) -> np.ndarray:
     return read_a(i) if i < n_a else table[read_b(i - n_a)]
 
 
@@ -258,7 +300,9 @@ def merge(
             names.append(name)
             number[class_key(name)] = len(names)
     if len(names) >= VOID:
-        raise ValueError(f"{a.name} and {b.name} have {len(names)} classes together; at most 254 fit into a mask.")
+        raise ValueError(
+            f"{a.name} and {b.name} have {len(names)} classes together; at most 254 fit into a mask."
+        )
     target = np.array([number[class_key(name)] for name in b.class_names])
     table = np.zeros(256, np.uint8)
     table[1: len(target) + 1], table[VOID] = target, VOID
@@ -268,4 +312,12 @@ def merge(
     taken = set(a.ids)
     ids = [*a.ids, *(f"{b.name}/{name}" if name in taken else name for name in b.ids)]
     read_mask = partial(_merged_mask, a.read_mask, len(a.ids), b.read_mask, table)
-    return ImageSet(f"{a.name}+{b.name}", ids, [*a.image_paths, *b.image_paths], read_mask, names, pixels, a.interleaved)
+    return ImageSet(
+        f"{a.name}+{b.name}",
+        ids,
+        [*a.image_paths, *b.image_paths],
+        read_mask,
+        names,
+        pixels,
+        a.interleaved,
+    )

@@ -16,7 +16,7 @@ from .episodes import Episodes
 from .images import ImageSet, read_image
 from .transforms import Recipe, augment, binary_mask, known_mask
 
-# %% ../../nbs/26_training_set.ipynb #eba6d46d
+# %% ../../nbs/26_training_set.ipynb #7469843b
 class Batch(NamedTuple):
     """B episodes as tensors; one episode (an item of `TrainingEpisodes`) is the same without the first axis."""
 
@@ -41,8 +41,14 @@ class TrainingEpisodes(torch.utils.data.Dataset):
     ):
         hidden = sorted(set(episodes.cls.tolist()) - set(train_classes))
         if hidden:
-            raise ValueError(f"class {hidden[0]} has training episodes but is not a training class; draw episodes from the training classes only.")
-        self.image_set, self.episodes, self.train_classes = image_set, episodes, sorted(train_classes)
+            raise ValueError(
+                f"class {hidden[0]} has training episodes but is not a training class; draw episodes from the training classes only."
+            )
+        self.image_set, self.episodes, self.train_classes = (
+            image_set,
+            episodes,
+            sorted(train_classes),
+        )
         self.recipe, self.seed = recipe, seed
 
     def __len__(self) -> int:
@@ -57,10 +63,18 @@ class TrainingEpisodes(torch.utils.data.Dataset):
             raise IndexError(f"episode {i} of {len(self)}")
         rng = np.random.default_rng([self.seed, i])
         cls = int(self.episodes.cls[i])
-        images, maps = zip(*(
-            augment(read_image(self.image_set, j), self.image_set.read_mask(j), cls, self.recipe, rng)
-            for j in (int(self.episodes.query[i]), *self.episodes.support[i].tolist())
-        ))
+        images, maps = zip(
+            *(
+                augment(
+                    read_image(self.image_set, j),
+                    self.image_set.read_mask(j),
+                    cls,
+                    self.recipe,
+                    rng,
+                )
+                for j in (int(self.episodes.query[i]), *self.episodes.support[i].tolist())
+            )
+        )
         return Batch(
             images[0], binary_mask(maps[0], cls), known_mask(maps[0], self.train_classes),
             torch.stack(images[1:]), binary_mask(torch.stack(maps[1:]), cls), torch.tensor(cls),

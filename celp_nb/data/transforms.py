@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..ops import STRIDE, VOID, resize
 
-# %% ../../nbs/25_transforms.ipynb #43491ab5
+# %% ../../nbs/25_transforms.ipynb #71206939
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 
@@ -33,7 +33,10 @@ def normalise(
     """Scale pixels to ImageNet's statistics, as every backbone expects them."""
     if isinstance(image, np.ndarray):
         image = torch.from_numpy(image).movedim(-1, -3)
-    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) * 255 for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(v, device=image.device).view(3, 1, 1) * 255
+        for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     return image.to(torch.float32, memory_format=torch.contiguous_format).sub_(mean).div_(std)
 
 
@@ -42,13 +45,22 @@ def denormalise(
 ) -> np.ndarray:  # (H, W, 3) uint8
     """Undo `normalise`, to look at what a model is given."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return ((image.detach().cpu() * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+    return (
+        ((image.detach().cpu() * std + mean) * 255)
+        .round()
+        .clamp(0, 255)
+        .to(torch.uint8)
+        .permute(1, 2, 0)
+        .numpy()
+    )
 
-# %% ../../nbs/25_transforms.ipynb #fed29421
+# %% ../../nbs/25_transforms.ipynb #72c2f280
 def known_mask(
     class_map: np.ndarray | torch.Tensor,  # uint8, values 0 .. C and 255
     classes: Sequence[int],  # classes to mark
-) -> np.ndarray | torch.Tensor:  # uint8, same kind and shape: 1 the given classes, 255 void, 0 the rest
+) -> (
+    np.ndarray | torch.Tensor
+):  # uint8, same kind and shape: 1 the given classes, 255 void, 0 the rest
     """Mark several classes at once, void kept."""
     table = np.zeros(256, np.uint8)
     table[list(classes)] = 1
@@ -65,13 +77,15 @@ def binary_mask(
     """Mark one class, void kept."""
     return known_mask(class_map, [cls])
 
-# %% ../../nbs/25_transforms.ipynb #d7950485
+# %% ../../nbs/25_transforms.ipynb #498d20de
 @dataclass(frozen=True)
 class Recipe:
     """How training images are augmented. The defaults are the published ones for PASCAL-5i."""
 
     side: int = 473  # side of the square crop in pixels, 8n+1
-    reference: int = 473  # the side at which the scale factors hold: they are multiplied by side / reference
+    reference: int = (
+        473  # the side at which the scale factors hold: they are multiplied by side / reference
+    )
     scale: tuple[float, float] = (0.9, 1.1)  # range of the scale factor
     rotation: float = 10.0  # largest rotation in degrees, either way
     rotation_probability: float = 0.5
@@ -99,14 +113,18 @@ def round_side(
     With 8n+1 pixels the corners of a stride-8 map of n+1 positions fall on the corners of the image.
     """
     if side < STRIDE:
-        raise ValueError(f"side {side} is smaller than one feature stride ({STRIDE}); use 8n+1 pixels, such as 161, 241 or 473.")
+        raise ValueError(
+            f"side {side} is smaller than one feature stride ({STRIDE}); use 8n+1 pixels, such as 161, 241 or 473."
+        )
     rounded = (side - 1 + STRIDE // 2) // STRIDE * STRIDE + 1
     if rounded != side:
         warnings.warn(f"side {side} is not of the form 8n+1; {rounded} is used.")
     return rounded
 
-# %% ../../nbs/25_transforms.ipynb #3d4b3028
-Pair = tuple[tv_tensors.Image, tv_tensors.Mask]  # an image (3, H, W) uint8 and its class map (H, W) uint8
+# %% ../../nbs/25_transforms.ipynb #007cb202
+Pair = tuple[
+    tv_tensors.Image, tv_tensors.Mask
+]  # an image (3, H, W) uint8 and its class map (H, W) uint8
 
 
 def as_pair(
@@ -114,7 +132,9 @@ def as_pair(
     mask: np.ndarray,  # (H, W) uint8
 ) -> Pair:
     """Wrap arrays as tv_tensors, so that torchvision knows which may be interpolated."""
-    return tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(torch.from_numpy(mask))
+    return tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)), tv_tensors.Mask(
+        torch.from_numpy(mask)
+    )
 
 
 def rescale(
@@ -125,7 +145,9 @@ def rescale(
     """Resize both: the image bilinearly, the mask by picking the pixel under each new pixel's centre."""
     size = [max(1, round(length * factor)) for length in mask.shape]
     # resized as a Mask it would take the pixel under the corner, half a pixel off the image on average
-    picked = F.resize(mask.as_subclass(torch.Tensor)[None], size, F.InterpolationMode.NEAREST_EXACT)[0]
+    picked = F.resize(
+        mask.as_subclass(torch.Tensor)[None], size, F.InterpolationMode.NEAREST_EXACT
+    )[0]
     return F.resize(image, size, antialias=True), tv_tensors.Mask(picked)
 
 
@@ -157,8 +179,12 @@ def place_crop(
             break
     if total and not best:
         where = np.argwhere(inside)
-        middle = where[np.abs(where - where.mean(axis=0)).sum(axis=1).argmin()]  # a pixel of the class, also if it is a ring
-        place = tuple(int(np.clip(m - side // 2, 0, length - side)) for m, length in zip(middle, inside.shape))
+        middle = where[
+            np.abs(where - where.mean(axis=0)).sum(axis=1).argmin()
+        ]  # a pixel of the class, also if it is a ring
+        place = tuple(
+            int(np.clip(m - side // 2, 0, length - side)) for m, length in zip(middle, inside.shape)
+        )
     return place
 
 
@@ -178,22 +204,30 @@ def crop(
     top, left = place_crop((mask == cls).numpy(), recipe.side, recipe.keep, recipe.tries, rng)
     return tuple(F.crop(x, top, left, recipe.side, recipe.side) for x in (image, mask))
 
-# %% ../../nbs/25_transforms.ipynb #dd3d8b3e
+# %% ../../nbs/25_transforms.ipynb #8176009c
 def augment(
     image: np.ndarray,  # (H, W, 3) uint8
     mask: np.ndarray,  # (H, W) uint8, values 0 .. C and 255
     cls: int,  # the episode's class, kept in view
     recipe: Recipe,
     rng: np.random.Generator,  # all that is random here
-) -> tuple[torch.Tensor, torch.Tensor]:  # (3, S, S) float32 normalised; (S, S) uint8, values of the mask and 255
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # (3, S, S) float32 normalised; (S, S) uint8, values of the mask and 255
     """Scale, rotate, blur, flip and crop an image with its mask: the published recipe (paper section 5.2)."""
     factor = rng.uniform(*recipe.scale) * recipe.side / recipe.reference
     angle = rng.uniform(-recipe.rotation, recipe.rotation)
-    turned, blurred, flipped = rng.random(3) < (recipe.rotation_probability, recipe.blur_probability, recipe.flip_probability)
+    turned, blurred, flipped = rng.random(3) < (
+        recipe.rotation_probability,
+        recipe.blur_probability,
+        recipe.flip_probability,
+    )
     image, mask = rescale(*as_pair(image, mask), factor)
     if turned:
         image_turned, mask_turned = rotate(image, mask, angle)
-        if (mask_turned == cls).any() or not (mask == cls).any():  # an object in the corner may not be turned out of the image
+        if (mask_turned == cls).any() or not (
+            mask == cls
+        ).any():  # an object in the corner may not be turned out of the image
             image, mask = image_turned, mask_turned
     if blurred:
         image = F.gaussian_blur(image, [recipe.blur, recipe.blur])
@@ -214,29 +248,37 @@ def fit_square(
     image, mask = F.pad(image, padding, fill=0), F.pad(mask, padding, fill=VOID)
     return normalise(image.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor).contiguous()
 
-# %% ../../nbs/25_transforms.ipynb #f3e31f9e
-def padding_of(height: int, width: int,  # of the original image, pixels
-               side: int,                # of the square that it was fitted into
-              ) -> Tensor:               # (1, side, side) bool
+# %% ../../nbs/25_transforms.ipynb #d31f7f20
+def padding_of(
+    height: int,
+    width: int,  # of the original image, pixels
+    side: int,  # of the square that it was fitted into
+) -> Tensor:               # (1, side, side) bool
     "Which pixels of the square are no image."
     scale = side / max(height, width)
     rows, columns = (torch.arange(side) >= max(1, round(n * scale)) for n in (height, width))
     return (rows[:, None] | columns)[None]
 
-# %% ../../nbs/25_transforms.ipynb #fa41fdde
-def at_native_size(logits: Tensor,  # (1, n, h, w) float, of a square that holds the image at top left
-                   height: int, width: int,  # of the original image, pixels
-                  ) -> Tensor:      # (n, height, width) float
+# %% ../../nbs/25_transforms.ipynb #abc153ce
+def at_native_size(
+    logits: Tensor,  # (1, n, h, w) float, of a square that holds the image at top left
+    height: int,
+    width: int,  # of the original image, pixels
+) -> Tensor:  # (n, height, width) float
     "Logits resized to the square of the original long side, without its padding: as published, scores count original pixels."
     side = max(height, width)
     return resize(logits.float(), (side, side))[0, :, :height, :width]
 
-# %% ../../nbs/25_transforms.ipynb #b9a7045a
-def support_mask(class_map: Tensor,  # (S, S) uint8
-                 c: int,             # class of the episode
-                 i: int,             # number of the image, for the message
-                ) -> Tensor:         # (S, S) uint8 {0, 1, 255}
+# %% ../../nbs/25_transforms.ipynb #51d81d81
+def support_mask(
+    class_map: Tensor,  # (S, S) uint8
+    c: int,  # class of the episode
+    i: int,  # number of the image, for the message
+) -> Tensor:         # (S, S) uint8 {0, 1, 255}
     "What a support shows of the class. Raises ValueError where that is nothing."
     mask = binary_mask(class_map, c)
-    if not (mask == 1).any(): raise ValueError(f"support image number {i} shows no pixel of class {c} at this size; draw supports with more foreground, or raise the side.")
+    if not (mask == 1).any():
+        raise ValueError(
+            f"support image number {i} shows no pixel of class {c} at this size; draw supports with more foreground, or raise the side."
+        )
     return mask

@@ -17,19 +17,39 @@ import numpy as np
 from .images import ImageSet, UnreadableImage, checked_set, pixel_index, read_png_mask
 from ..ops import VOID
 
-# %% ../../nbs/22_voc.ipynb #2844dc40
+# %% ../../nbs/22_voc.ipynb #0c52ff67
 PASCAL_CLASSES = [
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
 ]
 
-# %% ../../nbs/22_voc.ipynb #08c45312
+# %% ../../nbs/22_voc.ipynb #ca3b390c
 def read_split(
     path: Path,  # text file, one image name a line
 ) -> list[str]:  # the names
     """Read the list of a split; raises FileNotFoundError (naming the splits there are) and ValueError if it is empty or repeats a name."""
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path.parent}: no such folder; a VOC layout keeps its lists of images there.")
+        raise FileNotFoundError(
+            f"{path.parent}: no such folder; a VOC layout keeps its lists of images there."
+        )
     if not path.is_file():
         there = ", ".join(sorted(p.stem for p in path.parent.glob("*.txt"))) or "none"
         raise FileNotFoundError(f"{path}: no such split; there are: {there}.")
@@ -52,13 +72,18 @@ def find_files(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; the {what}s are expected there.")
     found: dict[str, Path] = {}
-    by_suffix = sorted((p for p in folder.iterdir() if p.suffix.lower() in suffixes), key=lambda p: suffixes.index(p.suffix.lower()))
+    by_suffix = sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in suffixes),
+        key=lambda p: suffixes.index(p.suffix.lower()),
+    )
     for path in by_suffix:
         found.setdefault(path.stem, path)
     missing = [name for name in ids if name not in found]
     if missing:
         others = f" ({len(missing)} of {len(ids)} {what}s are missing)" if len(missing) > 1 else ""
-        raise FileNotFoundError(f"{folder / missing[0]}{suffixes[0]}: no such {what}{others}; add it or take its line out of the split.")
+        raise FileNotFoundError(
+            f"{folder / missing[0]}{suffixes[0]}: no such {what}{others}; add it or take its line out of the split."
+        )
     return [found[name] for name in ids]
 
 
@@ -68,14 +93,17 @@ def read_class_names(
     """Read class names; raises ValueError if there are none, more than 254, or two alike."""
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not 1 <= len(names) < VOID or len(set(names)) < len(names):
-        raise ValueError(f"{path}: {len(names)} class names, {len(set(names))} of them different; write 1 to 254 different names, one a line.")
+        raise ValueError(
+            f"{path}: {len(names)} class names, {len(set(names))} of them different; write 1 to 254 different names, one a line."
+        )
     return names
 
-# %% ../../nbs/22_voc.ipynb #10c07f0a
+# %% ../../nbs/22_voc.ipynb #ea43ad4f
 def voc_layout(
     root: str | Path,  # the folder with ImageSets, JPEGImages and SegmentationClass
     split: str,  # name of a list in ImageSets/Segmentation, such as "train"
-    class_names: Sequence[str] | None = None,  # names of classes 1 .. C; not needed if ROOT/classes.txt exists
+    class_names: Sequence[str]
+    | None = None,  # names of classes 1 .. C; not needed if ROOT/classes.txt exists
     name: str | None = None,  # name of the set; the folder's if not given
     skip_unreadable: bool = False,  # leave unreadable files out, with a warning that counts them
 ) -> ImageSet:
@@ -86,28 +114,42 @@ def voc_layout(
     """
     root = Path(root).expanduser().resolve()
     if not root.is_dir():
-        raise FileNotFoundError(f"{root}: no such folder; give the folder that holds ImageSets, JPEGImages and SegmentationClass.")
+        raise FileNotFoundError(
+            f"{root}: no such folder; give the folder that holds ImageSets, JPEGImages and SegmentationClass."
+        )
     ids = read_split(root / "ImageSets" / "Segmentation" / f"{split}.txt")
     names = None if class_names is None else list(class_names)
     if (root / "classes.txt").is_file():
         listed = read_class_names(root / "classes.txt")
         if names not in (None, listed):
-            raise ValueError(f"{root / 'classes.txt'}: names {len(listed)} classes other than the {len(names)} given; give none or change the file.")
+            raise ValueError(
+                f"{root / 'classes.txt'}: names {len(listed)} classes other than the {len(names)} given; give none or change the file."
+            )
         names = listed
     image_paths = find_files(root / "JPEGImages", ids, (".jpg", ".jpeg", ".png"), "image")
     mask_paths = find_files(root / "SegmentationClass", ids, (".png",), "mask")
     read_mask = partial(read_png_mask, mask_paths)
-    counts, readable = pixel_index(f"{root} {split}", image_paths, mask_paths, read_mask, skip_unreadable)
+    counts, readable = pixel_index(
+        f"{root} {split}", image_paths, mask_paths, read_mask, skip_unreadable
+    )
     if names is None:
         largest = int(max(np.flatnonzero(counts.any(axis=0)), default=0))
         if not largest and len(readable):
-            raise ValueError(f"{root}: every mask of split '{split}' is background or void; there is no class to learn or to find.")
-        if largest <= len(PASCAL_CLASSES) and any(re.fullmatch(r"\d{4}_\d{6}", image) for image in ids):
+            raise ValueError(
+                f"{root}: every mask of split '{split}' is background or void; there is no class to learn or to find."
+            )
+        if largest <= len(PASCAL_CLASSES) and any(
+            re.fullmatch(r"\d{4}_\d{6}", image) for image in ids
+        ):
             names = list(PASCAL_CLASSES)
         else:
             names = [f"class_{c}" for c in range(1, largest + 1)]
-            warnings.warn(f"{root}: no classes.txt, so {largest} classes are taken from the largest mask value in split '{split}'; write classes.txt to name them.")
-    return checked_set(name or root.name, ids, image_paths, read_mask, mask_paths, names, counts, readable)
+            warnings.warn(
+                f"{root}: no classes.txt, so {largest} classes are taken from the largest mask value in split '{split}'; write classes.txt to name them."
+            )
+    return checked_set(
+        name or root.name, ids, image_paths, read_mask, mask_paths, names, counts, readable
+    )
 
 # %% ../../nbs/22_voc.ipynb #1163f507
 def read_pascal_mask(

@@ -27,10 +27,11 @@ from ..data.images import open_image
 from ..data.transforms import fit_square
 from ..ops import keep_foreground, resize
 
-# %% ../../nbs/30_backbones.ipynb #4966c883
-def dilate_(stage: nn.Module,   # a stage of a network, changed in place
-            dilation: int,      # ≥ 1, positions between two kernel taps
-           ) -> nn.Module:      # the same stage
+# %% ../../nbs/30_backbones.ipynb #9d5084f9
+def dilate_(
+    stage: nn.Module,  # a stage of a network, changed in place
+    dilation: int,  # ≥ 1, positions between two kernel taps
+) -> nn.Module:  # the same stage
     "Give every convolution of `stage` stride 1 and every 3×3 convolution the dilation that keeps its field of view."
     for conv in stage.modules():
         if isinstance(conv, nn.Conv2d):
@@ -38,7 +39,7 @@ def dilate_(stage: nn.Module,   # a stage of a network, changed in place
             if conv.kernel_size == (3, 3): conv.dilation = conv.padding = (dilation, dilation)
     return stage
 
-# %% ../../nbs/30_backbones.ipynb #77a232b1
+# %% ../../nbs/30_backbones.ipynb #edc2795f
 class Backbone(nn.Module):
     "A frozen network cut in three: `layer2` (image → stride 8), `layer3`, `layer4`; always in evaluation mode, never with gradients."
     def __init__(self, name: str, layer2: nn.Module, layer3: nn.Module, layer4: nn.Module):
@@ -50,20 +51,27 @@ class Backbone(nn.Module):
         return super().train(False)  # frozen means its statistics too
 
     @torch.no_grad()
-    def forward(self, image: Tensor,  # (N, 3, S, S) float, ImageNet-normalised
-               ) -> tuple[Tensor, Tensor]:  # mid (N, C3 + C2, h, w), layer3 (N, C3, h, w)
+    def forward(
+        self,
+        image: Tensor,  # (N, 3, S, S) float, ImageNet-normalised
+    ) -> tuple[Tensor, Tensor]:  # mid (N, C3 + C2, h, w), layer3 (N, C3, h, w)
         "The middle features, and layer3 alone, from which layer4 goes on."
         f2 = self.layer2(image)
         f3 = self.layer3(f2)
         return torch.cat([f3, resize(f2, f3.shape[-2:])], 1), f3
 
-# %% ../../nbs/30_backbones.ipynb #a17d921e
-def tiny_layers() -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2 (96 channels, stride 8), layer3 (144), layer4 (224)
+# %% ../../nbs/30_backbones.ipynb #59f0d6c7
+def tiny_layers() -> tuple[
+    nn.Module, nn.Module, nn.Module
+]:  # layer2 (96 channels, stride 8), layer3 (144), layer4 (224)
     "A small residual network with the stages of a ResNet: 1.3 M parameters for the bundled samples."
     def stage(cin, cout, stride):
         down = nn.Sequential(nn.Conv2d(cin, cout, 1, stride, bias=False), nn.BatchNorm2d(cout))
         return nn.Sequential(BasicBlock(cin, cout, stride, down))
-    stem = nn.Sequential(nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True))
+
+    stem = nn.Sequential(
+        nn.Conv2d(3, 32, 3, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(inplace=True)
+    )
     layer2 = nn.Sequential(stem, stage(32, 64, 2), stage(64, 96, 2))
     return layer2, dilate_(stage(96, 144, 1), 2), dilate_(stage(144, 224, 1), 4)
 
@@ -75,8 +83,9 @@ def tiny_net() -> nn.Module:  # with children layer2, layer3, layer4
     return net
 
 
-def deepen_stem_(net: tv.ResNet,  # a torchvision Bottleneck ResNet, changed in place
-                ) -> tv.ResNet:   # the same, with conv1…conv3 of 3×3
+def deepen_stem_(
+    net: tv.ResNet,  # a torchvision Bottleneck ResNet, changed in place
+) -> tv.ResNet:  # the same, with conv1…conv3 of 3×3
     "Replace the 7×7 convolution by three 3×3 ones (64, 64, 128 channels), as in the published checkpoints."
     for i, (cin, cout, stride) in enumerate([(3, 64, 2), (64, 64, 1), (64, 128, 1)], 1):
         setattr(net, f"conv{i}", nn.Conv2d(cin, cout, 3, stride, 1, bias=False))
@@ -86,17 +95,29 @@ def deepen_stem_(net: tv.ResNet,  # a torchvision Bottleneck ResNet, changed in 
     return net
 
 
-def resnet_layers(net: tv.ResNet) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
+def resnet_layers(
+    net: tv.ResNet,
+) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
     "Cut a ResNet, with or without deep stem, in three stages at stride 8."
     convs = [i for i in (1, 2, 3) if hasattr(net, f"conv{i}")]
-    stem = [m for i in convs for m in (getattr(net, f"conv{i}"), getattr(net, f"bn{i}"), nn.ReLU(inplace=True))]
+    stem = [
+        m
+        for i in convs
+        for m in (getattr(net, f"conv{i}"), getattr(net, f"bn{i}"), nn.ReLU(inplace=True))
+    ]
     layer2 = nn.Sequential()
-    for name, m in [("layer0", nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1))), ("layer1", net.layer1), ("layer2", net.layer2)]:
+    for name, m in [
+        ("layer0", nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1))),
+        ("layer1", net.layer1),
+        ("layer2", net.layer2),
+    ]:
         layer2.add_module(name, m)
     return layer2, dilate_(net.layer3, 2), dilate_(net.layer4, 4)
 
 
-def stepped_resnet_layers(net: tv.ResNet) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
+def stepped_resnet_layers(
+    net: tv.ResNet,
+) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
     "`resnet_layers` with the first block of layer3 and of layer4 at the dilation of the stage before: as CyCTR was published, and as torchvision dilates."
     layers = resnet_layers(net)
     dilate_(layers[1][0], 1)
@@ -106,7 +127,10 @@ def stepped_resnet_layers(net: tv.ResNet) -> tuple[nn.Module, nn.Module, nn.Modu
 
 def vgg_layers(net: tv.VGG) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
     "Cut VGG-16 with batch norm behind its third and fourth pooling; pools round up, so that 8n + 1 pixels stay n + 1 positions."
-    blocks = [nn.Sequential(*net.features[a:b]) for a, b in [(0, 7), (7, 14), (14, 24), (24, 34), (34, 43)]]
+    blocks = [
+        nn.Sequential(*net.features[a:b])
+        for a, b in [(0, 7), (7, 14), (14, 24), (24, 34), (34, 43)]
+    ]
     for m in net.features:
         if isinstance(m, nn.MaxPool2d): m.ceil_mode = True
     layer2 = nn.Sequential()
@@ -114,11 +138,13 @@ def vgg_layers(net: tv.VGG) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2
     return layer2, blocks[3], blocks[4]
 
 
-def mobilenet_layers(net: tv.MobileNetV2) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
+def mobilenet_layers(
+    net: tv.MobileNetV2,
+) -> tuple[nn.Module, nn.Module, nn.Module]:  # layer2, layer3, layer4
     "Cut MobileNetV2 at strides 8 and 16; what follows is dilated as in the ResNets."
     return net.features[:7], dilate_(net.features[7:14], 2), dilate_(net.features[14:18], 4)
 
-# %% ../../nbs/30_backbones.ipynb #1228999d
+# %% ../../nbs/30_backbones.ipynb #2d8ff53e
 TINY_WEIGHTS = Path(celp_nb.__file__).parent / "weights" / "tiny.pth"
 #: name → (how to build it, how to cut it in three, where its weights come from: a file, torchvision, or nowhere; the classifier's head, which is not used)
 BACKBONES = {
@@ -127,71 +153,130 @@ BACKBONES = {
     "resnet50": (tv.resnet50, resnet_layers, tv.ResNet50_Weights.IMAGENET1K_V1, ("fc.",)),
     "resnet101": (tv.resnet101, resnet_layers, tv.ResNet101_Weights.IMAGENET1K_V1, ("fc.",)),
     "vgg16_bn": (tv.vgg16_bn, vgg_layers, tv.VGG16_BN_Weights.IMAGENET1K_V1, ("classifier.",)),
-    "mobilenet_v2": (tv.mobilenet_v2, mobilenet_layers, tv.MobileNet_V2_Weights.IMAGENET1K_V1, ("classifier.", "features.18.")),
+    "mobilenet_v2": (
+        tv.mobilenet_v2,
+        mobilenet_layers,
+        tv.MobileNet_V2_Weights.IMAGENET1K_V1,
+        ("classifier.", "features.18."),
+    ),
     "resnet50_deep": (lambda: deepen_stem_(tv.resnet50()), resnet_layers, None, ("fc.",)),
     "resnet101_deep": (lambda: deepen_stem_(tv.resnet101()), resnet_layers, None, ("fc.",)),
-    "resnet50_deep_stepped": (lambda: deepen_stem_(tv.resnet50()), stepped_resnet_layers, None, ("fc.",)),
-    "resnet101_deep_stepped": (lambda: deepen_stem_(tv.resnet101()), stepped_resnet_layers, None, ("fc.",)),
+    "resnet50_deep_stepped": (
+        lambda: deepen_stem_(tv.resnet50()),
+        stepped_resnet_layers,
+        None,
+        ("fc.",),
+    ),
+    "resnet101_deep_stepped": (
+        lambda: deepen_stem_(tv.resnet101()),
+        stepped_resnet_layers,
+        None,
+        ("fc.",),
+    ),
 }
 
-# %% ../../nbs/30_backbones.ipynb #3de78ade
-def load_weights_(net: nn.Module,       # a network, changed in place
-                  state: dict,          # names → tensors of any floating type
-                  source: str,          # where they come from, for the message
-                  unused: tuple[str, ...] = (),  # beginnings of names that may be missing or left over
-                 ) -> nn.Module:        # the same network
+# %% ../../nbs/30_backbones.ipynb #8ff71673
+def load_weights_(
+    net: nn.Module,  # a network, changed in place
+    state: dict,  # names → tensors of any floating type
+    source: str,  # where they come from, for the message
+    unused: tuple[str, ...] = (),  # beginnings of names that may be missing or left over
+) -> nn.Module:  # the same network
     """Load `state` into `net`, ignoring what is `unused` and batch norm's counters, and nothing else.
 
     Raises ValueError naming missing, unexpected or misshaped entries."""
     ignored = lambda k: k.startswith(unused) or k.endswith("num_batches_tracked")
-    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items() if not ignored(k)}
+    state = {
+        k: v.float() if v.is_floating_point() else v for k, v in state.items() if not ignored(k)
+    }
     own = {k: v for k, v in net.state_dict().items() if not ignored(k)}
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     odd = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if missing or extra or odd:
-        say = lambda what, names: f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})" if names else ""
-        faults = ", ".join(filter(None, [say("missing", missing), say("left over", extra), say("of another shape", odd)]))
-        raise ValueError(f"the weights in {source} do not fit this network: {faults}; give the file made for it, or name the other backbone.")
+        say = lambda what, names: (
+            f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+            if names
+            else ""
+        )
+        faults = ", ".join(
+            filter(
+                None,
+                [say("missing", missing), say("left over", extra), say("of another shape", odd)],
+            )
+        )
+        raise ValueError(
+            f"the weights in {source} do not fit this network: {faults}; give the file made for it, or name the other backbone."
+        )
     net.load_state_dict(state, strict=False)
     return net
 
 
-def read_weights(path: Path,  # a .pth file with a state dict, or with one under "state_dict" or "model"
-                ) -> dict:    # names → tensors; a "module." in front of every name is taken off
+def read_weights(
+    path: Path,  # a .pth file with a state dict, or with one under "state_dict" or "model"
+) -> dict:  # names → tensors; a "module." in front of every name is taken off
     "Read a state dict from a file without running code from it. Raises FileNotFoundError or ValueError naming the file."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"there is no weights file {path}; give the path of a state dict, or weights='imagenet' to download torchvision's.")
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"{path} is not a readable PyTorch state dict ({type(e).__name__}); save one with torch.save(model.state_dict(), path).") from e
-    while isinstance(state, dict) and (inner := next((k for k in ("state_dict", "model") if isinstance(state.get(k), dict)), None)): state = state[inner]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict (names with tensors); save one with torch.save(model.state_dict(), path).")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no weights file {path}; give the path of a state dict, or weights='imagenet' to download torchvision's."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(
+            f"{path} is not a readable PyTorch state dict ({type(e).__name__}); save one with torch.save(model.state_dict(), path)."
+        ) from e
+    while isinstance(state, dict) and (
+        inner := next((k for k in ("state_dict", "model") if isinstance(state.get(k), dict)), None)
+    ):
+        state = state[inner]
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(v, Tensor) for v in state.values())
+    ):
+        raise ValueError(
+            f"{path} holds no state dict (names with tensors); save one with torch.save(model.state_dict(), path)."
+        )
     return {k.removeprefix("module."): v for k, v in state.items()}
 
 
-def load_backbone(name: str,                            # one of `BACKBONES`
-                  weights: str | Path | dict | None = None,  # None: tiny's own or torchvision's; "imagenet"; "random"; a file; or a state dict
-                 ) -> Backbone:                         # frozen, batch norm folded into the convolutions
+def load_backbone(
+    name: str,  # one of `BACKBONES`
+    weights: str
+    | Path
+    | dict
+    | None = None,  # None: tiny's own or torchvision's; "imagenet"; "random"; a file; or a state dict
+) -> Backbone:                         # frozen, batch norm folded into the convolutions
     """Build a frozen backbone with weights that are certain to be what was asked for.
 
     Raises ValueError for an unknown name or weights that do not fit, FileNotFoundError for a missing file, RuntimeError when a download fails."""
-    if name not in BACKBONES: raise ValueError(f"there is no backbone {name!r}; choose one of {', '.join(BACKBONES)}.")
+    if name not in BACKBONES:
+        raise ValueError(f"there is no backbone {name!r}; choose one of {', '.join(BACKBONES)}.")
     build, cut, hub, unused = BACKBONES[name]
     net = build()
     if weights == "random": return freeze_(Backbone(name, *cut(net)))
     if isinstance(weights, dict): state, source = weights, "the given state dict"
     elif weights not in (None, "imagenet"): state, source = read_weights(weights), str(weights)
     elif isinstance(hub, Path): state, source = read_weights(hub), str(hub)
-    elif hub is None: raise ValueError(f"torchvision has no weights for {name}; give a file as weights=PATH, or weights='random' to go without.")
+    elif hub is None:
+        raise ValueError(
+            f"torchvision has no weights for {name}; give a file as weights=PATH, or weights='random' to go without."
+        )
     else:
         source = hub.url
-        try: state = hub.get_state_dict(progress=True, check_hash=True)
-        except Exception as e: raise RuntimeError(f"the ImageNet weights of {name} could not be downloaded from {source} ({e}); fetch the file elsewhere and give it as weights=PATH.") from e
+        try:
+            state = hub.get_state_dict(progress=True, check_hash=True)
+        except Exception as e:
+            raise RuntimeError(
+                f"the ImageNet weights of {name} could not be downloaded from {source} ({e}); fetch the file elsewhere and give it as weights=PATH."
+            ) from e
     return freeze_(Backbone(name, *cut(load_weights_(net, state, source, unused))))
 
-# %% ../../nbs/30_backbones.ipynb #ff1e1c44
-def freeze_(net: nn.Module,  # a network in evaluation mode, changed in place
-           ) -> nn.Module:   # the same network
+# %% ../../nbs/30_backbones.ipynb #177377d2
+def freeze_(
+    net: nn.Module,  # a network in evaluation mode, changed in place
+) -> nn.Module:  # the same network
     "Fold each batch norm into the convolution in front of it, lay weights out channels-last (a third faster on CPUs), and forbid gradients."
     for parent in list(net.modules()):
         before = None
@@ -202,46 +287,54 @@ def freeze_(net: nn.Module,  # a network in evaluation mode, changed in place
             before, last = child, key
     return net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-# %% ../../nbs/30_backbones.ipynb #b7beaf5a
-def autocast(device: torch.device,
-            precision: torch.dtype | None,  # torch.bfloat16; None: float32, nothing changes
-           ) -> torch.autocast:
+# %% ../../nbs/30_backbones.ipynb #2898e0e9
+def autocast(
+    device: torch.device,
+    precision: torch.dtype | None,  # torch.bfloat16; None: float32, nothing changes
+) -> torch.autocast:
     "A context in which convolutions and matrix products run in lower precision."
     return torch.autocast(device.type, precision or torch.bfloat16, enabled=precision is not None)
 
 
 @torch.no_grad()
-def image_features(backbone: Backbone,
-                   image: Tensor,       # (N, 3, S, S) float, ImageNet-normalised
-                  ) -> Features:
+def image_features(
+    backbone: Backbone,
+    image: Tensor,  # (N, 3, S, S) float, ImageNet-normalised
+) -> Features:
     "Middle and high features of whole images: what a query needs."
     mid, f3 = backbone(image)
     return Features(mid, backbone.layer4(f3))
 
 
-def feature_channels(backbone: Backbone) -> tuple[int, int]:  # channels of `Features.mid` and of `Features.high`
+def feature_channels(
+    backbone: Backbone,
+) -> tuple[int, int]:  # channels of `Features.mid` and of `Features.high`
     "How wide a backbone's features are, seen on an empty image."
-    features = image_features(backbone, torch.zeros(1, 3, 33, 33, device=next(backbone.parameters()).device))
+    features = image_features(
+        backbone, torch.zeros(1, 3, 33, 33, device=next(backbone.parameters()).device)
+    )
     return features.mid.shape[1], features.high.shape[1]
 
 
 @torch.no_grad()
-def support_features(backbone: Backbone,
-                     image: Tensor,      # (N, 3, S, S) float, ImageNet-normalised
-                     mask: Tensor,       # (N, S, S) integer {0, 1, 255}
-                    ) -> Features:
+def support_features(
+    backbone: Backbone,
+    image: Tensor,  # (N, 3, S, S) float, ImageNet-normalised
+    mask: Tensor,  # (N, S, S) integer {0, 1, 255}
+) -> Features:
     "Middle features of whole images and high features of their foreground alone: what a support needs."
     mid, f3 = backbone(image)
     return Features(mid, backbone.layer4(keep_foreground(f3, mask)))
 
 
 @torch.no_grad()
-def episode_features(backbone: Backbone,
-                     query: Tensor,         # (B, 3, S, S) float, ImageNet-normalised
-                     support: Tensor,       # (B, K, 3, S, S) float, ImageNet-normalised
-                     support_mask: Tensor,  # (B, K, S, S) integer {0, 1, 255}
-                     whole: bool = False,   # also layer4 of the supports with their background, for models that ask for it
-                    ) -> tuple[Features, Features | SupportFeatures]:  # of the query (B, …), of the support (B, K, …)
+def episode_features(
+    backbone: Backbone,
+    query: Tensor,  # (B, 3, S, S) float, ImageNet-normalised
+    support: Tensor,  # (B, K, 3, S, S) float, ImageNet-normalised
+    support_mask: Tensor,  # (B, K, S, S) integer {0, 1, 255}
+    whole: bool = False,  # also layer4 of the supports with their background, for models that ask for it
+) -> tuple[Features, Features | SupportFeatures]:  # of the query (B, …), of the support (B, K, …)
     "`image_features` of the queries and `support_features` of the supports, in one pass through the backbone."
     B, K = support.shape[:2]
     mid, f3 = backbone(torch.cat([query, support.flatten(0, 1)]))
@@ -249,30 +342,44 @@ def episode_features(backbone: Backbone,
     high = backbone.layer4(torch.cat([f3 if whole else f3[:B], kept]))
     shots = lambda x: x.unflatten(0, (B, K))
     seen = Features(shots(mid[B:]), shots(high[-B * K:]))
-    return Features(mid[:B], high[:B]), SupportFeatures(*seen, shots(high[B:-B * K])) if whole else seen
+    return Features(mid[:B], high[:B]), SupportFeatures(
+        *seen, shots(high[B : -B * K])
+    ) if whole else seen
 
-# %% ../../nbs/30_backbones.ipynb #909448cb
+# %% ../../nbs/30_backbones.ipynb #d23acb75
 @lru_cache(4)
-def backbone_or_tiny(name: str,
-                     weights: str,  # a file, "imagenet", or "" for its own
-                    ) -> tuple[Backbone, str]:  # and what is used, in words
+def backbone_or_tiny(
+    name: str,
+    weights: str,  # a file, "imagenet", or "" for its own
+) -> tuple[Backbone, str]:  # and what is used, in words
     "A backbone, or tiny with the reason where its weights are not to be had; asked again, the same."
-    try: return load_backbone(name, weights or None), f"{name} with {weights or ('the bundled weights' if name == 'tiny' else 'torchvision’s weights')}"
-    except (ValueError, OSError, RuntimeError) as error: return load_backbone("tiny"), f"tiny with the bundled weights instead of {name}: {error}"
+    try:
+        return (
+            load_backbone(name, weights or None),
+            f"{name} with {weights or ('the bundled weights' if name == 'tiny' else 'torchvision’s weights')}",
+        )
+    except (ValueError, OSError, RuntimeError) as error:
+        return load_backbone("tiny"), f"tiny with the bundled weights instead of {name}: {error}"
 
 
-def photograph_or_sample(sample: np.ndarray,  # (H, W, 3) uint8, a bundled image
-                        ) -> tuple[Backbone, Tensor, Tensor, str]:  # backbone; (1, 3, S, S) float, ImageNet-normalised; (1, S, S) uint8, 0, and 255 where there is no image; and what is used, in words
+def photograph_or_sample(
+    sample: np.ndarray,  # (H, W, 3) uint8, a bundled image
+) -> tuple[
+    Backbone, Tensor, Tensor, str
+]:  # backbone; (1, 3, S, S) float, ImageNet-normalised; (1, S, S) uint8, 0, and 255 where there is no image; and what is used, in words
     "ResNet-50 with $CELP_WEIGHTS and the photograph $CELP_PHOTO, or tiny and the sample. Raises UnreadableImage or FileNotFoundError for a photograph that cannot be read."
     weights, photo = os.environ.get("CELP_WEIGHTS", ""), os.environ.get("CELP_PHOTO", "")
     backbone, words = backbone_or_tiny("resnet50" if weights else "tiny", weights)
     image = np.array(open_image(Path(photo)).convert("RGB")) if photo else sample
-    x, nothing = fit_square(image, np.zeros(image.shape[:2], np.uint8), 161 if backbone.name == "tiny" else 473)
+    x, nothing = fit_square(
+        image, np.zeros(image.shape[:2], np.uint8), 161 if backbone.name == "tiny" else 473
+    )
     return backbone, x[None], nothing[None], f"{words}; {photo or 'a bundled sample'}"
 
-# %% ../../nbs/30_backbones.ipynb #838bf7e5
+# %% ../../nbs/30_backbones.ipynb #2c8afa40
 def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
     "A name for a backbone's exact weights."
     digest = hashlib.sha1(backbone.name.encode())
-    for x in backbone.state_dict().values(): digest.update(x.detach().cpu().contiguous().numpy().tobytes())
+    for x in backbone.state_dict().values():
+        digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]

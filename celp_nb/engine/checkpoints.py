@@ -22,7 +22,7 @@ from .methods import build_model, find_method
 # %% ../../nbs/32_checkpoints.ipynb #faa314fe
 LOSS_NAMES = ("main", "auxiliary", "contrast", "latent")  # what a step tells
 
-# %% ../../nbs/32_checkpoints.ipynb #48110498
+# %% ../../nbs/32_checkpoints.ipynb #4ac4ef03
 class Best(NamedTuple):
     "The best weights of a model so far."
     score: float
@@ -30,15 +30,20 @@ class Best(NamedTuple):
     state: dict[str, Tensor]  # on the CPU
 
 
-def update_best(best: dict[str, Best],            # changed in place
-           scores: dict[str, float],         # of the models now
-           models: dict[str, FewShotModel],
-           step: int,                        # steps done
-          ) -> None:
+def update_best(
+    best: dict[str, Best],  # changed in place
+    scores: dict[str, float],  # of the models now
+    models: dict[str, FewShotModel],
+    step: int,  # steps done
+) -> None:
     "Keep the weights of every model that scores above its best so far."
     for n, score in scores.items():
         if n not in best or score > best[n].score:
-            best[n] = Best(score, step, {k: v.detach().cpu().clone() for k, v in models[n].state_dict().items()})
+            best[n] = Best(
+                score,
+                step,
+                {k: v.detach().cpu().clone() for k, v in models[n].state_dict().items()},
+            )
 
 # %% ../../nbs/32_checkpoints.ipynb #29890b7c
 class Trained(NamedTuple):
@@ -46,12 +51,16 @@ class Trained(NamedTuple):
     history: dict[str, list[dict[str, float]]]  # name → what `train_step` told of every step
     best: dict[str, Best]  # name → its best weights, where there was a check
 
-# %% ../../nbs/32_checkpoints.ipynb #7f0a3a54
+# %% ../../nbs/32_checkpoints.ipynb #3f6d548e
 def changed_settings(before: dict, now: dict) -> str:
     "Which settings differ, old and new, in words; empty where none does."
-    return ", ".join(f"{k} = {before.get(k)!r} then and {now.get(k)!r} now" for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k))
+    return ", ".join(
+        f"{k} = {before.get(k)!r} then and {now.get(k)!r} now"
+        for k in sorted(before.keys() | now.keys())
+        if before.get(k) != now.get(k)
+    )
 
-# %% ../../nbs/32_checkpoints.ipynb #d37ed57c
+# %% ../../nbs/32_checkpoints.ipynb #5779b55f
 def save_checkpoint(path: str | Path, **state) -> None:
     "Write tensors and plain values, as a whole or not at all."
     with atomic_file(path) as f: torch.save(state, f)
@@ -66,62 +75,124 @@ def is_undamaged(path: str | Path) -> bool:  # a file of `save_checkpoint`
 
 def load_checkpoint(path: str | Path) -> dict:
     "Read what `save_checkpoint` wrote, without running code from it. Raises FileNotFoundError or ValueError naming the file."
-    if not Path(path).is_file(): raise FileNotFoundError(f"there is no checkpoint {path}; train first, or give another path.")
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no checkpoint {path}; train first, or give another path."
+        )
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not is_undamaged(path): raise ValueError("a checksum is wrong: it is damaged")
-    except Exception as e: raise ValueError(f"{path} is not a checkpoint of this project ({type(e).__name__}: {str(e)[:80]}); give one written by celp train or celp run.") from e
-    if not isinstance(saved, dict): raise ValueError(f"{path} is not a checkpoint of this project but a {type(saved).__name__}; give one written by celp train or celp run.")
+    except Exception as e:
+        raise ValueError(
+            f"{path} is not a checkpoint of this project ({type(e).__name__}: {str(e)[:80]}); give one written by celp train or celp run."
+        ) from e
+    if not isinstance(saved, dict):
+        raise ValueError(
+            f"{path} is not a checkpoint of this project but a {type(saved).__name__}; give one written by celp train or celp run."
+        )
     return saved
 
-# %% ../../nbs/32_checkpoints.ipynb #92330d19
+# %% ../../nbs/32_checkpoints.ipynb #8d679efc
 #: method → the bundled model of it: fold 0 of the samples (tests classes 1 to 5), tiny backbone
-BUNDLED = {method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method in ("PFENet", "PFENet+CE")}
+BUNDLED = {
+    method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method in ("PFENet", "PFENet+CE")
+}
 
 
-def load_model(path: str | Path,
-               fingerprint: str | None = None,  # of the backbone it will be used with; None: not compared
-              ) -> tuple[FewShotModel, dict]:   # in evaluation mode; and all else that the file says
+def load_model(
+    path: str | Path,
+    fingerprint: str | None = None,  # of the backbone it will be used with; None: not compared
+) -> tuple[FewShotModel, dict]:  # in evaluation mode; and all else that the file says
     "Read a trained model. Raises FileNotFoundError, or ValueError naming the file when it is no model or of another backbone."
     saved = load_checkpoint(path)
-    missing = {"model", "method", "fold", "backbone", "weights", "fingerprint", "in_channels", "width", "bins", "side", "seed"} - set(saved)
-    if missing: raise ValueError(f"{path} holds no trained model ({min(missing)!r} is missing); give a file such as runs/samples/fold0/PFENet+CE.pt.")
+    missing = {
+        "model",
+        "method",
+        "fold",
+        "backbone",
+        "weights",
+        "fingerprint",
+        "in_channels",
+        "width",
+        "bins",
+        "side",
+        "seed",
+    } - set(saved)
+    if missing:
+        raise ValueError(
+            f"{path} holds no trained model ({min(missing)!r} is missing); give a file such as runs/samples/fold0/PFENet+CE.pt."
+        )
     if fingerprint not in (None, saved["fingerprint"]):
-        raise ValueError(f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, not {fingerprint}; use the backbone and weights file of its training.")
-    try: method = find_method(saved["method"])
-    except ValueError as e: raise ValueError(f"{path} was trained with a method that is not known here ({e}); train again.") from e
+        raise ValueError(
+            f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, not {fingerprint}; use the backbone and weights file of its training."
+        )
+    try:
+        method = find_method(saved["method"])
+    except ValueError as e:
+        raise ValueError(
+            f"{path} was trained with a method that is not known here ({e}); train again."
+        ) from e
     model = build_model(saved["in_channels"], saved["width"], saved["bins"], method=method)
-    try: model.load_state_dict(saved["model"])
-    except RuntimeError as e: raise ValueError(f"{path} holds another decoder than it says ({str(e).splitlines()[-1].strip()[:80]}); train again.") from e
+    try:
+        model.load_state_dict(saved["model"])
+    except RuntimeError as e:
+        raise ValueError(
+            f"{path} holds another decoder than it says ({str(e).splitlines()[-1].strip()[:80]}); train again."
+        ) from e
     return model.eval(), saved
 
-# %% ../../nbs/32_checkpoints.ipynb #8010ab38
-def save_state(checkpoint: str | Path,
-         step: int,        # steps done
-         settings: dict,   # what must be the same to go on
-         models: dict[str, FewShotModel],
-         optimisers: dict[str, list[torch.optim.Optimizer]],
-         trained: Trained,
-        ) -> None:
+# %% ../../nbs/32_checkpoints.ipynb #5322325c
+def save_state(
+    checkpoint: str | Path,
+    step: int,  # steps done
+    settings: dict,  # what must be the same to go on
+    models: dict[str, FewShotModel],
+    optimisers: dict[str, list[torch.optim.Optimizer]],
+    trained: Trained,
+) -> None:
     "Write all that a resumed training needs. Raises OSError, the checkpoint before it whole, when there is no room."
-    told = {n: torch.tensor([[h[k] for k in LOSS_NAMES] for h in rows], dtype=torch.float64) for n, rows in trained.history.items()}
-    try: save_checkpoint(checkpoint, step=step, settings=settings, history=told, best={n: tuple(b) for n, b in trained.best.items()},
-                         models={n: m.state_dict() for n, m in models.items()}, optimisers={n: [o.state_dict() for o in own] for n, own in optimisers.items()})
+    told = {
+        n: torch.tensor([[h[k] for k in LOSS_NAMES] for h in rows], dtype=torch.float64)
+        for n, rows in trained.history.items()
+    }
+    try:
+        save_checkpoint(
+            checkpoint,
+            step=step,
+            settings=settings,
+            history=told,
+            best={n: tuple(b) for n, b in trained.best.items()},
+            models={n: m.state_dict() for n, m in models.items()},
+            optimisers={n: [o.state_dict() for o in own] for n, own in optimisers.items()},
+        )
     except (OSError, RuntimeError) as e:  # PyTorch's writer says the latter
-        raise OSError(f"{checkpoint} could not be written after step {step} ({str(e).splitlines()[0]}); the one before it is whole: make room and go on with --resume.") from e
+        raise OSError(
+            f"{checkpoint} could not be written after step {step} ({str(e).splitlines()[0]}); the one before it is whole: make room and go on with --resume."
+        ) from e
 
 
-def resume_state(checkpoint: str | Path,
-          settings: dict,  # of this training
-          models: dict[str, FewShotModel],                     # changed in place
-          optimisers: dict[str, list[torch.optim.Optimizer]],  # changed in place
-         ) -> tuple[Trained, int]:  # and steps done
+def resume_state(
+    checkpoint: str | Path,
+    settings: dict,  # of this training
+    models: dict[str, FewShotModel],  # changed in place
+    optimisers: dict[str, list[torch.optim.Optimizer]],  # changed in place
+) -> tuple[Trained, int]:  # and steps done
     "Read what `keep` wrote. Raises ValueError naming the file when it is none, or listing the settings that differ."
     saved = load_checkpoint(checkpoint)
-    if not {"step", "settings", "history", "models", "optimisers", "best"} <= saved.keys(): raise ValueError(f"{checkpoint} is not a checkpoint to go on from; give one that fit wrote, or a new path.")
-    if saved["settings"] != settings: raise ValueError(f"{checkpoint} was written with other settings ({changed_settings(saved['settings'], settings)}); use the same, or a new folder.")
+    if not {"step", "settings", "history", "models", "optimisers", "best"} <= saved.keys():
+        raise ValueError(
+            f"{checkpoint} is not a checkpoint to go on from; give one that fit wrote, or a new path."
+        )
+    if saved["settings"] != settings:
+        raise ValueError(
+            f"{checkpoint} was written with other settings ({changed_settings(saved['settings'], settings)}); use the same, or a new folder."
+        )
     for n in models:
         models[n].load_state_dict(saved["models"][n])
-        for own, state in zip(optimisers[n], saved["optimisers"][n], strict=True): own.load_state_dict(state)
-    history = {n: [dict(zip(LOSS_NAMES, row)) for row in rows.tolist()] for n, rows in saved["history"].items()}
+        for own, state in zip(optimisers[n], saved["optimisers"][n], strict=True):
+            own.load_state_dict(state)
+    history = {
+        n: [dict(zip(LOSS_NAMES, row)) for row in rows.tolist()]
+        for n, rows in saved["history"].items()
+    }
     return Trained(history, {n: Best(*b) for n, b in saved["best"].items()}), saved["step"]

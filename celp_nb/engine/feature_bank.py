@@ -7,7 +7,7 @@ __all__ = ['tensors_in', 'bytes_of', 'store', 'FeatureBank', 'feature_bank', 'ep
            'encode_image', 'upcoming_uses', 'cached', 'load_features', 'prior_key', 'stack_conditioning',
            'predict_batch', 'evaluate', 'bytes_of_an_image', 'no_channels', 'reductions', 'compared_channels']
 
-# %% ../../nbs/37_feature_bank.ipynb #08812a9c
+# %% ../../nbs/37_feature_bank.ipynb #a2c55891
 from functools import lru_cache
 from typing import Callable, Iterable, NamedTuple
 
@@ -18,7 +18,8 @@ from cachetools import LRUCache
 from torch import Tensor
 
 from celp_nb.conditioning import (
-    Conditioning, Features, SupportFeatures, best_match, foreground_vectors, prototype,
+    Conditioning, Features, SupportFeatures, average_shots, best_match, foreground_vectors,
+    prototype,
 )
 from ..contrast import FewShotModel, fewer_channels
 from ..data.episodes import Episodes
@@ -33,11 +34,13 @@ from .evaluation import Predictor, Query, VotingPredictor, queries_of
 from ..metrics import error_counts, near_edge, pixel_counts
 from ..ops import STRIDE, VOID, keep_foreground, min_max
 
-# %% ../../nbs/37_feature_bank.ipynb #650c54a6
+# %% ../../nbs/37_feature_bank.ipynb #c6a40840
 def tensors_in(item: Tensor | dict | tuple) -> list[Tensor]:
     "All tensors of a nest of dictionaries and tuples."
     if isinstance(item, Tensor): return [item]
-    return [x for part in (item.values() if isinstance(item, dict) else item) for x in tensors_in(part)]
+    return [
+        x for part in (item.values() if isinstance(item, dict) else item) for x in tensors_in(part)
+    ]
 
 
 def bytes_of(item: Tensor | dict | tuple) -> int:
@@ -52,54 +55,78 @@ def store(kept: LRUCache, name: tuple, value):
     except ValueError: pass  # cachetools': value too large
     return value
 
-# %% ../../nbs/37_feature_bank.ipynb #7e77229f
+# %% ../../nbs/37_feature_bank.ipynb #4ee8a0cf
 class FeatureBank(NamedTuple):
     "Where the features of a test set's images come from, and what is kept of them."
     backbone: Backbone
     data: ImageSet
-    side: int                      # of the square that images are fitted into, 8n + 1 pixels
-    precision: torch.dtype | None  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
-    kept: LRUCache                 # name → tensors, up to a budget in bytes
-    void_seen: bool = False        # whether the void pixels of a query's ground truth are padding too: as published, but no honest question
+    side: int  # of the square that images are fitted into, 8n + 1 pixels
+    precision: (
+        torch.dtype | None
+    )  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
+    kept: LRUCache  # name → tensors, up to a budget in bytes
+    void_seen: bool = False  # whether the void pixels of a query's ground truth are padding too: as published, but no honest question
 
     def square(self, i: int) -> tuple[Tensor, Tensor]:  # (3, S, S) float, normalised; (S, S) uint8
         "Image and class map as a model sees them."
         name = "square", i
-        return self.kept[name] if name in self.kept else store(self.kept, name, fit_square(read_image(self.data, i), self.data.read_mask(i), self.side))
+        return (
+            self.kept[name]
+            if name in self.kept
+            else store(
+                self.kept,
+                name,
+                fit_square(read_image(self.data, i), self.data.read_mask(i), self.side),
+            )
+        )
 
     def class_map(self, i: int) -> Tensor:  # (S, S) uint8
         return self.square(i)[1]
 
 
-def feature_bank(backbone: Backbone,
-                   data: ImageSet,
-                   side: int,              # of the square that images are fitted into, 8n + 1 pixels
-                   gigabytes: float = 4.0,  # that all that is kept may take up
-                   precision: torch.dtype | None = None,  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
-                  ) -> FeatureBank:
+def feature_bank(
+    backbone: Backbone,
+    data: ImageSet,
+    side: int,  # of the square that images are fitted into, 8n + 1 pixels
+    gigabytes: float = 4.0,  # that all that is kept may take up
+    precision: torch.dtype
+    | None = None,  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
+) -> FeatureBank:
     "An empty memory for `data`'s images."
     return FeatureBank(backbone, data, side, precision, LRUCache(gigabytes * 1e9, bytes_of))
 
-# %% ../../nbs/37_feature_bank.ipynb #2c174025
+# %% ../../nbs/37_feature_bank.ipynb #8bf2949c
 @torch.no_grad()
-def episode_inputs(memory: FeatureBank,
-                   episodes: Episodes,
-                   e: int,  # which episode
-                   whole: bool = False,  # also the supports' high features with their background, for models that ask for it
-                  ) -> tuple[Features, Features | SupportFeatures, Tensor]:  # query (1, …), support (1, K, …), support masks (1, K, S, S) uint8
+def episode_inputs(
+    memory: FeatureBank,
+    episodes: Episodes,
+    e: int,  # which episode
+    whole: bool = False,  # also the supports' high features with their background, for models that ask for it
+) -> tuple[
+    Features, Features | SupportFeatures, Tensor
+]:  # query (1, …), support (1, K, …), support masks (1, K, S, S) uint8
     "What a model is given in an episode: nothing of the query's mask. Raises ValueError for a support without a pixel of the class."
     backbone, kept, device = memory.backbone, memory.kept, next(memory.backbone.parameters()).device
     c, q, supports = int(episodes.cls[e]), int(episodes.query[e]), episodes.support[e].tolist()
     def seen(name, compute, i, *masks):
         if name in kept: return kept[name]
-        with autocast(device, memory.precision): return store(kept, name, compute(backbone, memory.square(i)[0][None].to(device), *masks))
+        with autocast(device, memory.precision):
+            return store(
+                kept, name, compute(backbone, memory.square(i)[0][None].to(device), *masks)
+            )
     image = lambda i: seen(("whole", i), image_features, i)
     masks = [support_mask(memory.class_map(s), c, s).to(device) for s in supports]
-    shots = [seen(("foreground", s, c), support_features, s, m[None]) for s, m in zip(supports, masks)]
+    shots = [
+        seen(("foreground", s, c), support_features, s, m[None]) for s, m in zip(supports, masks)
+    ]
     if whole: shots = [SupportFeatures(*f, image(s).high) for s, f in zip(supports, shots)]
-    return Features(*(x.float() for x in image(q))), type(shots[0])(*(torch.cat(maps)[None].float() for maps in zip(*shots))), torch.stack(masks)[None]
+    return (
+        Features(*(x.float() for x in image(q))),
+        type(shots[0])(*(torch.cat(maps)[None].float() for maps in zip(*shots))),
+        torch.stack(masks)[None],
+    )
 
-# %% ../../nbs/37_feature_bank.ipynb #9d85a3f7
+# %% ../../nbs/37_feature_bank.ipynb #6fa6b76c
 class ImageParts(NamedTuple):
     "Of an image, as query or support."
     reduced: dict[Callable, Tensor]  # reduction → (1, C, h, w) float32
@@ -114,87 +141,134 @@ class SupportParts(NamedTuple):
 
 
 @torch.no_grad()
-def encode_image(memory: FeatureBank,
-         i: int,                 # which image
-         names: Iterable[tuple],  # ("high", i), ("support", i, c): what is wanted beside ("image", i)
-         predictors: Iterable[Predictor],  # for whom
-        ) -> dict[tuple, ImageParts | dict[int, Tensor] | SupportParts]:  # name → parts
+def encode_image(
+    memory: FeatureBank,
+    i: int,  # which image
+    names: Iterable[tuple],  # ("high", i), ("support", i, c): what is wanted beside ("image", i)
+    predictors: Iterable[Predictor],  # for whom
+) -> dict[tuple, ImageParts | dict[int, Tensor] | SupportParts]:  # name → parts
     "All that is wanted of an image, in one pass through the backbone. Raises ValueError for a support without a pixel of its class."
-    photo, device, layer4 = read_image(memory.data, i), next(memory.backbone.parameters()).device, memory.backbone.layer4
+    photo, device, layer4 = (
+        read_image(memory.data, i),
+        next(memory.backbone.parameters()).device,
+        memory.backbone.layer4,
+    )
     x, class_map = fit_square(photo, memory.data.read_mask(i), memory.side)
-    masks = {c: support_mask(class_map, c, i).to(device) for _, _, c in (n for n in names if n[0] == "support")}
-    channels, reduce = {compared_channels(p) for p in predictors}, {r for p in predictors for r in reductions(p)}
+    masks = {
+        c: support_mask(class_map, c, i).to(device)
+        for _, _, c in (n for n in names if n[0] == "support")
+    }
+    channels, reduce = (
+        {compared_channels(p) for p in predictors},
+        {r for p in predictors for r in reductions(p)},
+    )
     with autocast(device, memory.precision):
         mid, f3 = memory.backbone(x[None].to(device))
         whole = layer4(f3)[0] if ("high", i) in names or max(channels) else None
-        kept = {c: layer4(keep_foreground(f3, m[None]))[0] for c, m in masks.items() if 0 in channels}
+        kept = {
+            c: layer4(keep_foreground(f3, m[None]))[0] for c, m in masks.items() if 0 in channels
+        }
     reduced = {r: r(mid.float()) for r in reduce}
-    high = {n: fewer_channels(whole.float(), n) if n else whole for n in channels} if whole is not None else {}
+    high = (
+        {n: fewer_channels(whole.float(), n) if n else whole for n in channels}
+        if whole is not None
+        else {}
+    )
     vectors = lambda c, m: {n: foreground_vectors(high[n] if n else kept[c], m) for n in channels}
-    made = {("support", i, c): SupportParts(vectors(c, m), {r: prototype(x, m[None])[0] for r, x in reduced.items()}, m) for c, m in masks.items()}
+    made = {
+        ("support", i, c): SupportParts(
+            vectors(c, m), {r: prototype(x, m[None])[0] for r, x in reduced.items()}, m
+        )
+        for c, m in masks.items()
+    }
     if ("high", i) in names: made["high", i] = high
-    padding = (class_map == VOID)[None] if memory.void_seen else padding_of(*photo.shape[:2], memory.side)
+    padding = (
+        (class_map == VOID)[None] if memory.void_seen else padding_of(*photo.shape[:2], memory.side)
+    )
     return {("image", i): ImageParts(reduced, padding.to(device)), **made}
 
-# %% ../../nbs/37_feature_bank.ipynb #632b0eed
-def upcoming_uses(coming: Episodes,  # in the order in which they are asked, from now on
-         i: int,            # an image
-         room: float,       # for so many images
-        ) -> list[tuple]:   # ("high", i), ("support", i, c)
+# %% ../../nbs/37_feature_bank.ipynb #10375959
+def upcoming_uses(
+    coming: Episodes,  # in the order in which they are asked, from now on
+    i: int,  # an image
+    room: float,  # for so many images
+) -> list[tuple]:   # ("high", i), ("support", i, c)
     "What will be asked of an image before `room` others have been touched."
     images, as_support = np.c_[coming.query, coming.support], (coming.support == i).any(1)
-    uses = {("high", i): coming.query == i, **{("support", i, int(c)): as_support & (coming.cls == c) for c in np.unique(coming.cls[as_support])}}
-    return [name for name, used in uses.items() if used.any() and len(np.unique(images[:used.argmax() + 1])) <= room]
+    uses = {
+        ("high", i): coming.query == i,
+        **{
+            ("support", i, int(c)): as_support & (coming.cls == c)
+            for c in np.unique(coming.cls[as_support])
+        },
+    }
+    return [
+        name
+        for name, used in uses.items()
+        if used.any() and len(np.unique(images[: used.argmax() + 1])) <= room
+    ]
 
-# %% ../../nbs/37_feature_bank.ipynb #4ee37465
+# %% ../../nbs/37_feature_bank.ipynb #a2cec961
 def cached(kept: LRUCache, names: Iterable[tuple]) -> dict:
     "Those of the names that are kept, with what they stand for."
     return {name: kept[name] for name in names if name in kept}
 
 
-def load_features(memory: FeatureBank,
-           names: list[tuple],   # of `look`
-           predictors: Iterable[Predictor],
-           coming: Episodes,     # of `soon`
-           room: float,          # of `soon`
-          ) -> dict:             # name → parts
+def load_features(
+    memory: FeatureBank,
+    names: list[tuple],  # of `look`
+    predictors: Iterable[Predictor],
+    coming: Episodes,  # of `soon`
+    room: float,  # of `soon`
+) -> dict:             # name → parts
     "Parts of images, each image looked at no more than once."
     found = cached(memory.kept, names)
     for i in dict.fromkeys(name[1] for name in names if name not in found):
         later = [name for name in upcoming_uses(coming, i, room) if name not in memory.kept]
-        made = encode_image(memory, i, {*later, *(name for name in names if name[1] == i and name not in found)}, predictors)
+        made = encode_image(
+            memory,
+            i,
+            {*later, *(name for name in names if name[1] == i and name not in found)},
+            predictors,
+        )
         for name, parts in made.items(): store(memory.kept, name, parts)
         found |= {name: made[name] for name in names if name in made}
     return found
 
-# %% ../../nbs/37_feature_bank.ipynb #5fd777b8
+# %% ../../nbs/37_feature_bank.ipynb #3ead028c
 def prior_key(question: Query, support: int) -> tuple:
     "What the prior of one shot is kept under."
     return "match", compared_channels(question.predict), question.cls, question.query, support
 
 
-def stack_conditioning(asked: list[Query],  # of one predictor, with K supports each
-                 found: dict,            # name → parts, and priors of single shots
-                ) -> Conditioning:       # (B, …)
+def stack_conditioning(
+    asked: list[Query],  # of one predictor, with K supports each
+    found: dict,  # name → parts, and priors of single shots
+) -> Conditioning:       # (B, …)
     "The main path's question of *08_contrast*, from what is kept."
     of_query, of_support = reductions(asked[0].predict)
-    shots = lambda part: torch.stack([torch.stack([part(x, s) for s in x.supports]) for x in asked])  # (B, K, …)
-    return Conditioning(torch.cat([found["image", x.query].reduced[of_query] for x in asked]),
-                        shots(lambda x, s: found["support", s, x.cls].prototype[of_support]).mean(1),
-                        shots(lambda x, s: found[prior_key(x, s)]).mean(1, keepdim=True),
-                        shots(lambda x, s: found["image", s].reduced[of_support][0]),
-                        shots(lambda x, s: found["support", s, x.cls].mask),
-                        torch.cat([found["image", x.query].padding for x in asked]))
+    shots = lambda part: torch.stack(
+        [torch.stack([part(x, s) for s in x.supports]) for x in asked]
+    )  # (B, K, …)
+    return average_shots(
+        torch.cat([found["image", x.query].reduced[of_query] for x in asked]),
+        shots(lambda x, s: found["support", s, x.cls].prototype[of_support]),
+        shots(lambda x, s: found[prior_key(x, s)]),
+        shots(lambda x, s: found["image", s].reduced[of_support][0]),
+        shots(lambda x, s: found["support", s, x.cls].mask),
+        torch.cat([found["image", x.query].padding for x in asked]),
+    )
 
-# %% ../../nbs/37_feature_bank.ipynb #36b9d6bc
+# %% ../../nbs/37_feature_bank.ipynb #225b6b18
 @torch.no_grad()
-def predict_batch(memory: FeatureBank,
-            asked: Iterable[Query],
-            batch: int,        # questions that go through a decoder together
-            predictors: Iterable[Predictor],
-            coming: Episodes,  # of `soon`
-            room: float,       # of `soon`
-           ) -> dict[Query, Tensor]:  # → (h, w) float32: logit of foreground less that of background
+def predict_batch(
+    memory: FeatureBank,
+    asked: Iterable[Query],
+    batch: int,  # questions that go through a decoder together
+    predictors: Iterable[Predictor],
+    coming: Episodes,  # of `soon`
+    room: float,  # of `soon`
+) -> dict[Query, Tensor]:  # → (h, w) float32: logit of foreground less that of background
     "Answer each question once."
     kept, asked = memory.kept, dict.fromkeys(asked)
     done = cached(kept, asked)
@@ -202,62 +276,130 @@ def predict_batch(memory: FeatureBank,
     pairs = {prior_key(x, s): None for x in new for s in x.supports}
     matches = cached(kept, pairs)
     missing = [pair for pair in pairs if pair not in matches]
-    names = [("image", i) for x in new for i in (x.query, *x.supports)] + [("support", s, x.cls) for x in new for s in x.supports] + [("high", q) for _, _, _, q, _ in missing]
+    names = (
+        [("image", i) for x in new for i in (x.query, *x.supports)]
+        + [("support", s, x.cls) for x in new for s in x.supports]
+        + [("high", q) for _, _, _, q, _ in missing]
+    )
     found = load_features(memory, list(dict.fromkeys(names)), predictors, coming, room)
     for pair in missing:
         _, channels, c, q, s = pair
-        matches[pair] = store(kept, pair, min_max(best_match(found["high", q][channels], found["support", s, c].vectors[channels])[None])[0])
+        matches[pair] = store(
+            kept,
+            pair,
+            min_max(
+                best_match(found["high", q][channels], found["support", s, c].vectors[channels])[
+                    None
+                ]
+            )[0],
+        )
     alike = {}
     for x in new: alike.setdefault((x.predict, len(x.supports)), []).append(x)
     for (predict, _), group in alike.items():
         for part in (group[n:n + batch] for n in range(0, len(group), batch)):
             cond = stack_conditioning(part, found | matches)
-            logits = (predict.decoder(cond)[0] if isinstance(predict, FewShotModel) else predict(cond)).float()
+            logits = (
+                predict.decoder(cond)[0] if isinstance(predict, FewShotModel) else predict(cond)
+            ).float()
             for x, z in zip(part, logits[:, 1] - logits[:, 0]): done[x] = store(kept, x, z.clone())
     return done
 
-# %% ../../nbs/37_feature_bank.ipynb #3b2f4303
+# %% ../../nbs/37_feature_bank.ipynb #cb8d473f
 @torch.no_grad()
-def evaluate(predictors: dict[str, Predictor | VotingPredictor],  # name → model in evaluation mode, function, or votes
-             memory: FeatureBank,
-             data: ImageSet,
-             episodes: Episodes,
-             train_classes: list[int],       # known to the models: for the known-class confusion
-             shots: tuple[int, ...] = (1,),  # each episode is asked with its first K supports, for each of these K
-             report: Callable[[int], None] = lambda n: None,  # called after each episode with the number of those before it
-             batch: int = 4,                 # questions that go through a decoder together, and episodes asked at a time; less than 2: one by one
-            ) -> pd.DataFrame:  # a row an episode, method and K, in this order: method, shots, episode, cls, and the pixel counts of `counts` and `error_counts`
+def evaluate(
+    predictors: dict[
+        str, Predictor | VotingPredictor
+    ],  # name → model in evaluation mode, function, or votes
+    memory: FeatureBank,
+    data: ImageSet,
+    episodes: Episodes,
+    train_classes: list[int],  # known to the models: for the known-class confusion
+    shots: tuple[int, ...] = (
+        1,
+    ),  # each episode is asked with its first K supports, for each of these K
+    report: Callable[[int], None] = lambda n: (
+        None
+    ),  # called after each episode with the number of those before it
+    batch: int = 4,  # questions that go through a decoder together, and episodes asked at a time; less than 2: one by one
+) -> pd.DataFrame:  # a row an episode, method and K, in this order: method, shots, episode, cls, and the pixel counts of `counts` and `error_counts`
     "Score every method on the same episodes. Raises ValueError when the episodes hold fewer supports than asked for."
-    if max(shots) > episodes.support.shape[1]: raise ValueError(f"{max(shots)} shots were asked for, but the episodes hold {episodes.support.shape[1]} supports; draw them with more.")
+    if max(shots) > episodes.support.shape[1]:
+        raise ValueError(
+            f"{max(shots)} shots were asked for, but the episodes hold {episodes.support.shape[1]} supports; draw them with more."
+        )
     order, batch, rows = np.lexsort((episodes.query, episodes.cls)), max(1, batch), {}
-    line, askers = Episodes(*(x[order] for x in episodes.shots(max(shots)))), {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()}
+    line, askers = (
+        Episodes(*(x[order] for x in episodes.shots(max(shots)))),
+        {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()},
+    )
     room = memory.kept.maxsize / bytes_of_an_image(memory, askers)
     @lru_cache(batch)
     def truth(c, q):
         pixels = torch.as_tensor(data.read_mask(q))
         target = binary_mask(pixels, c)
-        return target, known_mask(pixels, train_classes), near_edge(target, -(-STRIDE * max(pixels.shape) // memory.side))  # one position of the map
+        return (
+            target,
+            known_mask(pixels, train_classes),
+            near_edge(target, -(-STRIDE * max(pixels.shape) // memory.side)),
+        )  # one position of the map
+
     memory.kept.clear()
     for first in range(0, len(order), batch):
         asked = {}  # (episode, K, method) → questions
         for e in order[first:first + batch].tolist():
-            c, q, supports = int(episodes.cls[e]), int(episodes.query[e]), tuple(episodes.support[e].tolist())
-            asked |= {(e, K, name): queries_of(p, c, q, supports[:K]) for K in shots for name, p in predictors.items() if not isinstance(p, VotingPredictor) or p.needed <= K}
-        found = predict_batch(memory, (x for xs in asked.values() for x in xs), batch, askers, Episodes(*(x[first:] for x in line)), room)
+            c, q, supports = (
+                int(episodes.cls[e]),
+                int(episodes.query[e]),
+                tuple(episodes.support[e].tolist()),
+            )
+            asked |= {
+                (e, K, name): queries_of(p, c, q, supports[:K])
+                for K in shots
+                for name, p in predictors.items()
+                if not isinstance(p, VotingPredictor) or p.needed <= K
+            }
+        found = predict_batch(
+            memory,
+            (x for xs in asked.values() for x in xs),
+            batch,
+            askers,
+            Episodes(*(x[first:] for x in line)),
+            room,
+        )
         size = lambda x: truth(x.cls, x.query)[0].shape
         says = {x: (at_native_size(z[None, None], *size(x))[0] > 0).cpu() for x, z in found.items()}
         for (e, K, name), xs in asked.items():
-            foreground = torch.stack([says[x] for x in xs]).sum(0) >= getattr(predictors[name], "needed", 1)
-            rows[e, K, name] = {"method": name, "shots": K, "episode": e, "cls": xs[0].cls, **pixel_counts(foreground, *(masks := truth(xs[0].cls, xs[0].query))[:2]), **error_counts(foreground, *masks)}
+            foreground = torch.stack([says[x] for x in xs]).sum(0) >= getattr(
+                predictors[name], "needed", 1
+            )
+            rows[e, K, name] = {
+                "method": name,
+                "shots": K,
+                "episode": e,
+                "cls": xs[0].cls,
+                **pixel_counts(foreground, *(masks := truth(xs[0].cls, xs[0].query))[:2]),
+                **error_counts(foreground, *masks),
+            }
         for n in range(first, min(first + batch, len(order))): report(n)
     memory.kept.clear()
-    return pd.DataFrame([rows[e, K, name] for e in range(len(order)) for K in shots for name in predictors if (e, K, name) in rows])
+    return pd.DataFrame(
+        [
+            rows[e, K, name]
+            for e in range(len(order))
+            for K in shots
+            for name in predictors
+            if (e, K, name) in rows
+        ]
+    )
 
 
 def bytes_of_an_image(memory: FeatureBank, predictors: Iterable[Predictor]) -> int:
     "At most: of what is kept of one image as query and support of one class."
     width = sum(p.width for p in predictors if isinstance(p, FewShotModel))
-    return 4 * ((memory.side - 1) // 8 + 1) ** 2 * (2 * feature_channels(memory.backbone)[1] + width) + 2 * memory.side ** 2
+    return (
+        4 * ((memory.side - 1) // 8 + 1) ** 2 * (2 * feature_channels(memory.backbone)[1] + width)
+        + 2 * memory.side**2
+    )
 
 # %% ../../nbs/37_feature_bank.ipynb #df103e42
 def no_channels(mid: Tensor) -> Tensor:  # (N, 0, h, w)

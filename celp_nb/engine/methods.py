@@ -21,20 +21,28 @@ from ..losses import cross_entropy, dice
 from ..pfenet import PFENet
 from ..similarity import check_delta
 
-# %% ../../nbs/31_methods.ipynb #7f65240a
+# %% ../../nbs/31_methods.ipynb #8875a14c
 class Decoder(NamedTuple):
     "What a decoder needs around it."
     build: Callable[[int, tuple[float, ...]], nn.Module]  # width and scales → decoder
-    loss: Callable[[Tensor, Tensor], Tensor]  # of the main path: logits and mask → scalar; the contrast loss is cross-entropy
-    mean_over: Literal["pixels", "images"] = "pixels"  # what that loss, and the decoder's own, are means over
-    whole_support: bool = False  # whether its prior compares the support's high features made with the background
-    transformer: str = "-"       # beginning of the names of the weights that have an optimiser of their own; "-": none has
+    loss: Callable[
+        [Tensor, Tensor], Tensor
+    ]  # of the main path: logits and mask → scalar; the contrast loss is cross-entropy
+    mean_over: Literal["pixels", "images"] = (
+        "pixels"  # what that loss, and the decoder's own, are means over
+    )
+    whole_support: bool = False
+    transformer: str = "-"  # beginning of the names of the weights that have an optimiser of their own; "-": none has
 
 
-DECODERS = {"PFENet": Decoder(PFENet, cross_entropy),
-            "CyCTR": Decoder(lambda width, bins: CyCTR(width), dice, "images", True, "decoder.transformer.")}
+DECODERS = {
+    "PFENet": Decoder(PFENet, cross_entropy),
+    "CyCTR": Decoder(
+        lambda width, bins: CyCTR(width), dice, "images", True, "decoder.transformer."
+    ),
+}
 
-# %% ../../nbs/31_methods.ipynb #65a2c674
+# %% ../../nbs/31_methods.ipynb #c9ba6a6c
 @dataclass(frozen=True)
 class Method:
     "A decoder and the loss of eq. 13."
@@ -42,43 +50,85 @@ class Method:
     contrast: float = 0.1   # weight of the contrast loss; 0: no auxiliary path
     auxiliary: float = 1.0  # weight of the decoder's own loss
     delta: float = DELTA    # similarity threshold of eq. 2 and 4, in (-1, 1)
-    sigma: int = SIGMA      # fewest similar positions of a centre, eq. 3
-    share: float = 0.0      # of an image's cosines that its own δ is exceeded by, instead of `delta`; 0: `delta` holds for all images
+    sigma: int = SIGMA  # fewest similar positions of a centre, eq. 3
+    share: float = 0.0  # of an image's cosines that its own δ is exceeded by, instead of `delta`; 0: `delta` holds for all images
     known: Literal["all", "class", "objects"] = "all"  # what of a query is annotated: see `KNOWN`
     latent_prior: Literal["whole", "masked"] = "whole"  # over what it is compared: see `SECOND`
     separate: bool = False  # a 1×1 convolution of its own for the support
-    rate: float = 1.0       # factor on the learning rate of everything that has a schedule
-    attention: Literal["mended", "published"] = "mended"  # CyCTR's: published, with the two defects that *07_cyctr* describes
+    rate: float = 1.0  # factor on the learning rate of everything that has a schedule
+    attention: Literal["mended", "published"] = (
+        "mended"  # CyCTR's: published, with the two defects that *07_cyctr* describes
+    )
 
 
-METHODS = {name: Method(decoder, contrast) for decoder in DECODERS for name, contrast in [(decoder, 0.0), (f"{decoder}+CE", Method.contrast)]}
+METHODS = {
+    name: Method(decoder, contrast)
+    for decoder in DECODERS
+    for name, contrast in [(decoder, 0.0), (f"{decoder}+CE", Method.contrast)]
+}
 
 
-def find_method(name: str,  # one of `METHODS`, and what is to be otherwise: "PFENet+CE delta=0.4 known=class"
-                **settings: object,  # fields that hold where the name does not say otherwise
-               ) -> Method:
+def find_method(
+    name: str,  # one of `METHODS`, and what is to be otherwise: "PFENet+CE delta=0.4 known=class"
+    **settings: object,  # fields that hold where the name does not say otherwise
+) -> Method:
     "A method by its name. Raises ValueError naming the part that is none."
     base, *changes = name.split() or [""]
-    if base not in METHODS: raise ValueError(f"there is no method {base!r}; choose one of {', '.join(METHODS)}.")
-    types, hints = {f.name: type(f.default) for f in fields(Method) if f.name != "decoder"}, get_type_hints(Method)
+    if base not in METHODS:
+        raise ValueError(f"there is no method {base!r}; choose one of {', '.join(METHODS)}.")
+    types, hints = (
+        {f.name: type(f.default) for f in fields(Method) if f.name != "decoder"},
+        get_type_hints(Method),
+    )
     for field, _, value in (change.partition("=") for change in changes):
         choices = get_args(hints.get(field))
-        try: settings[field] = {bool: {"yes": True, "no": False}.__getitem__}.get(types[field], types[field])(value)
-        except (KeyError, ValueError): raise ValueError(f"method {name!r}: {field}={value} is no setting of it; give one of {', '.join(types)} and a value, such as delta=0.4.") from None
-        if choices and value not in choices: raise ValueError(f"method {name!r}: there is no {field} {value!r}; choose one of {', '.join(choices)}.")
+        try:
+            settings[field] = {bool: {"yes": True, "no": False}.__getitem__}.get(
+                types[field], types[field]
+            )(value)
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"method {name!r}: {field}={value} is no setting of it; give one of {', '.join(types)} and a value, such as delta=0.4."
+            ) from None
+        if choices and value not in choices:
+            raise ValueError(
+                f"method {name!r}: there is no {field} {value!r}; choose one of {', '.join(choices)}."
+            )
     method = replace(METHODS[base], **settings)
     check_delta(method.delta)
-    if not 0 <= method.share < 1: raise ValueError(f"method {name!r}: share is {method.share}; give a share from 0 (delta holds for all images) to less than 1.")
-    if not 0 < method.rate < np.inf: raise ValueError(f"method {name!r}: rate is {method.rate}; give a factor on the learning rate above 0, such as rate=0.1.")
-    if method.attention != Method.attention and DECODERS[method.decoder].transformer == "-": raise ValueError(f"method {name!r}: attention is CyCTR's, and {method.decoder} has none; leave it out.")
+    if not 0 <= method.share < 1:
+        raise ValueError(
+            f"method {name!r}: share is {method.share}; give a share from 0 (delta holds for all images) to less than 1."
+        )
+    if not 0 < method.rate < np.inf:
+        raise ValueError(
+            f"method {name!r}: rate is {method.rate}; give a factor on the learning rate above 0, such as rate=0.1."
+        )
+    if method.attention != Method.attention and DECODERS[method.decoder].transformer == "-":
+        raise ValueError(
+            f"method {name!r}: attention is CyCTR's, and {method.decoder} has none; leave it out."
+        )
     return method
 
-# %% ../../nbs/31_methods.ipynb #c20f59f3
-def build_model(in_channels: int, width: int, bins: tuple[float, ...], dropout: float = 0.5, method: Method = METHODS["PFENet"]) -> FewShotModel:
+# %% ../../nbs/31_methods.ipynb #18da67c2
+def build_model(
+    in_channels: int,
+    width: int,
+    bins: tuple[float, ...],
+    dropout: float = 0.5,
+    method: Method = METHODS["PFENet"],
+) -> FewShotModel:
     "An untrained decoder with its reduction."
     decoder = DECODERS[method.decoder].build(width, bins)
     if method.attention == "published": decoder = with_published_attention(decoder)
-    return FewShotModel(in_channels, decoder, width, dropout, DECODERS[method.decoder].whole_support, method.separate)
+    return FewShotModel(
+        in_channels,
+        decoder,
+        width,
+        dropout,
+        DECODERS[method.decoder].whole_support,
+        method.separate,
+    )
 
 # %% ../../nbs/31_methods.ipynb #37ee4ce1
 class Step(NamedTuple):
@@ -89,10 +139,13 @@ class Step(NamedTuple):
     target: Tensor        # (B, S, S) int64 {0, 1, 255}
     known: Tensor         # (B, S, S) uint8 {0, 1, 255}
 
-# %% ../../nbs/31_methods.ipynb #79734a97
+# %% ../../nbs/31_methods.ipynb #2d73df22
 #: what counts as annotated in a query: objects of all training classes and void, as published; the episode's class and void; all classes without void
-KNOWN_MASKS: dict[str, Callable[[Step], Tensor]] = {"all": lambda data: data.known, "class": lambda data: data.target,
-                                              "objects": lambda data: data.known.masked_fill(data.known == 255, 0)}
+KNOWN_MASKS: dict[str, Callable[[Step], Tensor]] = {
+    "all": lambda data: data.known,
+    "class": lambda data: data.target,
+    "objects": lambda data: data.known.masked_fill(data.known == 255, 0),
+}
 
 # %% ../../nbs/31_methods.ipynb #e62bb70e
 #: the auxiliary path's question: with a prior over the whole map, as published, or over the region alone, as eq. 8 says

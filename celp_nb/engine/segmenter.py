@@ -20,20 +20,30 @@ from .checkpoints import load_model
 from ..ops import STRIDE, VOID
 from ..viz import overlay
 
-# %% ../../nbs/35_segmenter.ipynb #79433eac
-def object_mask(path: str | Path,    # a palette or grey image
-                value: int | None = None,  # which value is the object; needed where there are several
-               ) -> np.ndarray:      # (H, W) uint8 {0, 1, 255}
+# %% ../../nbs/35_segmenter.ipynb #254147cf
+def object_mask(
+    path: str | Path,  # a palette or grey image
+    value: int | None = None,  # which value is the object; needed where there are several
+) -> np.ndarray:  # (H, W) uint8 {0, 1, 255}
     "Read a support mask. Raises UnreadableImage, FileNotFoundError, or ValueError for an empty mask and for one with several objects."
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no mask {path}.")
     mask = read_png_mask([Path(path)], 0)
     found = [int(v) for v in np.unique(mask) if v]
     if value is None:
         objects = [v for v in found if v != VOID] or found
-        if not objects: raise ValueError(f"{path} is empty: every pixel is 0; mark the object in it with another value.")
-        if len(objects) > 1: raise ValueError(f"{path} holds {len(objects)} values ({', '.join(map(str, objects[:6]))}{', …' if len(objects) > 6 else ''}); say which is the object (--value).")
+        if not objects:
+            raise ValueError(
+                f"{path} is empty: every pixel is 0; mark the object in it with another value."
+            )
+        if len(objects) > 1:
+            raise ValueError(
+                f"{path} holds {len(objects)} values ({', '.join(map(str, objects[:6]))}{', …' if len(objects) > 6 else ''}); say which is the object (--value)."
+            )
         value = objects[0]
-    elif value not in found: raise ValueError(f"{path} has no pixel of value {value}; it holds {', '.join(map(str, found)) or 'only 0'}.")
+    elif value not in found:
+        raise ValueError(
+            f"{path} has no pixel of value {value}; it holds {', '.join(map(str, found)) or 'only 0'}."
+        )
     out = np.where(mask == VOID, VOID, 0).astype(np.uint8)
     out[mask == value] = 1
     return out
@@ -43,33 +53,54 @@ def photograph(path: str | Path) -> np.ndarray:  # (H, W, 3) uint8, RGB
     "Read an image. Raises FileNotFoundError, UnreadableImage, or ValueError for one smaller than a feature stride."
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no image {path}.")
     image = np.array(open_image(Path(path)).convert("RGB"))
-    if min(image.shape[:2]) < STRIDE: raise ValueError(f"{path}: {image.shape[0]}x{image.shape[1]} pixels is smaller than one feature stride ({STRIDE}); give a larger image.")
+    if min(image.shape[:2]) < STRIDE:
+        raise ValueError(
+            f"{path}: {image.shape[0]}x{image.shape[1]} pixels is smaller than one feature stride ({STRIDE}); give a larger image."
+        )
     return image
 
 
-def predict(checkpoint: str | Path,     # of a trained model, such as runs/samples/fold0/PFENet+CE.pt
-            support_image: str | Path,
-            support_mask: str | Path,   # of the same size; see `object_mask`
-            query_image: str | Path,
-            out: str | Path,            # a .png file: the mask, 0 and 255, of the query's size; the overlay is put beside it
-            weights: str | None = None,  # of the backbone, where its file has moved; None: the path that it was trained with
-            value: int | None = None,   # which value of the mask is the object; needed where there are several
-           ) -> tuple[Path, Path]:      # mask, overlay
+def predict(
+    checkpoint: str | Path,  # of a trained model, such as runs/samples/fold0/PFENet+CE.pt
+    support_image: str | Path,
+    support_mask: str | Path,  # of the same size; see `object_mask`
+    query_image: str | Path,
+    out: str
+    | Path,  # a .png file: the mask, 0 and 255, of the query's size; the overlay is put beside it
+    weights: str
+    | None = None,  # of the backbone, where its file has moved; None: the path that it was trained with
+    value: int
+    | None = None,  # which value of the mask is the object; needed where there are several
+) -> tuple[Path, Path]:  # mask, overlay
     "Segment in one image what is marked in another. Raises ValueError or FileNotFoundError naming the file, before anything is written."
     out = Path(out)
-    if out.suffix.lower() != ".png": raise ValueError(f"{out}: a mask is written as PNG; give a name that ends in .png.")
-    image, mask, query = photograph(support_image), object_mask(support_mask, value), photograph(query_image)
-    if mask.shape != image.shape[:2]: raise ValueError(f"{support_mask} is {mask.shape[0]}x{mask.shape[1]} pixels (height x width) but {support_image} is {image.shape[0]}x{image.shape[1]}; make them the same size.")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"{out}: a mask is written as PNG; give a name that ends in .png.")
+    image, mask, query = (
+        photograph(support_image),
+        object_mask(support_mask, value),
+        photograph(query_image),
+    )
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"{support_mask} is {mask.shape[0]}x{mask.shape[1]} pixels (height x width) but {support_image} is {image.shape[0]}x{image.shape[1]}; make them the same size."
+        )
     saved = load_model(checkpoint)[1]
     torch.manual_seed(saved["seed"])  # for random weights
     backbone = load_backbone(saved["backbone"], weights or saved["weights"])
     model = load_model(checkpoint, backbone_fingerprint(backbone))[0]
     support, support_map = fit_square(image, mask, saved["side"])
-    if not (support_map == 1).any(): raise ValueError(f"{support_mask}: the object is too small to be seen at {saved['side']} pixels; crop the support image around it.")
+    if not (support_map == 1).any():
+        raise ValueError(
+            f"{support_mask}: the object is too small to be seen at {saved['side']} pixels; crop the support image around it."
+        )
     asked = fit_square(query, np.zeros(query.shape[:2], np.uint8), saved["side"])[0]
     masks = support_map[None, None]
-    features = episode_features(backbone, asked[None], support[None, None], masks, model.whole_support)
-    with torch.no_grad(): logits = model(*features, masks, padding_of(*query.shape[:2], saved["side"]))
+    features = episode_features(
+        backbone, asked[None], support[None, None], masks, model.whole_support
+    )
+    with torch.no_grad():
+        logits = model(*features, masks, padding_of(*query.shape[:2], saved["side"]))
     found = at_native_size(logits, *query.shape[:2]).argmax(0).numpy().astype(np.uint8)
     drawn = out.with_name(f"{out.stem}_overlay.png")
     for path, picture in [(out, found * 255), (drawn, overlay(query, found))]:

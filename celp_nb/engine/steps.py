@@ -29,121 +29,197 @@ from .checkpoints import is_undamaged, save_checkpoint
 from .methods import Step
 from ..ops import keep_foreground
 
-# %% ../../nbs/33_steps.ipynb #dc03a6dd
+# %% ../../nbs/33_steps.ipynb #9dc6fd74
 ProcessShare = tuple[int, int]  # number of this process, and how many there are
 
 
-def own_episodes(step: int,
-                 batch: int,    # episodes a step, over all processes
-                 share: ProcessShare,
-                ) -> range:     # numbers of the episodes that this process works on
+def own_episodes(
+    step: int,
+    batch: int,  # episodes a step, over all processes
+    share: ProcessShare,
+) -> range:     # numbers of the episodes that this process works on
     "This process's part of a step. Raises ValueError where the batch cannot be shared equally."
     (rank, processes), (each, rest) = share, divmod(batch, share[1])
-    if rest: raise ValueError(f"{processes} processes cannot share a batch of {batch} episodes equally; start as many processes as divide it, or choose another batch.")
+    if rest:
+        raise ValueError(
+            f"{processes} processes cannot share a batch of {batch} episodes equally; start as many processes as divide it, or choose another batch."
+        )
     return range(step * batch + rank * each, step * batch + (rank + 1) * each)
 
-# %% ../../nbs/33_steps.ipynb #9d3d7d93
+# %% ../../nbs/33_steps.ipynb #e1e85c3b
 def read_ahead(loader: DataLoader) -> Iterator[Batch]:
     "The loader's batches; what goes wrong in its processes is said in one sentence."
-    try: yield from loader
+    try:
+        yield from loader
     except Exception as e:
-        if "DataLoader worker" not in str(e): raise
+        if "DataLoader worker" not in str(e):
+            raise
         if " exited unexpectedly" in str(e) or " is killed by signal" in str(e):
-            raise RuntimeError(f"a process that reads and augments images died ({str(e).splitlines()[0]}), most often for want of memory; use fewer --workers and go on with --resume.") from e
-        raise type(e)(str(e).strip().splitlines()[-1].split(": ", 1)[-1]) from e  # the traceback of another process says nothing more
+            raise RuntimeError(
+                f"a process that reads and augments images died ({str(e).splitlines()[0]}), most often for want of memory; use fewer --workers and go on with --resume."
+            ) from e
+        raise type(e)(
+            str(e).strip().splitlines()[-1].split(": ", 1)[-1]
+        ) from e  # the traceback of another process says nothing more
 
 
-def online_steps(backbone: Backbone,
-                 episodes: TrainingEpisodes,
-                 batch: int,        # episodes a step
-                 start: int = 0,    # first step, when resuming
-                 workers: int = 0,  # processes that read and augment
-                 precision: torch.dtype | None = None,  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
-                 whole: bool = False,  # also the supports' high features with their background
-                 share: ProcessShare = (0, 1),  # of each step
-                ) -> Iterator[Step]:
+def online_steps(
+    backbone: Backbone,
+    episodes: TrainingEpisodes,
+    batch: int,  # episodes a step
+    start: int = 0,  # first step, when resuming
+    workers: int = 0,  # processes that read and augment
+    precision: torch.dtype
+    | None = None,  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
+    whole: bool = False,  # also the supports' high features with their background
+    share: ProcessShare = (0, 1),  # of each step
+) -> Iterator[Step]:
     "Augment, batch, and send query and support through the backbone together. Raises RuntimeError when a process that reads dies, and what reading raises."
     device = next(backbone.parameters()).device
     own_episodes(0, batch, share)  # refused before a process is started
-    loader = DataLoader(episodes, batch_sampler=(own_episodes(step, batch, share) for step in range(start, len(episodes) // batch)),
-                        num_workers=workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        episodes,
+        batch_sampler=(
+            own_episodes(step, batch, share) for step in range(start, len(episodes) // batch)
+        ),
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+    )
     for b in read_ahead(loader):
         b = Batch(*(x.to(device, non_blocking=True) for x in b))
-        with autocast(device, precision): query, support = episode_features(backbone, b.query, b.support, b.support_mask, whole)
+        with autocast(device, precision):
+            query, support = episode_features(backbone, b.query, b.support, b.support_mask, whole)
         yield Step(query, support, b.support_mask, b.target.long(), b.known)
 
-# %% ../../nbs/33_steps.ipynb #6fb15714
+# %% ../../nbs/33_steps.ipynb #54aa0f73
 class View(NamedTuple):
     "One augmentation of an image, as a query and as a support."
-    class_map: Tensor   # (S, S) uint8
-    mid: Tensor         # (h, w, C_mid) float16: positions first, as cosines and 1×1 convolutions read them
+    class_map: Tensor  # (S, S) uint8
+    mid: Tensor  # (h, w, C_mid) float16: positions first, as cosines and 1×1 convolutions read them
     high: Tensor        # (h, w, C_high) float16
     foreground: Tensor  # (h, w, C_high) float16: high features of its class alone
 
 
-checked_once = lru_cache(None)(is_undamaged)  # a file is read a hundred times: its checksums are asked once a process
+checked_once = lru_cache(None)(
+    is_undamaged
+)  # a file is read a hundred times: its checksums are asked once a process
 
 
 @torch.no_grad()
-def fixed_view(episodes: TrainingEpisodes,  # for its images and recipe
-               image: int, cls: int, view: int,  # which image, the class its crop keeps, and which of its views
-              ) -> tuple[Tensor, Tensor]:   # (3, S, S) float, ImageNet-normalised; (S, S) uint8, the class map
+def fixed_view(
+    episodes: TrainingEpisodes,  # for its images and recipe
+    image: int,
+    cls: int,
+    view: int,  # which image, the class its crop keeps, and which of its views
+) -> tuple[Tensor, Tensor]:   # (3, S, S) float, ImageNet-normalised; (S, S) uint8, the class map
     "One of the fixed augmentations of an image: always the same, whatever the run's seed."
-    return augment(read_image(episodes.image_set, image), episodes.image_set.read_mask(image), cls, episodes.recipe, np.random.default_rng([0, image, cls, view]))
+    return augment(
+        read_image(episodes.image_set, image),
+        episodes.image_set.read_mask(image),
+        cls,
+        episodes.recipe,
+        np.random.default_rng([0, image, cls, view]),
+    )
 
 
-def view_features(folder: Path,                # of this backbone, data set and recipe
-                  backbone: Backbone,
-                  episodes: TrainingEpisodes,  # for its images and recipe
-                  image: int, cls: int, view: int,  # which image, the class its crop keeps, and which of its views
-                  precision: torch.dtype | None = None,  # of the backbone; None: float32
-                 ) -> View:
+def view_features(
+    folder: Path,  # of this backbone, data set and recipe
+    backbone: Backbone,
+    episodes: TrainingEpisodes,  # for its images and recipe
+    image: int,
+    cls: int,
+    view: int,  # which image, the class its crop keeps, and which of its views
+    precision: torch.dtype | None = None,  # of the backbone; None: float32
+) -> View:
     "One view, computed the first time and read from `folder` after that."
     path = folder / f"{episodes.image_set.ids[image]}-{cls}-{view}.pt"
     if path.is_file():
-        if checked_once(path): return View(**torch.load(path, map_location="cpu", weights_only=True))
+        if checked_once(path):
+            return View(**torch.load(path, map_location="cpu", weights_only=True))
         warnings.warn(f"{path} is damaged and is made anew.")
         checked_once.cache_clear()  # or the new file would be taken for the damaged one
     x, class_map = fixed_view(episodes, image, cls, view)
     device = next(backbone.parameters()).device
     with autocast(device, precision):
         mid, f3 = backbone(x[None].to(device))
-        high = backbone.layer4(torch.cat([f3, keep_foreground(f3, binary_mask(class_map, cls)[None].to(device))]))
-    made = View(class_map, *(f.half().cpu().movedim(0, 2).contiguous() for f in (mid[0], *high)))  # one layout, read or made: the same digits
+        high = backbone.layer4(
+            torch.cat([f3, keep_foreground(f3, binary_mask(class_map, cls)[None].to(device))])
+        )
+    made = View(
+        class_map, *(f.half().cpu().movedim(0, 2).contiguous() for f in (mid[0], *high))
+    )  # one layout, read or made: the same digits
     save_checkpoint(path, **made._asdict())
     return made
 
-# %% ../../nbs/33_steps.ipynb #1a4d290d
-def drawn_views(episodes: TrainingEpisodes,
-                i: int,      # which episode
-                views: int,  # that there are of each image and class
-               ) -> list[int]:  # of the query, then of each support
+# %% ../../nbs/33_steps.ipynb #bf2f6a8c
+def drawn_views(
+    episodes: TrainingEpisodes,
+    i: int,  # which episode
+    views: int,  # that there are of each image and class
+) -> list[int]:  # of the query, then of each support
     "Which fixed views an episode shows."
-    return np.random.default_rng([episodes.seed, i]).integers(0, views, 1 + episodes.episodes.support.shape[1]).tolist()
+    return (
+        np.random.default_rng([episodes.seed, i])
+        .integers(0, views, 1 + episodes.episodes.support.shape[1])
+        .tolist()
+    )
 
 
-def cached_steps(folder: str | Path,  # made if need be; a subfolder is named after the backbone's weights, the data set, the recipe and the precision: runs with other seeds read the same views
-                 backbone: Backbone,
-                 episodes: TrainingEpisodes,
-                 batch: int,      # episodes a step
-                 views: int,      # fixed augmentations of each (image, class)
-                 start: int = 0,  # first step, when resuming
-                 precision: torch.dtype | None = None,  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
-                 whole: bool = False,  # also the supports' high features with their background
-                 share: ProcessShare = (0, 1),  # of each step
-                ) -> Iterator[Step]:
+def cached_steps(
+    folder: str
+    | Path,  # made if need be; a subfolder is named after the backbone's weights, the data set, the recipe and the precision: runs with other seeds read the same views
+    backbone: Backbone,
+    episodes: TrainingEpisodes,
+    batch: int,  # episodes a step
+    views: int,  # fixed augmentations of each (image, class)
+    start: int = 0,  # first step, when resuming
+    precision: torch.dtype
+    | None = None,  # of the backbone: torch.bfloat16 where the hardware has it; None: float32
+    whole: bool = False,  # also the supports' high features with their background
+    share: ProcessShare = (0, 1),  # of each step
+) -> Iterator[Step]:
     "Steps whose features come from `views` fixed augmentations of each image, kept on disk."
     data, device = episodes.image_set, next(backbone.parameters()).device
-    described = json.dumps([data.name, file_fingerprint(data.image_paths), hashlib.sha1(np.ascontiguousarray(data.pixels)).hexdigest(), asdict(episodes.recipe), str(precision), "positions first"])
-    folder = Path(folder) / f"{backbone_fingerprint(backbone)}-{hashlib.sha1(described.encode()).hexdigest()[:10]}"
+    described = json.dumps(
+        [
+            data.name,
+            file_fingerprint(data.image_paths),
+            hashlib.sha1(np.ascontiguousarray(data.pixels)).hexdigest(),
+            asdict(episodes.recipe),
+            str(precision),
+            "positions first",
+        ]
+    )
+    folder = (
+        Path(folder)
+        / f"{backbone_fingerprint(backbone)}-{hashlib.sha1(described.encode()).hexdigest()[:10]}"
+    )
     def row(i):
-        c, images = int(episodes.episodes.cls[i]), [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()]
-        seen = [view_features(folder, backbone, episodes, j, c, v, precision) for j, v in zip(images, drawn_views(episodes, i, views))]
+        c, images = (
+            int(episodes.episodes.cls[i]),
+            [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()],
+        )
+        seen = [
+            view_features(folder, backbone, episodes, j, c, v, precision)
+            for j, v in zip(images, drawn_views(episodes, i, views))
+        ]
         query, masks = seen[0], binary_mask(torch.stack([v.class_map for v in seen]), c)
         gather = lambda *names: (torch.stack([getattr(v, n) for v in seen[1:]]) for n in names)
-        support = SupportFeatures(*gather("mid", "foreground", "high")) if whole else Features(*gather("mid", "foreground"))
-        return Step(Features(query.mid, query.high), support, masks[1:], masks[0].long(), known_mask(query.class_map, episodes.train_classes))
+        support = (
+            SupportFeatures(*gather("mid", "foreground", "high"))
+            if whole
+            else Features(*gather("mid", "foreground"))
+        )
+        return Step(
+            Features(query.mid, query.high),
+            support,
+            masks[1:],
+            masks[0].long(),
+            known_mask(query.class_map, episodes.train_classes),
+        )
     for step in range(start, len(episodes) // batch):
         query, support, *masks = default_collate([row(i) for i in own_episodes(step, batch, share)])
-        query, support = (type(f)(*(x.to(device).float().movedim(-1, -3) for x in f)) for f in (query, support))
+        query, support = (
+            type(f)(*(x.to(device).float().movedim(-1, -3) for x in f)) for f in (query, support)
+        )
         yield Step(query, support, *(m.to(device) for m in masks))

@@ -22,112 +22,235 @@ from ..latent import DELTA, SIGMA
 from ..pfenet import COCO_BINS
 from ..similarity import check_delta
 
-# %% ../../nbs/40_config.ipynb #2973190e
+# %% ../../nbs/40_config.ipynb #48471f7c
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
+
     data: str = "samples"  # "samples", or a folder: VOC layout, COCO layout (with annotations/), or PASCAL-5i (with VOCdevkit/ and sbd/)
-    preset: str | None = None  # row of the paper whose settings these started from, such as pascal-pfenet-ce-resnet50; celp presets lists them
-    extra: tuple[str, ...] = ()  # further folders, added to the training images; classes that `data` lacks are trained on in every fold
-    backbone: str | None = None  # frozen feature extractor; by default tiny for the samples, resnet50 for a folder
-    weights: str | None = None  # of the backbone: a file, "imagenet" or "random"; by default its own
-    side: int | None = None  # of the square that an image is fitted into in evaluation, 8n+1 pixels; by default 161 for the samples, 473 for a folder
-    crop: int | None = None  # of the square cut out in training, at the same scale, 8n+1 pixels; by default 113 for the samples, 473 for a folder
-    reference: int | None = None  # usual long side of the images in pixels: training scales them by side / reference; by default 161 and 473
+    preset: str | None = None
+    extra: tuple[
+        str, ...
+    ] = ()  # further folders, added to the training images; classes that `data` lacks are trained on in every fold
+    backbone: str | None = (
+        None  # frozen feature extractor; by default tiny for the samples, resnet50 for a folder
+    )
+    weights: str | None = None
+    side: int | None = (
+        None  # of the square that an image is fitted into in evaluation, 8n+1 pixels; by default 161 for the samples, 473 for a folder
+    )
+    crop: int | None = None
+    reference: int | None = (
+        None  # usual long side of the images in pixels: training scales them by side / reference; by default 161 and 473
+    )
     scale: tuple[float, float] = (0.9, 1.1)  # range of the scale factor in training
-    folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"])] = None  # folds to run; by default all
+    folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"])] = (
+        None  # folds to run; by default all
+    )
     n_folds: int = 4  # parts that the classes are cut into
-    methods: tuple[str, ...] = tuple(METHODS)  # trained side by side on the same episodes; with what is to be otherwise: "PFENet+CE delta=0.4 known=class"
+    methods: tuple[str, ...] = tuple(
+        METHODS
+    )  # trained side by side on the same episodes; with what is to be otherwise: "PFENet+CE delta=0.4 known=class"
     shots: tuple[int, ...] = (1, 5)  # supports an episode in evaluation; training has one
-    iterations: int | None = None  # training steps a fold; by default 400 for the samples, 5000 for a folder
+    iterations: int | None = (
+        None  # training steps a fold; by default 400 for the samples, 5000 for a folder
+    )
     epochs: int | None = None  # passes over a fold's training images, instead of iterations
     batch: int = 4  # episodes a step, over all processes
     accumulate: int = 1  # parts that a step's episodes are worked through in, where memory is short: the losses are means of the parts'
-    optimiser: Literal["sgd", "adamw"] | None = None  # by default sgd for the samples, adamw for a folder: of few photographs sgd as published learns to answer "nothing"
-    lr: float | None = None  # learning rate of the first step; by default 0.2 for the samples, 0.0005 for a folder; with sgd the published code's is 0.025
+    optimiser: Literal["sgd", "adamw"] | None = None
+    lr: float | None = (
+        None  # learning rate of the first step; by default 0.2 for the samples, 0.0005 for a folder; with sgd the published code's is 0.025
+    )
     weight_decay: float = 1e-4
-    transformer_lr: float | None = None  # learning rate of a transformer's AdamW, the same at every step; by default 0.001 for the samples, 0.0001 (the paper's) for a folder
-    width: int | None = None  # channels of the decoder; by default 64 for the samples, 256 for a folder; the paper's are 256 (PFENet) and 384 (CyCTR)
-    dropout: float = 0.1  # share of the reduced features' channels dropped in training; the paper's is 0.5
+    transformer_lr: float | None = (
+        None  # learning rate of a transformer's AdamW, the same at every step; by default 0.001 for the samples, 0.0001 (the paper's) for a folder
+    )
+    width: int | None = None
+    dropout: float = (
+        0.1  # share of the reduced features' channels dropped in training; the paper's is 0.5
+    )
     bins: tuple[float, ...] = COCO_BINS  # scales of the decoder: positions, or shares of the map
     delta: float = DELTA  # similarity threshold of eq. 2 and 4, in (-1, 1)
     sigma: int = SIGMA  # fewest similar positions of a centre, eq. 3
-    contrast: float = METHODS["PFENet+CE"].contrast  # weight of the contrast loss in the methods that have one
+    contrast: float = METHODS[
+        "PFENet+CE"
+    ].contrast  # weight of the contrast loss in the methods that have one
     classes: int | None = None  # training classes a fold, drawn by the seed; by default all
-    photographs: int | None = None  # training images a fold, drawn by the seed; classes left with fewer than two are left out; by default all
-    pairs: int | None = None  # evaluation episodes a class; by default 40 for the samples, 200 for a folder
-    protocol: Literal["pairs", "turns"] = "pairs"  # evaluation episodes: so many of each class, or as many with every image in turn
-    void: Literal["hidden", "seen"] = "hidden"  # the query's void pixels in evaluation; seen: marked as padding for the transformer, from the ground truth, as published code does
-    select: Literal["last", "train", "test"] = "last"  # which checkpoint is kept: the last; the best on training classes held out for it; the best on the test fold, as published code does: a flattered score
+    photographs: int | None = (
+        None  # training images a fold, drawn by the seed; classes left with fewer than two are left out; by default all
+    )
+    pairs: int | None = None
+    protocol: Literal["pairs", "turns"] = (
+        "pairs"  # evaluation episodes: so many of each class, or as many with every image in turn
+    )
+    void: Literal["hidden", "seen"] = "hidden"
+    select: Literal["last", "train", "test"] = (
+        "last"  # which checkpoint is kept: the last; the best on training classes held out for it; the best on the test fold, as published code does: a flattered score
+    )
     checks: int = 10  # times that a training is scored for `select`
     cache_views: int = 0  # fixed augmentations of each image whose features are kept on disk, a matter of speed; 0: each augmentation is fresh
     cache: str | None = None  # folder for them; by default a subfolder of the cache folder
     cache_gb: float = 4.0  # memory for features in evaluation, in gigabytes
-    workers: int | None = None  # processes that read and augment; by default none on a CPU, which has other things to do, and as many as the machine has cores on a GPU, up to 8
+    workers: int | None = (
+        None  # processes that read and augment; by default none on a CPU, which has other things to do, and as many as the machine has cores on a GPU, up to 8
+    )
     seed: int = 0  # of initial weights, episodes, augmentation, dropout and centres
-    precision: Literal["auto", "float32", "bf16"] | None = None  # of the backbone, and of the decoder in training; by default float32 for the samples, for a folder auto: bf16 where the hardware has it
+    precision: Literal["auto", "float32", "bf16"] | None = (
+        None  # of the backbone, and of the decoder in training; by default float32 for the samples, for a folder auto: bf16 where the hardware has it
+    )
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
     compile: bool = False  # pass the decoders through torch.compile; needs a C++ compiler
-    tensorboard: bool = False  # write losses for TensorBoard too; needs pip install 'celp_nb[tensorboard]'
+    tensorboard: bool = (
+        False  # write losses for TensorBoard too; needs pip install 'celp_nb[tensorboard]'
+    )
     trivial: bool = True  # score trivial predictors too
     voting: bool = False  # of several shots, also score votes of as many single passes (Table 7): v-k is foreground where at least k say so
     skip_unreadable: bool = False  # leave unreadable images out, with a count, instead of stopping
     skip_rare: bool = False  # leave classes that are in too few images for an episode out, with a count, instead of stopping; test classes stay hidden in training all the same
 
 
-SAMPLES_DEFAULTS = {"backbone": "tiny", "side": 161, "crop": 113, "reference": 161, "iterations": 400, "optimiser": "sgd", "lr": 0.2, "transformer_lr": 1e-3, "width": 64, "pairs": 40, "precision": "float32"}
+SAMPLES_DEFAULTS = {
+    "backbone": "tiny",
+    "side": 161,
+    "crop": 113,
+    "reference": 161,
+    "iterations": 400,
+    "optimiser": "sgd",
+    "lr": 0.2,
+    "transformer_lr": 1e-3,
+    "width": 64,
+    "pairs": 40,
+    "precision": "float32",
+}
 
 
-FOLDER_DEFAULTS = {"backbone": "resnet50", "side": 473, "crop": 473, "reference": 473, "iterations": 5000, "optimiser": "adamw", "lr": 5e-4, "transformer_lr": 1e-4, "width": 256, "pairs": 200, "precision": "auto"}
+FOLDER_DEFAULTS = {
+    "backbone": "resnet50",
+    "side": 473,
+    "crop": 473,
+    "reference": 473,
+    "iterations": 5000,
+    "optimiser": "adamw",
+    "lr": 5e-4,
+    "transformer_lr": 1e-4,
+    "width": 256,
+    "pairs": 200,
+    "precision": "auto",
+}
 
 
-RESUMABLE_FIELDS = ("workers", "device", "cache_gb", "compile", "tensorboard")  # may change when a run is resumed
+RESUMABLE_FIELDS = (
+    "workers",
+    "device",
+    "cache_gb",
+    "compile",
+    "tensorboard",
+)  # may change when a run is resumed
 
-# %% ../../nbs/40_config.ipynb #b91e1cfe
-def check_choice(what: str,       # for the message
-           value: object,
-           options: Iterable,
-          ) -> None:
+# %% ../../nbs/40_config.ipynb #ecd67b34
+def check_choice(
+    what: str,  # for the message
+    value: object,
+    options: Iterable,
+) -> None:
     "Raise ValueError naming a value that is none of the options."
-    if value not in options: raise ValueError(f"there is no {what} {value!r}; choose one of {', '.join(map(str, options))}.")
+    if value not in options:
+        raise ValueError(
+            f"there is no {what} {value!r}; choose one of {', '.join(map(str, options))}."
+        )
 
 
-def has_bf16(device: str,  # of `RunConfig`
-            ) -> bool:
+def has_bf16(
+    device: str,  # of `RunConfig`
+) -> bool:
     "Whether the hardware computes in bf16 and does not only imitate it."
-    if device != "cpu" and torch.cuda.is_available(): return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
+    if device != "cpu" and torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(
+        getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile")
+    )
 
 
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     "Fill in what depends on the data, and check all that can be checked without opening it. Raises ValueError or FileNotFoundError naming the value."
     given = {k: v for k, v in asdict(config).items() if v is not None}
-    defaults = {**(SAMPLES_DEFAULTS if config.data == "samples" else FOLDER_DEFAULTS), "folds": tuple(range(config.n_folds))}
+    defaults = {
+        **(SAMPLES_DEFAULTS if config.data == "samples" else FOLDER_DEFAULTS),
+        "folds": tuple(range(config.n_folds)),
+    }
     if "epochs" in given:
-        if "iterations" in given: raise ValueError(f"iterations {config.iterations} and epochs {config.epochs} both say how long to train; give one of them.")
+        if "iterations" in given:
+            raise ValueError(
+                f"iterations {config.iterations} and epochs {config.epochs} both say how long to train; give one of them."
+            )
         defaults.pop("iterations")
     c = RunConfig(**{**defaults, **given})
     check_choice("backbone", c.backbone, BACKBONES)
     decoders = {find_method(m).decoder for m in c.methods or [""]}
-    for what, options in [("protocol", ("pairs", "turns")), ("void", ("hidden", "seen")), ("precision", ("auto", "float32", "bf16")), ("select", ("last", "train", "test")), ("optimiser", ("sgd", "adamw")), ("device", ("auto", "cpu", "cuda"))]:
+    for what, options in [
+        ("protocol", ("pairs", "turns")),
+        ("void", ("hidden", "seen")),
+        ("precision", ("auto", "float32", "bf16")),
+        ("select", ("last", "train", "test")),
+        ("optimiser", ("sgd", "adamw")),
+        ("device", ("auto", "cpu", "cuda")),
+    ]:
         check_choice(what, getattr(c, what), options)
     for f in c.folds or [""]: check_choice("fold", f, range(c.n_folds))
-    for k in ("iterations", "epochs", "batch", "accumulate", "checks", "width", "pairs", "lr", "transformer_lr", "reference", "classes", "photographs"):
-        if getattr(c, k) is not None and not getattr(c, k) > 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be more than 0.")
-    if not c.shots or min(c.shots) < 1: raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
+    for k in (
+        "iterations",
+        "epochs",
+        "batch",
+        "accumulate",
+        "checks",
+        "width",
+        "pairs",
+        "lr",
+        "transformer_lr",
+        "reference",
+        "classes",
+        "photographs",
+    ):
+        if getattr(c, k) is not None and not getattr(c, k) > 0:
+            raise ValueError(f"{k} is {getattr(c, k)}; it must be more than 0.")
+    if not c.shots or min(c.shots) < 1:
+        raise ValueError(f"shots are {c.shots}; give one or more numbers from 1 on, such as 1 5.")
     for d in decoders: DECODERS[d].build(c.width, c.bins)  # refuses a width that it cannot have
     check_delta(c.delta)
     for k in ("cache_views", "cache_gb", "workers"):
-        if (getattr(c, k) or 0) < 0: raise ValueError(f"{k} is {getattr(c, k)}; it must be 0 or more.")
-    if c.batch % c.accumulate: raise ValueError(f"a batch of {c.batch} episodes cannot be worked through in {c.accumulate} equal parts; choose an accumulate that divides it.")
-    if not 0 <= c.dropout < 1: raise ValueError(f"dropout is {c.dropout}; give a share from 0 to less than 1.")
-    if not 0 < c.scale[0] <= c.scale[1]: raise ValueError(f"scale is {c.scale}; give the smaller factor first, both above 0.")
-    if c.device == "cuda" and not torch.cuda.is_available(): raise ValueError("device is cuda, but PyTorch sees no GPU here; use cpu or auto.")
+        if (getattr(c, k) or 0) < 0:
+            raise ValueError(f"{k} is {getattr(c, k)}; it must be 0 or more.")
+    if c.batch % c.accumulate:
+        raise ValueError(
+            f"a batch of {c.batch} episodes cannot be worked through in {c.accumulate} equal parts; choose an accumulate that divides it."
+        )
+    if not 0 <= c.dropout < 1:
+        raise ValueError(f"dropout is {c.dropout}; give a share from 0 to less than 1.")
+    if not 0 < c.scale[0] <= c.scale[1]:
+        raise ValueError(f"scale is {c.scale}; give the smaller factor first, both above 0.")
+    if c.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but PyTorch sees no GPU here; use cpu or auto.")
     gpu = c.device != "cpu" and torch.cuda.is_available()
-    if c.workers is None: c = replace(c, workers=min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))) if gpu else 0)
+    if c.workers is None:
+        c = replace(
+            c,
+            workers=min(8, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+            if gpu
+            else 0,
+        )
     if c.precision == "auto": c = replace(c, precision="bf16" if has_bf16(c.device) else "float32")
     path = lambda p: str(Path(p).expanduser().resolve())
     if c.weights not in (None, "imagenet", "random"):
         c = replace(c, weights=path(c.weights))
-        if not Path(c.weights).is_file(): raise FileNotFoundError(f"there is no weights file {c.weights}; give the path of a state dict, or leave it out for {c.backbone}'s own.")
-    return replace(c, side=round_side(c.side), crop=round_side(c.crop), data=c.data if c.data == "samples" else path(c.data), extra=tuple(map(path, c.extra)))
+        if not Path(c.weights).is_file():
+            raise FileNotFoundError(
+                f"there is no weights file {c.weights}; give the path of a state dict, or leave it out for {c.backbone}'s own."
+            )
+    return replace(
+        c,
+        side=round_side(c.side),
+        crop=round_side(c.crop),
+        data=c.data if c.data == "samples" else path(c.data),
+        extra=tuple(map(path, c.extra)),
+    )

@@ -28,45 +28,83 @@ from ..engine.methods import METHODS
 from ..pfenet import COCO_BINS, PASCAL_BINS
 from .config import RESUMABLE_FIELDS, RunConfig
 
-# %% ../../nbs/41_presets.ipynb #f7be902f
+# %% ../../nbs/41_presets.ipynb #f34cf021
 PAPER = Path(celp_nb.__file__).parent / "paper"
 
 
 PAPER_FOLDS = ["fold0", "fold1", "fold2", "fold3"]
 
 
-def paper_scores() -> pd.DataFrame:  # a row a method, backbone, metric and number of shots: table, dataset, metric, method, plain, backbone, shot, fold0 … fold3, mean; percent, NaN where the paper has none
+def paper_scores() -> (
+    pd.DataFrame
+):  # a row a method, backbone, metric and number of shots: table, dataset, metric, method, plain, backbone, shot, fold0 … fold3, mean; percent, NaN where the paper has none
     "Tables 1 to 4 of the paper; `plain` is the method without its reference and its star."
     scores = pd.read_csv(PAPER / "tables_1_to_4.csv")
     scores.insert(4, "plain", scores.method.str.replace(r"\*?( \[\d+\])?$", "", regex=True))
     return scores
 
 
-def paper_ablations() -> pd.DataFrame:  # table, dataset, setting, value, shot, metric, score; percent
+def paper_ablations() -> (
+    pd.DataFrame
+):  # table, dataset, setting, value, shot, metric, score; percent
     "Tables 5 to 7 of the paper."
     return pd.read_csv(PAPER / "tables_5_to_7.csv", dtype={"value": str})
 
 
-def unequal_means(scores: pd.DataFrame,  # of `paper_scores`
-                  half_step: float = 0.05,  # of a figure with one decimal
-                 ) -> pd.DataFrame:      # the rows in question, with the mean of their folds and by how much the stated one is off
+def unequal_means(
+    scores: pd.DataFrame,  # of `paper_scores`
+    half_step: float = 0.05,  # of a figure with one decimal
+) -> (
+    pd.DataFrame
+):      # the rows in question, with the mean of their folds and by how much the stated one is off
     "Rows whose stated mean is not the mean of their folds, rounded."
     of_folds = scores[PAPER_FOLDS].mean(axis=1, skipna=False)
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../../nbs/41_presets.ipynb #e65f268a
+# %% ../../nbs/41_presets.ipynb #b7d848e5
 LR_FACTOR = 10  # by which the published code multiplies the learning rates of section 5.2
 
 
-EVERY_ROW = {"shots": (1, 5), "optimiser": "sgd", "weight_decay": 1e-4, "transformer_lr": 1e-4, "dropout": 0.5, "delta": 0.65, "sigma": 11, "contrast": 0.1, "pairs": 1000, "trivial": False, "precision": "auto"}
+EVERY_ROW = {
+    "shots": (1, 5),
+    "optimiser": "sgd",
+    "weight_decay": 1e-4,
+    "transformer_lr": 1e-4,
+    "dropout": 0.5,
+    "delta": 0.65,
+    "sigma": 11,
+    "contrast": 0.1,
+    "pairs": 1000,
+    "trivial": False,
+    "precision": "auto",
+}
 
 
-OF_DATA = {"pascal": {"scale": (0.9, 1.1), "epochs": 200, "batch": 4, "lr": LR_FACTOR * 2.5e-3, "bins": PASCAL_BINS},
-           "coco": {"scale": (0.8, 1.25), "epochs": 50, "batch": 8, "lr": LR_FACTOR * 5e-3, "bins": COCO_BINS}}
+OF_DATA = {
+    "pascal": {
+        "scale": (0.9, 1.1),
+        "epochs": 200,
+        "batch": 4,
+        "lr": LR_FACTOR * 2.5e-3,
+        "bins": PASCAL_BINS,
+    },
+    "coco": {
+        "scale": (0.8, 1.25),
+        "epochs": 50,
+        "batch": 8,
+        "lr": LR_FACTOR * 5e-3,
+        "bins": COCO_BINS,
+    },
+}
 
 
-SIDES = {("pascal", "PFENet"): 473, ("pascal", "CyCTR"): 473, ("coco", "PFENet"): 641, ("coco", "CyCTR"): 473}
+SIDES = {
+    ("pascal", "PFENet"): 473,
+    ("pascal", "CyCTR"): 473,
+    ("coco", "PFENet"): 641,
+    ("coco", "CyCTR"): 473,
+}
 
 
 WIDTHS = {"PFENet": 256, "CyCTR": 384}
@@ -78,7 +116,12 @@ PAPER_DATA = {"pascal": "PASCAL-5i", "coco": "COCO-20i"}
 PAPER_BACKBONES = {"vgg16_bn": "VGG-16", "resnet50": "ResNet-50", "resnet101": "ResNet-101"}
 
 
-PAPER_METHODS = {"PFENet": "PFENet", "PFENet+CE": "Ours+PFENet", "CyCTR": "CyCTR", "CyCTR+CE": "Ours+CyCTR"}
+PAPER_METHODS = {
+    "PFENet": "PFENet",
+    "PFENet+CE": "Ours+PFENet",
+    "CyCTR": "CyCTR",
+    "CyCTR+CE": "Ours+CyCTR",
+}
 
 
 @dataclass(frozen=True)
@@ -96,22 +139,54 @@ def make_preset(data: Literal["pascal", "coco"], method: str, backbone: str) -> 
     "The preset of a row."
     decoder = METHODS[method].decoder
     side = SIDES[data, decoder]
-    settings = {"backbone": backbone, "methods": (method,), "side": side, "crop": side, "reference": side, "width": WIDTHS[decoder]}
-    return Preset(data, method, backbone, (1, 3) if data == "pascal" else (2, 4), (PAPER_METHODS[method], PAPER_BACKBONES[backbone]), {**settings, **OF_DATA[data], **EVERY_ROW})
+    settings = {
+        "backbone": backbone,
+        "methods": (method,),
+        "side": side,
+        "crop": side,
+        "reference": side,
+        "width": WIDTHS[decoder],
+    }
+    return Preset(
+        data,
+        method,
+        backbone,
+        (1, 3) if data == "pascal" else (2, 4),
+        (PAPER_METHODS[method], PAPER_BACKBONES[backbone]),
+        {**settings, **OF_DATA[data], **EVERY_ROW},
+    )
 
-# %% ../../nbs/41_presets.ipynb #5a598baa
-ROWS = [*(("pascal", m, b) for b in ("vgg16_bn", "resnet50", "resnet101") for m in METHODS if b != "vgg16_bn" or METHODS[m].decoder == "PFENet"),
-        ("coco", "PFENet+CE", "resnet50"), ("coco", "CyCTR", "resnet50"), ("coco", "CyCTR+CE", "resnet50"), ("coco", "PFENet", "resnet101"), ("coco", "PFENet+CE", "resnet101")]
+# %% ../../nbs/41_presets.ipynb #805ee809
+ROWS = [
+    *(
+        ("pascal", m, b)
+        for b in ("vgg16_bn", "resnet50", "resnet101")
+        for m in METHODS
+        if b != "vgg16_bn" or METHODS[m].decoder == "PFENet"
+    ),
+    ("coco", "PFENet+CE", "resnet50"),
+    ("coco", "CyCTR", "resnet50"),
+    ("coco", "CyCTR+CE", "resnet50"),
+    ("coco", "PFENet", "resnet101"),
+    ("coco", "PFENet+CE", "resnet101"),
+]
 
 
-PRESETS: dict[str, Preset] = {f"{data}-{method.lower().replace('+', '-')}-{backbone.removesuffix('_bn')}": make_preset(data, method, backbone) for data, method, backbone in ROWS}
+PRESETS: dict[str, Preset] = {
+    f"{data}-{method.lower().replace('+', '-')}-{backbone.removesuffix('_bn')}": make_preset(
+        data, method, backbone
+    )
+    for data, method, backbone in ROWS
+}
 
 
 def find_preset(name: str) -> Preset:
     "A preset by its name. Raises ValueError with the nearest names for one that is not there."
     if name in PRESETS: return PRESETS[name]
     near = difflib.get_close_matches(name, PRESETS, 3, 0)
-    raise ValueError(f"there is no preset {name!r}; the nearest are {', '.join(near)} (celp presets lists all).")
+    raise ValueError(
+        f"there is no preset {name!r}; the nearest are {', '.join(near)} (celp presets lists all)."
+    )
 
 
 def preset_config(name: str) -> RunConfig:
@@ -119,18 +194,24 @@ def preset_config(name: str) -> RunConfig:
     return RunConfig(preset=name, **find_preset(name).settings)
 
 
-def check_preset(config: RunConfig,
-                 class_names: Sequence[str],  # of the data set that is run
-                ) -> None:
+def check_preset(
+    config: RunConfig,
+    class_names: Sequence[str],  # of the data set that is run
+) -> None:
     "Raise ValueError for data whose classes are not those of the preset's data set."
     if config.preset is None: return
     data = find_preset(config.preset).data
-    wanted, where = {"pascal": PASCAL_CLASSES, "coco": COCO_CLASSES}[data], "the bundled samples do" if config.data == "samples" else f"{config.data} does"
+    wanted, where = (
+        {"pascal": PASCAL_CLASSES, "coco": COCO_CLASSES}[data],
+        "the bundled samples do" if config.data == "samples" else f"{config.data} does",
+    )
     if list(class_names) != wanted:
-        raise ValueError(f"the preset {config.preset} is a row of {PAPER_DATA[data]}, whose {len(wanted)} classes ({wanted[0]}, {wanted[1]}, …) {where} not have in this order; "
-                         f"give --data a folder that has (celp data {data} makes one), or leave the preset out.")
+        raise ValueError(
+            f"the preset {config.preset} is a row of {PAPER_DATA[data]}, whose {len(wanted)} classes ({wanted[0]}, {wanted[1]}, …) {where} not have in this order; "
+            f"give --data a folder that has (celp data {data} makes one), or leave the preset out."
+        )
 
-# %% ../../nbs/41_presets.ipynb #095d1e26
+# %% ../../nbs/41_presets.ipynb #52d49b12
 IMAGES = {"pascal": PASCAL_COUNTS["train"], "coco": COCO_COUNTS["train"]}
 
 
@@ -139,88 +220,192 @@ def most_steps(preset: Preset) -> int:
     return round(IMAGES[preset.data] * preset.settings["epochs"] / preset.settings["batch"])
 
 
-def markdown_grid(header: Sequence[str],           # of the columns
-            rows: Sequence[Sequence[str]],   # cells
-            left: int = 1,                   # columns that are text, from the first on; the others are figures
-           ) -> str:                         # markdown, legible in a terminal too
+def markdown_grid(
+    header: Sequence[str],  # of the columns
+    rows: Sequence[Sequence[str]],  # cells
+    left: int = 1,  # columns that are text, from the first on; the others are figures
+) -> str:                         # markdown, legible in a terminal too
     "A table with its cells padded to one width a column."
     widths = [max(len(row[k]) for row in (header, *rows)) for k in range(len(header))]
-    line = lambda row: "| " + " | ".join(f"{x:<{w}}" if k < left else f"{x:>{w}}" for k, (x, w) in enumerate(zip(row, widths))) + " |"
-    rule = "|" + "|".join("-" * (w + 2) if k < left else "-" * (w + 1) + ":" for k, w in enumerate(widths)) + "|"
+    line = lambda row: (
+        "| "
+        + " | ".join(
+            f"{x:<{w}}" if k < left else f"{x:>{w}}" for k, (x, w) in enumerate(zip(row, widths))
+        )
+        + " |"
+    )
+    rule = (
+        "|"
+        + "|".join("-" * (w + 2) if k < left else "-" * (w + 1) + ":" for k, w in enumerate(widths))
+        + "|"
+    )
     return "\n".join([line(header), rule, *map(line, rows)]) + "\n"
 
 
 def presets_table() -> str:
     "Every preset with the settings that differ between them and the paper's mean mIoU, and what to know of them all."
-    means = paper_scores().query("metric == 'mIoU'").set_index(["dataset", "plain", "backbone", "shot"])["mean"]
-    rows = [[name, PAPER_DATA[p.data], METHODS[p.method].decoder, "yes" if METHODS[p.method].contrast else "–", p.row[1], f"{p.settings['epochs']}", f"{most_steps(p):,}", f"{p.settings['batch']}",
-             f"{p.settings['lr']:g}", f"{p.settings['side']}", *(f"{means[PAPER_DATA[p.data], *p.row, K]:.1f}" for K in (1, 5))] for name, p in PRESETS.items()]
-    return markdown_grid(["preset", "data", "decoder", "CE", "backbone", "epochs", "steps a fold ≤", "batch", "lr", "side", "1-shot", "5-shot"], rows, 5) + """
+    means = (
+        paper_scores()
+        .query("metric == 'mIoU'")
+        .set_index(["dataset", "plain", "backbone", "shot"])["mean"]
+    )
+    rows = [
+        [
+            name,
+            PAPER_DATA[p.data],
+            METHODS[p.method].decoder,
+            "yes" if METHODS[p.method].contrast else "–",
+            p.row[1],
+            f"{p.settings['epochs']}",
+            f"{most_steps(p):,}",
+            f"{p.settings['batch']}",
+            f"{p.settings['lr']:g}",
+            f"{p.settings['side']}",
+            *(f"{means[PAPER_DATA[p.data], *p.row, K]:.1f}" for K in (1, 5)),
+        ]
+        for name, p in PRESETS.items()
+    ]
+    return (
+        markdown_grid(
+            [
+                "preset",
+                "data",
+                "decoder",
+                "CE",
+                "backbone",
+                "epochs",
+                "steps a fold ≤",
+                "batch",
+                "lr",
+                "side",
+                "1-shot",
+                "5-shot",
+            ],
+            rows,
+            5,
+        )
+        + """
 1-shot, 5-shot: the paper's mean mIoU in percent (Tables 1 and 2).
 lr: ten times the paper's, as in the published code. A transformer has AdamW with 0.0001 besides.
 The published scores are the best of many checkpoints, chosen on the test fold; a run keeps the last (--select test does as they did).
 Backbones have torchvision's ImageNet weights; the published ones have a deep stem: --backbone resnet50_deep --weights FILE, with the authors' file.
 CyCTR on COCO is the paper's CyCTR*, retested by its authors on COCO 2014.
 """
+    )
 
-# %% ../../nbs/41_presets.ipynb #fbe55dd6
+# %% ../../nbs/41_presets.ipynb #6e612ed6
 EXPECTED_FOLDS = [0, 1, 2, 3]
 
 
 OPTIONAL = ("run", "selection", "preset", "changed")  # columns of results that not every file has
 
 
-def paper_row(data: str,      # label of results: "pascal5i", "coco20i", or another
-              method: str,    # one of `METHODS`
-              backbone: str,  # one of `BACKBONES`
-              shots: int,
-              metric: Literal["mIoU", "FB-IoU"],
-              preset: str | None = None,  # that the run started from
-             ) -> tuple[str, pd.Series]:  # the paper's data set, and its scores: 0 … 3 and "mean", NaN where it has none
+def paper_row(
+    data: str,  # label of results: "pascal5i", "coco20i", or another
+    method: str,  # one of `METHODS`
+    backbone: str,  # one of `BACKBONES`
+    shots: int,
+    metric: Literal["mIoU", "FB-IoU"],
+    preset: str | None = None,  # that the run started from
+) -> tuple[
+    str, pd.Series
+]:  # the paper's data set, and its scores: 0 … 3 and "mean", NaN where it has none
     "What the paper says of a method on a backbone, from the data set whose scores these are, or else the nearest to it."
     near = find_preset(preset).data if preset else "coco" if "coco" in data.lower() else "pascal"
     dataset = PAPER_DATA[near]
     t = paper_scores()
-    t = t[(t.dataset == dataset) & (t.metric == metric) & (t.shot == shots) & (t.plain == PAPER_METHODS[method]) & (t.backbone == PAPER_BACKBONES.get(backbone.split("_deep")[0]))]
+    t = t[
+        (t.dataset == dataset)
+        & (t.metric == metric)
+        & (t.shot == shots)
+        & (t.plain == PAPER_METHODS[method])
+        & (t.backbone == PAPER_BACKBONES.get(backbone.split("_deep")[0]))
+    ]
     values = t[[*PAPER_FOLDS, "mean"]].iloc[0].tolist() if len(t) else [np.nan] * 5
     return dataset, pd.Series(values, [*EXPECTED_FOLDS, "mean"], dtype=float)
 
 
-def beside_the_row(grid: pd.DataFrame,  # a row a seed, a column a fold: scores in percent
-                   paper: pd.Series,    # of `paper_row`
-                  ) -> pd.DataFrame:    # a row a fold and one for their mean: fold, ours, low, high, paper, difference
+def beside_the_row(
+    grid: pd.DataFrame,  # a row a seed, a column a fold: scores in percent
+    paper: pd.Series,  # of `paper_row`
+) -> pd.DataFrame:  # a row a fold and one for their mean: fold, ours, low, high, paper, difference
     "Scores and the paper's, fold by fold and in the mean of the folds that there are; low and high are over seeds that have all of them."
     whole = grid.dropna()
-    ours, low, high = (pd.concat([x, pd.Series({"mean": m})]) for x, m in [(grid.mean(), grid.mean().mean()), (grid.min(), whole.mean(axis=1).min()), (grid.max(), whole.mean(axis=1).max())])
+    ours, low, high = (
+        pd.concat([x, pd.Series({"mean": m})])
+        for x, m in [
+            (grid.mean(), grid.mean().mean()),
+            (grid.min(), whole.mean(axis=1).min()),
+            (grid.max(), whole.mean(axis=1).max()),
+        ]
+    )
     folds = list(grid.columns)
     stated = paper.reindex([*folds, "mean"])
     if folds != EXPECTED_FOLDS: stated["mean"] = paper.reindex(folds).mean(skipna=False)
-    return pd.DataFrame({"fold": ours.index, "ours": ours.values, "low": low.values, "high": high.values, "paper": stated.values, "difference": (ours - stated).values})
+    return pd.DataFrame(
+        {
+            "fold": ours.index,
+            "ours": ours.values,
+            "low": low.values,
+            "high": high.values,
+            "paper": stated.values,
+            "difference": (ours - stated).values,
+        }
+    )
 
-# %% ../../nbs/41_presets.ipynb #40fa44f4
-def compare_with_paper(results: pd.DataFrame,  # as in results.csv: data, backbone, fold, method, shots, miou, fb_iou, episodes, iterations, seed; and, where there are, run, selection, preset, changed
-                      ) -> pd.DataFrame:       # a row a run, method, shots, metric and fold, with what `beside_the_row` gives and what it is of
+# %% ../../nbs/41_presets.ipynb #ac05c513
+def compare_with_paper(
+    results: pd.DataFrame,  # as in results.csv: data, backbone, fold, method, shots, miou, fb_iou, episodes, iterations, seed; and, where there are, run, selection, preset, changed
+) -> pd.DataFrame:  # a row a run, method, shots, metric and fold, with what `beside_the_row` gives and what it is of
     "Set results beside the paper's. Raises ValueError for results without a trained method, and for a fold that is there twice with one seed."
     r = results.assign(**{k: "" for k in OPTIONAL if k not in results})
     r = r[r.method.isin(METHODS)].fillna({k: "" for k in OPTIONAL})
-    if r.empty: raise ValueError(f"no row of the results is of {', '.join(METHODS)}; there is nothing to compare with the paper.")
+    if r.empty:
+        raise ValueError(
+            f"no row of the results is of {', '.join(METHODS)}; there is nothing to compare with the paper."
+        )
     twice = r[r.duplicated(["run", "data", "backbone", "method", "shots", "fold", "seed"])]
-    if len(twice): raise ValueError(f"fold {twice.iloc[0].fold} of {twice.iloc[0].method}, {twice.iloc[0].shots} shots and seed {twice.iloc[0].seed} are there twice; give the runs apart.")
+    if len(twice):
+        raise ValueError(
+            f"fold {twice.iloc[0].fold} of {twice.iloc[0].method}, {twice.iloc[0].shots} shots and seed {twice.iloc[0].seed} are there twice; give the runs apart."
+        )
     span = lambda x: f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} to {max(x):,}"
     rows = []
-    for (data, backbone, method, shots, *known), part in r.groupby(["data", "backbone", "method", "shots", *OPTIONAL], sort=False):
+    for (data, backbone, method, shots, *known), part in r.groupby(
+        ["data", "backbone", "method", "shots", *OPTIONAL], sort=False
+    ):
         known = dict(zip(OPTIONAL, known))
         for metric, column in [("mIoU", "miou"), ("FB-IoU", "fb_iou")]:
-            dataset, paper = paper_row(data, method, backbone, shots, metric, known["preset"] or None)
-            facts = {**known, "data": data, "dataset": dataset, "comparable": data == {"PASCAL-5i": "pascal5i", "COCO-20i": "coco20i"}[dataset], "backbone": backbone, "method": method, "shots": shots, "metric": metric,
-                     "seeds": ", ".join(map(str, sorted(set(part.seed)))), "folds": ", ".join(map(str, sorted(set(part.fold)))), "iterations": span(part.iterations), "episodes": span(part.episodes)}
-            rows.append(beside_the_row(part.pivot(index="seed", columns="fold", values=column), paper).assign(**facts))
+            dataset, paper = paper_row(
+                data, method, backbone, shots, metric, known["preset"] or None
+            )
+            facts = {
+                **known,
+                "data": data,
+                "dataset": dataset,
+                "comparable": data == {"PASCAL-5i": "pascal5i", "COCO-20i": "coco20i"}[dataset],
+                "backbone": backbone,
+                "method": method,
+                "shots": shots,
+                "metric": metric,
+                "seeds": ", ".join(map(str, sorted(set(part.seed)))),
+                "folds": ", ".join(map(str, sorted(set(part.fold)))),
+                "iterations": span(part.iterations),
+                "episodes": span(part.episodes),
+            }
+            rows.append(
+                beside_the_row(
+                    part.pivot(index="seed", columns="fold", values=column), paper
+                ).assign(**facts)
+            )
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/41_presets.ipynb #46a2f57f
+# %% ../../nbs/41_presets.ipynb #5206b76e
 def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     "Results beside the paper's in markdown, a table for each run and data set."
-    return "\n".join(run_text(part) for _, part in comparison.groupby(["run", "data", "backbone"], sort=False))
+    return "\n".join(
+        run_text(part) for _, part in comparison.groupby(["run", "data", "backbone"], sort=False)
+    )
 
 
 def run_text(part: pd.DataFrame) -> str:
@@ -230,59 +415,168 @@ def run_text(part: pd.DataFrame) -> str:
     rows = []
     for (method, shots, metric), t in part.groupby(["method", "shots", "metric"], sort=False):
         t, many = t.set_index("fold").reindex([*folds, "mean"]), "," in t.seeds.iloc[0]
-        rows.append([method, f"{shots}", metric, "ours, mean of seeds" if many else "ours", *map(figure, t.ours)])
-        if many: rows.append(["", "", "", "ours, range", *(f"{figure(a)} to {figure(b)}" if pd.notna(a) else "–" for a, b in zip(t.low, t.high))])
-        if t.paper.notna().any(): rows += [["", "", "", "paper", *map(figure, t.paper)], ["", "", "", "difference", *(figure(x, "+.1f") for x in t.difference)]]
+        rows.append(
+            [
+                method,
+                f"{shots}",
+                metric,
+                "ours, mean of seeds" if many else "ours",
+                *map(figure, t.ours),
+            ]
+        )
+        if many:
+            rows.append(
+                [
+                    "",
+                    "",
+                    "",
+                    "ours, range",
+                    *(
+                        f"{figure(a)} to {figure(b)}" if pd.notna(a) else "–"
+                        for a, b in zip(t.low, t.high)
+                    ),
+                ]
+            )
+        if t.paper.notna().any():
+            rows += [
+                ["", "", "", "paper", *map(figure, t.paper)],
+                ["", "", "", "difference", *(figure(x, "+.1f") for x in t.difference)],
+            ]
     first = part.iloc[0]
     mark = "" if first.folds == "0, 1, 2, 3" else " †"
     title = f"## `{first.data}`, {first.backbone}" + f": {first.run}" * bool(first.run)
-    return f"{title}\n\n" + markdown_grid(["method", "shots", "metric", "", *(f"fold {f}" for f in folds), f"mean{mark}"], rows, 4) + "\n" + "\n".join(run_notes(part)) + "\n"
+    return (
+        f"{title}\n\n"
+        + markdown_grid(
+            ["method", "shots", "metric", "", *(f"fold {f}" for f in folds), f"mean{mark}"], rows, 4
+        )
+        + "\n"
+        + "\n".join(run_notes(part))
+        + "\n"
+    )
 
 
 def run_notes(part: pd.DataFrame) -> list[str]:
     "What to know before reading a run's table as a comparison."
     f = part.iloc[0]
-    kept = {"": "checkpoint not stated", "last": "last checkpoint", "train": "checkpoint chosen on training classes", "test": "checkpoint chosen on the test fold"}[f.selection]
-    notes = [f"In percent. Seed{'s' * (',' in f.seeds)} {f.seeds}; {f.iterations} steps; {f.episodes} episodes a fold; {kept}" + f"; preset {f.preset}" * bool(f.preset) + "."]
-    if f.comparable and not f.preset: notes.append("Not started from a preset: its settings may be others than the row's.")
+    kept = {
+        "": "checkpoint not stated",
+        "last": "last checkpoint",
+        "train": "checkpoint chosen on training classes",
+        "test": "checkpoint chosen on the test fold",
+    }[f.selection]
+    notes = [
+        f"In percent. Seed{'s' * (',' in f.seeds)} {f.seeds}; {f.iterations} steps; {f.episodes} episodes a fold; {kept}"
+        + f"; preset {f.preset}" * bool(f.preset)
+        + "."
+    ]
+    if f.comparable and not f.preset:
+        notes.append("Not started from a preset: its settings may be others than the row's.")
     if f.changed: notes.append(f"Settings that are not the row's: {f.changed}.")
-    if not f.comparable: notes.append(f"Warning: `{f.data}` is not {f.dataset} but a development set: not comparable, shown for orientation.")
-    without = sorted({m for (m, b), t in part.groupby(["method", "backbone"]) if t.paper.isna().all()})
+    if not f.comparable:
+        notes.append(
+            f"Warning: `{f.data}` is not {f.dataset} but a development set: not comparable, shown for orientation."
+        )
+    without = sorted(
+        {m for (m, b), t in part.groupby(["method", "backbone"]) if t.paper.isna().all()}
+    )
     if without: notes.append(f"The paper has no row for {', '.join(without)} on {f.backbone}.")
     if f.folds != "0, 1, 2, 3":
-        beside = "" if part.paper.isna().all() else ", and so is the paper's beside it, where the paper has folds"
-        notes.append(f"Warning: the mean marked † is of fold{'s' * (',' in f.folds)} {f.folds} alone{beside}.")
-    if f.comparable and f.selection != "test": notes.append("The paper's scores are of the best of many checkpoints, chosen on the test fold.")
+        beside = (
+            ""
+            if part.paper.isna().all()
+            else ", and so is the paper's beside it, where the paper has folds"
+        )
+        notes.append(
+            f"Warning: the mean marked † is of fold{'s' * (',' in f.folds)} {f.folds} alone{beside}."
+        )
+    if f.comparable and f.selection != "test":
+        notes.append(
+            "The paper's scores are of the best of many checkpoints, chosen on the test fold."
+        )
     return notes
 
-# %% ../../nbs/41_presets.ipynb #515a1f29
-UNCOMPARED_FIELDS = ("data", "folds", "seed", "precision", "weights", "cache", *RESUMABLE_FIELDS)  # may differ from a preset's without being worth a line
+# %% ../../nbs/41_presets.ipynb #84b459a5
+UNCOMPARED_FIELDS = (
+    "data",
+    "folds",
+    "seed",
+    "precision",
+    "weights",
+    "cache",
+    *RESUMABLE_FIELDS,
+)  # may differ from a preset's without being worth a line
 
 
-def changed_from_preset(config: dict[str, object],  # fields of `RunConfig`, as in config.json
-           ) -> dict[str, object]:      # field → value
+def changed_from_preset(
+    config: dict[str, object],  # fields of `RunConfig`, as in config.json
+) -> dict[str, object]:  # field → value
     "Where the settings of a run are not those of the preset that it started from; without one, whether its folds are others than the paper's."
     if not config.get("preset"): return {k: config[k] for k in ["n_folds"] if config.get(k, 4) != 4}
-    row, listed = asdict(preset_config(config["preset"])), lambda v: list(v) if isinstance(v, tuple) else v
-    other = {k: v for k, v in config.items() if k in row and k not in (*UNCOMPARED_FIELDS, "epochs", "iterations") and listed(v) != listed(row[k])}
-    return other if config.get("epochs") == row["epochs"] else other | {k: config[k] for k in ("epochs", "iterations") if config.get(k) is not None}
+    row, listed = (
+        asdict(preset_config(config["preset"])),
+        lambda v: list(v) if isinstance(v, tuple) else v,
+    )
+    other = {
+        k: v
+        for k, v in config.items()
+        if k in row
+        and k not in (*UNCOMPARED_FIELDS, "epochs", "iterations")
+        and listed(v) != listed(row[k])
+    }
+    return (
+        other
+        if config.get("epochs") == row["epochs"]
+        else other | {k: config[k] for k in ("epochs", "iterations") if config.get(k) is not None}
+    )
 
 
-def read_runs(paths: Iterable[str | Path],  # folders of runs, or files like their results.csv
-             ) -> pd.DataFrame:             # the results of all, for `compare_with_paper`
+def read_runs(
+    paths: Iterable[str | Path],  # folders of runs, or files like their results.csv
+) -> pd.DataFrame:  # the results of all, for `compare_with_paper`
     "Results with what their runs' settings say of them. Raises FileNotFoundError, or ValueError for a file that holds no results."
     tables, names = [], {}
     for path in dict.fromkeys(map(Path, paths)):
         file = path / "results.csv" if path.is_dir() else path
-        if not file.is_file(): raise FileNotFoundError(f"there is no {file}; give the folder of a run that has been evaluated, or a file of results.")
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"there is no {file}; give the folder of a run that has been evaluated, or a file of results."
+            )
         table = pd.read_csv(file)
-        missing = {"data", "backbone", "fold", "method", "shots", "miou", "fb_iou", "episodes", "iterations", "seed"} - set(table)
-        if missing: raise ValueError(f"{file} holds no results ({min(missing)!r} is missing); give a results.csv.")
+        missing = {
+            "data",
+            "backbone",
+            "fold",
+            "method",
+            "shots",
+            "miou",
+            "fb_iou",
+            "episodes",
+            "iterations",
+            "seed",
+        } - set(table)
+        if missing:
+            raise ValueError(
+                f"{file} holds no results ({min(missing)!r} is missing); give a results.csv."
+            )
         settings = path / "config.json"
         config = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-        alike = json.dumps({k: v for k, v in config.items() if k not in ("seed", "folds", *RESUMABLE_FIELDS)}, sort_keys=True) if config else str(path)
+        alike = (
+            json.dumps(
+                {k: v for k, v in config.items() if k not in ("seed", "folds", *RESUMABLE_FIELDS)},
+                sort_keys=True,
+            )
+            if config
+            else str(path)
+        )
         names.setdefault(alike, []).append(str(path))
-        said = {"selection": config.get("select") or "", "preset": config.get("preset") or "", "changed": ", ".join(f"{k} {v}" for k, v in changed_from_preset(config).items())}
-        tables.append(table.assign(alike=alike, **{k: v for k, v in said.items() if k not in table}))
+        said = {
+            "selection": config.get("select") or "",
+            "preset": config.get("preset") or "",
+            "changed": ", ".join(f"{k} {v}" for k, v in changed_from_preset(config).items()),
+        }
+        tables.append(
+            table.assign(alike=alike, **{k: v for k, v in said.items() if k not in table})
+        )
     results = pd.concat(tables, ignore_index=True)
     return results.assign(run=results.pop("alike").map(lambda a: " + ".join(names[a])))

@@ -27,16 +27,21 @@ from ..engine.feature_bank import episode_inputs
 from ..latent import sample_latent
 from ..viz import OKABE_ITO, overlay, show_images
 
-# %% ../../nbs/42_report.ipynb #24e1001c
+# %% ../../nbs/42_report.ipynb #8e11952a
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
 
 
-Progress = Callable[..., None]  # of steps done, a comment, and a function that makes curves: name → (x, y)
+Progress = Callable[
+    ..., None
+]  # of steps done, a comment, and a function that makes curves: name → (x, y)
 
 
-def progress_display(stages: int,  # trainings and evaluations to come
-            shown: bool = True,  # false in all processes but one
-           ) -> Callable[[str, int], Progress]:  # title and number of steps of the next stage → a function to call after each step
+def progress_display(
+    stages: int,  # trainings and evaluations to come
+    shown: bool = True,  # false in all processes but one
+) -> Callable[
+    [str, int], Progress
+]:  # title and number of steps of the next stage → a function to call after each step
     "Show how far a run is, as suits where its output goes."
     live = shown and stages > 0 and (fastprogress.core.IN_NOTEBOOK or sys.stdout.isatty())
     bar, begun = master_bar(range(stages)) if live else None, []
@@ -62,10 +67,11 @@ def progress_display(stages: int,  # trainings and evaluations to come
     return watch
 
 
-def draw_curves(bar,           # a master_bar
-                title: str,
-                curves: dict,  # name → (x, y)
-               ) -> None:
+def draw_curves(
+    bar,  # a master_bar
+    title: str,
+    curves: dict,  # name → (x, y)
+) -> None:
     "Live curves under a bar; nothing in a terminal."
     bar.names = list(curves)
     bar.update_graph(list(curves.values()))
@@ -75,31 +81,48 @@ def draw_curves(bar,           # a master_bar
         bar.graph_ax.legend()
         bar.graph_out.update(bar.graph_ax.figure)
 
-# %% ../../nbs/42_report.ipynb #923f8658
-def smoothed(values: list[float],
-             points: int = 50,  # at most
-            ) -> tuple[np.ndarray, np.ndarray]:  # steps, and the mean of the values around each; NaN where there are none
+# %% ../../nbs/42_report.ipynb #89a70687
+def smoothed(
+    values: list[float],
+    points: int = 50,  # at most
+) -> tuple[
+    np.ndarray, np.ndarray
+]:  # steps, and the mean of the values around each; NaN where there are none
     "Means over equal stretches: single steps are too noisy to look at."
     stretches = np.array_split(np.asarray(values, float), min(points, len(values)))
     ends = np.cumsum([len(s) for s in stretches])
     return ends, np.array([s.mean() for s in stretches])
 
 
-def loss_curves(history: dict[str, list[dict[str, float]]],  # of `fit`
-               ) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # name → steps, smoothed loss
+def loss_curves(
+    history: dict[str, list[dict[str, float]]],  # of `fit`
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:  # name → steps, smoothed loss
     "The main loss of each method, and the contrast loss of those that have one."
-    curves = {f"{m}: query mask": smoothed([h["main"] for h in losses]) for m, losses in history.items()}
-    return curves | {f"{m}: pseudo-mask": smoothed([h["contrast"] for h in losses]) for m, losses in history.items() if any(h["latent"] for h in losses)}
+    curves = {
+        f"{m}: query mask": smoothed([h["main"] for h in losses]) for m, losses in history.items()
+    }
+    return curves | {
+        f"{m}: pseudo-mask": smoothed([h["contrast"] for h in losses])
+        for m, losses in history.items()
+        if any(h["latent"] for h in losses)
+    }
 
 
-def loss_figure(history: dict[str, list[dict[str, float]]],  # of `fit`
-                title: str,
-               ) -> Figure:
+def loss_figure(
+    history: dict[str, list[dict[str, float]]],  # of `fit`
+    title: str,
+) -> Figure:
     "Loss curves of a fold."
     fig, ax = plt.subplots(figsize=(9.5, 3.2), layout="constrained")
     for name, (x, y) in loss_curves(history).items():
         method, term = name.rsplit(": ", 1)
-        ax.plot(x, y, label=name, color=COLOURS[[*history].index(method) % len(COLOURS)], ls="-" if term == "query mask" else ":")
+        ax.plot(
+            x,
+            y,
+            label=name,
+            color=COLOURS[[*history].index(method) % len(COLOURS)],
+            ls="-" if term == "query mask" else ":",
+        )
     ax.set(title=title, xlabel="step", ylabel="loss")
     ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return fig
@@ -110,22 +133,40 @@ def save_figure(path: str | Path, fig: Figure) -> None:
     with atomic_file(path) as f: fig.savefig(f, format="png", dpi=110)
     plt.close(fig)
 
-# %% ../../nbs/42_report.ipynb #b6687d7b
-def markdown_table(results: pd.DataFrame,  # of `run`
-                  ) -> str:
+# %% ../../nbs/42_report.ipynb #ef0db2c0
+def markdown_table(
+    results: pd.DataFrame,  # of `run`
+) -> str:
     "Tables 1 and 3 in shape: mIoU per fold and in the mean, then FB-IoU and known-class confusion, in percent."
-    t = results.assign(method=results.method.where(~results.method.str.startswith("prior ≥"), "support prior, best cut"))
+    t = results.assign(
+        method=results.method.where(
+            ~results.method.str.startswith("prior ≥"), "support prior, best cut"
+        )
+    )
     folds, cell = sorted(t.fold.unique()), lambda x: "–" if pd.isna(x) else f"{x:.1f}"
-    lines = ["| method | shots | " + " | ".join(f"fold {f}" for f in folds) + " | mIoU | FB-IoU | known-class confusion |", "|---|" + "---:|" * (len(folds) + 4)]
+    lines = [
+        "| method | shots | "
+        + " | ".join(f"fold {f}" for f in folds)
+        + " | mIoU | FB-IoU | known-class confusion |",
+        "|---|" + "---:|" * (len(folds) + 4),
+    ]
     for (method, K), part in t.groupby(["method", "shots"], sort=False):
         per_fold = part.set_index("fold").miou
-        values = [*(per_fold.get(f) for f in folds), part.miou.mean(), part.fb_iou.mean(), part.confusion.mean()]
+        values = [
+            *(per_fold.get(f) for f in folds),
+            part.miou.mean(),
+            part.fb_iou.mean(),
+            part.confusion.mean(),
+        ]
         lines.append(f"| {method} | {K} | " + " | ".join(map(cell, values)) + " |")
     return "\n".join(lines) + "\n"
 
 
-SELECTED = {"last": "last checkpoint", "train": "best of {} checkpoints on held-out training classes",
-            "test": "**best of {} checkpoints on the test fold itself, as published code chooses: a flattered score**"}
+SELECTED = {
+    "last": "last checkpoint",
+    "train": "best of {} checkpoints on held-out training classes",
+    "test": "**best of {} checkpoints on the test fold itself, as published code chooses: a flattered score**",
+}
 
 
 def value_range(values: pd.Series) -> str:
@@ -136,38 +177,72 @@ def value_range(values: pd.Series) -> str:
 def report_text(setup, results: pd.DataFrame) -> str:
     "The table with what it is of, and what it is not."
     c, name = setup.config, setup.val.name
-    warning = {"samples": "Scenes drawn by code: the scores say nothing about photographs.", "pascal5i": "", "coco20i": ""}.get(
-        name, f"Scores on `{name}` are comparable with those of the same episode lists only; they are not PASCAL-5i or COCO-20i scores.")
-    return (f"# `{name}`, {c.backbone}\n\nIn percent. Trained on the classes that a fold does not test, {value_range(results.iterations)} steps of {c.batch} episodes, crops of {c.crop} and images of {c.side} pixels, seed {c.seed}, "
-            f"{SELECTED[c.select].format(c.checks)}; {value_range(results.episodes)} episodes a fold. {warning}\n\n{markdown_table(results)}"
-            + ("\nThe prior's cut is the best of nine *on the test episodes*.\n" if c.trivial else ""))
+    warning = {
+        "samples": "Scenes drawn by code: the scores say nothing about photographs.",
+        "pascal5i": "",
+        "coco20i": "",
+    }.get(
+        name,
+        f"Scores on `{name}` are comparable with those of the same episode lists only; they are not PASCAL-5i or COCO-20i scores.",
+    )
+    return (
+        f"# `{name}`, {c.backbone}\n\nIn percent. Trained on the classes that a fold does not test, {value_range(results.iterations)} steps of {c.batch} episodes, crops of {c.crop} and images of {c.side} pixels, seed {c.seed}, "
+        f"{SELECTED[c.select].format(c.checks)}; {value_range(results.episodes)} episodes a fold. {warning}\n\n{markdown_table(results)}"
+        + ("\nThe prior's cut is the best of nine *on the test episodes*.\n" if c.trivial else "")
+    )
 
-# %% ../../nbs/42_report.ipynb #9f17d6a8
+# %% ../../nbs/42_report.ipynb #76c8fb7b
 @torch.no_grad()
-def predictions_figure(setup,
-                       fold,
-                       models: dict[str, FewShotModel],
-                       episodes: Episodes,  # of the fold
-                      ) -> Figure:
+def predictions_figure(
+    setup,
+    fold,
+    models: dict[str, FewShotModel],
+    episodes: Episodes,  # of the fold
+) -> Figure:
     "Support, query, ground truth, every method's answer and a pseudo-mask, for the first episode of each class."
     c, images, titles = setup.config, [], []
-    for e in [int(np.flatnonzero(episodes.cls == k)[0]) for k in sorted(set(episodes.cls.tolist()))]:
+    for e in [
+        int(np.flatnonzero(episodes.cls == k)[0]) for k in sorted(set(episodes.cls.tolist()))
+    ]:
         k, q, s = int(episodes.cls[e]), int(episodes.query[e]), int(episodes.support[e, 0])
         photo, truth = read_image(setup.val, q), torch.as_tensor(setup.val.read_mask(q))
         height, width = truth.shape
-        query, support, masks = episode_inputs(setup.memory, episodes.shots(1), e, any(m.whole_support for m in models.values()))
+        query, support, masks = episode_inputs(
+            setup.memory, episodes.shots(1), e, any(m.whole_support for m in models.values())
+        )
         padding = padding_of(height, width, c.side).to(query.high.device)
-        known = known_mask(setup.memory.class_map(q)[None], fold.train_classes).to(query.high.device)
+        known = known_mask(setup.memory.class_map(q)[None], fold.train_classes).to(
+            query.high.device
+        )
         generator = torch.Generator(query.high.device).manual_seed(c.seed)
         pseudo = sample_latent(query.high, known, generator, delta=c.delta, sigma=c.sigma)[0]
         pseudo = at_native_size((pseudo == 1).float()[None], height, width)[0] >= 0.5
-        answers = {m: at_native_size(model(query, support, masks, padding), height, width).argmax(0) for m, model in models.items()}
+        answers = {
+            m: at_native_size(model(query, support, masks, padding), height, width).argmax(0)
+            for m, model in models.items()
+        }
         seen = overlay(photo, known_mask(truth, fold.train_classes), OKABE_ITO["blue"])
-        images += [overlay(read_image(setup.val, s), binary_mask(setup.val.read_mask(s), k)), photo, overlay(seen, binary_mask(truth, k)),
-                   *(overlay(photo, a.cpu()) for a in answers.values()), overlay(photo, pseudo.cpu(), OKABE_ITO["orange"])]
-        titles += [f"support: {setup.val.class_names[k - 1]}", "query", "ground truth", *(m.replace(" ", "\n") for m in answers), "pseudo-mask"]
-    return show_images(images, titles, columns=4 + len(models), size=1.7,
-                       suptitle=f"{setup.val.name} val, fold {fold.number}, {fold.iterations} steps, seed {c.seed}, 1 shot: first episode of each class")
+        images += [
+            overlay(read_image(setup.val, s), binary_mask(setup.val.read_mask(s), k)),
+            photo,
+            overlay(seen, binary_mask(truth, k)),
+            *(overlay(photo, a.cpu()) for a in answers.values()),
+            overlay(photo, pseudo.cpu(), OKABE_ITO["orange"]),
+        ]
+        titles += [
+            f"support: {setup.val.class_names[k - 1]}",
+            "query",
+            "ground truth",
+            *(m.replace(" ", "\n") for m in answers),
+            "pseudo-mask",
+        ]
+    return show_images(
+        images,
+        titles,
+        columns=4 + len(models),
+        size=1.7,
+        suptitle=f"{setup.val.name} val, fold {fold.number}, {fold.iterations} steps, seed {c.seed}, 1 shot: first episode of each class",
+    )
 
 # %% ../../nbs/42_report.ipynb #a207cbcc
 def write_table(path: str | Path, table: pd.DataFrame) -> None:

@@ -23,7 +23,7 @@ from celp_nb.repro.presets import (
 from .report import value_range
 from .runs import read_config, read_results, run
 
-# %% ../../nbs/45_tables.ipynb #45ee8ffc
+# %% ../../nbs/45_tables.ipynb #225b6905
 class Row(NamedTuple):
     "A row of a table: what is trained, and what is otherwise about its run."
     method: str  # as of `find_method`
@@ -48,101 +48,216 @@ SYSTEMS = Table("pascal", {m: Row(m) for m in METHODS}, (0, 1, 2))
 SYSTEMS_COCO = Table("coco", {m: Row(m) for m in BOTH})
 
 
-SMALLER = {**{f"{n} classes": {"classes": n} for n in (2, 5, 10)}, **{f"{n} photographs": {"photographs": n} for n in (50, 100, 200)}, "all": {}}
+SMALLER = {
+    **{f"{n} classes": {"classes": n} for n in (2, 5, 10)},
+    **{f"{n} photographs": {"photographs": n} for n in (50, 100, 200)},
+    "all": {},
+}
 
 
-TABLES = {"1": SYSTEMS, "2": SYSTEMS_COCO, "3": SYSTEMS, "4": SYSTEMS_COCO,
-          "5": Table("pascal", {"0.40": Row(f"{CE} delta=0.4"), "0.50": Row(f"{CE} delta=0.5"), "0.65": Row(CE), "0.80": Row(f"{CE} delta=0.8")}, setting="delta"),
-          "6": Table("pascal", {"0.00": Row("PFENet"), "0.10": Row(CE), "0.25": Row(f"{CE} contrast=0.25"), "1.00": Row(f"{CE} contrast=1")}, setting="contrast_weight"),
-          "7": Table("pascal", {"avg": Row(CE, {"voting": True})}, setting="five_shot_fusion"),
-          "regime": Table("pascal", {f"{m}, {size}": Row(m, fields) for size, fields in SMALLER.items() for m in BOTH}),
-          "differences": Table("pascal", {"as published": Row(CE), "a tenth of the learning rate": Row(f"{CE} rate=0.1"), "best checkpoint on the test fold": Row(CE, {"select": "test"}),
-                                          "images in turn": Row(CE, {"protocol": "turns"}), "the episode's class alone is known": Row(f"{CE} known=class"), "void is not known": Row(f"{CE} known=objects"),
-                                          "⊙ M′ in eq. 8": Row(f"{CE} latent_prior=masked"), "weights as eq. 13": Row(f"{CE} contrast=1 auxiliary=0.1"), "separate 1×1 convolutions": Row(f"{CE} separate=yes"),
-                                          "no CE": Row("PFENet"), "no CE, separate 1×1 convolutions": Row("PFENet separate=yes"),
-                                          "CyCTR+CE": Row("CyCTR+CE"), "CyCTR+CE, void seen at test time": Row("CyCTR+CE", {"void": "seen"}), "CyCTR+CE, attention as published": Row("CyCTR+CE attention=published")}),
-          "beyond": Table("pascal", {"δ = 0.65": Row(CE), "δ of each image": Row(f"{CE} share=0.1")}, (0, 1, 2))}
+TABLES = {
+    "1": SYSTEMS,
+    "2": SYSTEMS_COCO,
+    "3": SYSTEMS,
+    "4": SYSTEMS_COCO,
+    "5": Table(
+        "pascal",
+        {
+            "0.40": Row(f"{CE} delta=0.4"),
+            "0.50": Row(f"{CE} delta=0.5"),
+            "0.65": Row(CE),
+            "0.80": Row(f"{CE} delta=0.8"),
+        },
+        setting="delta",
+    ),
+    "6": Table(
+        "pascal",
+        {
+            "0.00": Row("PFENet"),
+            "0.10": Row(CE),
+            "0.25": Row(f"{CE} contrast=0.25"),
+            "1.00": Row(f"{CE} contrast=1"),
+        },
+        setting="contrast_weight",
+    ),
+    "7": Table("pascal", {"avg": Row(CE, {"voting": True})}, setting="five_shot_fusion"),
+    "regime": Table(
+        "pascal", {f"{m}, {size}": Row(m, fields) for size, fields in SMALLER.items() for m in BOTH}
+    ),
+    "differences": Table(
+        "pascal",
+        {
+            "as published": Row(CE),
+            "a tenth of the learning rate": Row(f"{CE} rate=0.1"),
+            "best checkpoint on the test fold": Row(CE, {"select": "test"}),
+            "images in turn": Row(CE, {"protocol": "turns"}),
+            "the episode's class alone is known": Row(f"{CE} known=class"),
+            "void is not known": Row(f"{CE} known=objects"),
+            "⊙ M′ in eq. 8": Row(f"{CE} latent_prior=masked"),
+            "weights as eq. 13": Row(f"{CE} contrast=1 auxiliary=0.1"),
+            "separate 1×1 convolutions": Row(f"{CE} separate=yes"),
+            "no CE": Row("PFENet"),
+            "no CE, separate 1×1 convolutions": Row("PFENet separate=yes"),
+            "CyCTR+CE": Row("CyCTR+CE"),
+            "CyCTR+CE, void seen at test time": Row("CyCTR+CE", {"void": "seen"}),
+            "CyCTR+CE, attention as published": Row("CyCTR+CE attention=published"),
+        },
+    ),
+    "beyond": Table(
+        "pascal", {"δ = 0.65": Row(CE), "δ of each image": Row(f"{CE} share=0.1")}, (0, 1, 2)
+    ),
+}
 
 
-DEVELOPMENT_DEFAULTS = RunConfig(backbone="resnet50", side=161, crop=161, reference=473, width=64, lr=1e-3, iterations=1200, pairs=40, cache_views=2)  # the regime of results/voc-mini
+DEVELOPMENT_DEFAULTS = RunConfig(
+    backbone="resnet50",
+    side=161,
+    crop=161,
+    reference=473,
+    width=64,
+    lr=1e-3,
+    iterations=1200,
+    pairs=40,
+    cache_views=2,
+)  # the regime of results/voc-mini
 
 
-SCALES = {"samples": RunConfig(), "voc-mini": DEVELOPMENT_DEFAULTS, "coco-mini": replace(DEVELOPMENT_DEFAULTS, scale=(0.8, 1.25), skip_rare=True), "full": None}
+SCALES = {
+    "samples": RunConfig(),
+    "voc-mini": DEVELOPMENT_DEFAULTS,
+    "coco-mini": replace(DEVELOPMENT_DEFAULTS, scale=(0.8, 1.25), skip_rare=True),
+    "full": None,
+}
 
-# %% ../../nbs/45_tables.ipynb #35d55ab8
-def table_runs(name: str,       # one of `TABLES`
-               scale: str,      # one of `SCALES`
-               seeds: tuple[int, ...] = (),  # by default the table's
-               **settings: object,  # fields of `RunConfig` that replace the scale's: `data` where the scale is not samples, `weights`, `folds`, …
-              ) -> dict[str, RunConfig]:  # name of a run → its settings
+# %% ../../nbs/45_tables.ipynb #0777a973
+def table_runs(
+    name: str,  # one of `TABLES`
+    scale: str,  # one of `SCALES`
+    seeds: tuple[int, ...] = (),  # by default the table's
+    **settings: object,  # fields of `RunConfig` that replace the scale's: `data` where the scale is not samples, `weights`, `folds`, …
+) -> dict[str, RunConfig]:  # name of a run → its settings
     "The runs behind a table. Raises ValueError for a table or a scale that is none, or where the data are missing or another table's."
     check_choice("table", name, TABLES)
     check_choice("scale", scale, SCALES)
     table = TABLES[name]
-    if scale != "samples" and not settings.get("data"): raise ValueError(f"scale {scale} needs a folder with its images; give --data DIR.")
-    if scale.endswith("-mini") and (scale == "coco-mini") != (table.data == "coco"): raise ValueError(f"Table {name} is of {'COCO-20i' if table.data == 'coco' else 'PASCAL-5i'}, which {scale} does not stand for; choose another scale.")
-    if scale == "full" and name in "1234": bases = {preset: preset_config(preset) for preset, p in PRESETS.items() if p.data == table.data}
-    elif scale == "full": bases = {f"table {name} {label}": replace(preset_config(f"pascal-{find_method(row.method).decoder.lower()}-ce-resnet50"), methods=(row.method,), **row.fields) for label, row in table.rows.items()}
+    if scale != "samples" and not settings.get("data"):
+        raise ValueError(f"scale {scale} needs a folder with its images; give --data DIR.")
+    if scale.endswith("-mini") and (scale == "coco-mini") != (table.data == "coco"):
+        raise ValueError(
+            f"Table {name} is of {'COCO-20i' if table.data == 'coco' else 'PASCAL-5i'}, which {scale} does not stand for; choose another scale."
+        )
+    if scale == "full" and name in "1234":
+        bases = {
+            preset: preset_config(preset) for preset, p in PRESETS.items() if p.data == table.data
+        }
+    elif scale == "full":
+        bases = {
+            f"table {name} {label}": replace(
+                preset_config(f"pascal-{find_method(row.method).decoder.lower()}-ce-resnet50"),
+                methods=(row.method,),
+                **row.fields,
+            )
+            for label, row in table.rows.items()
+        }
     else:
         alike = {}
-        for row in table.rows.values(): alike.setdefault(" ".join(["table", name, *(f"{k} {v}" for k, v in row.fields.items())]), []).append(row)
-        bases = {label: replace(SCALES[scale], methods=tuple(r.method for r in side), **side[0].fields) for label, side in alike.items()}
-    return {f"{scale} {label} seed {seed}".replace(" ", "-"): replace(base, seed=seed, **settings) for label, base in bases.items() for seed in seeds or table.seeds}
+        for row in table.rows.values():
+            alike.setdefault(
+                " ".join(["table", name, *(f"{k} {v}" for k, v in row.fields.items())]), []
+            ).append(row)
+        bases = {
+            label: replace(SCALES[scale], methods=tuple(r.method for r in side), **side[0].fields)
+            for label, side in alike.items()
+        }
+    return {
+        f"{scale} {label} seed {seed}".replace(" ", "-"): replace(base, seed=seed, **settings)
+        for label, base in bases.items()
+        for seed in seeds or table.seeds
+    }
 
 
-def run_table(name: str,
-              scale: str,
-              home: str | Path,  # folder of the runs
-              seeds: tuple[int, ...] = (),
-              **settings: object,  # as of `table_runs`
-             ) -> str:           # the table, beside the paper's where it has one, markdown
+def run_table(
+    name: str,
+    scale: str,
+    home: str | Path,  # folder of the runs
+    seeds: tuple[int, ...] = (),
+    **settings: object,  # as of `table_runs`
+) -> str:  # the table, beside the paper's where it has one, markdown
     "Run a table, or go on with it: what is done is not done again. Raises what `table_runs` and `run` raise."
     runs = table_runs(name, scale, seeds, **settings)
     for run_name, config in runs.items(): run(config, Path(home) / run_name, resume=True)
     return table_text(name, [Path(home) / run_name for run_name in runs])
 
-# %% ../../nbs/45_tables.ipynb #a2e56e9a
-SETTINGS = ("classes", "photographs", "select", "protocol", "void", "voting")  # what tables vary about runs
+# %% ../../nbs/45_tables.ipynb #f4a88e6c
+SETTINGS = (
+    "classes",
+    "photographs",
+    "select",
+    "protocol",
+    "void",
+    "voting",
+)  # what tables vary about runs
 
 
-def scored_run(folder: str | Path,  # of a run
-          ) -> pd.DataFrame:    # as of `read_results`, with columns `run` and `SETTINGS`
+def scored_run(
+    folder: str | Path,  # of a run
+) -> pd.DataFrame:    # as of `read_results`, with columns `run` and `SETTINGS`
     "What a run has scored, and what a table may ask of its settings."
     config = read_config(folder)
-    return read_results(folder).assign(run=Path(folder).name, **{k: getattr(config, k) for k in SETTINGS})
+    return read_results(folder).assign(
+        run=Path(folder).name, **{k: getattr(config, k) for k in SETTINGS}
+    )
 
 
-def labelled(name: str,              # one of `TABLES`
-             results: pd.DataFrame,  # of `scored`
-            ) -> pd.DataFrame:       # those that are in the table, with a column `row`: its label
+def labelled(
+    name: str,  # one of `TABLES`
+    results: pd.DataFrame,  # of `scored`
+) -> pd.DataFrame:       # those that are in the table, with a column `row`: its label
     "Scores as rows of a table."
     table, label = TABLES[name], pd.Series(index=results.index, dtype=object)
-    named = results.method.str.extract(r"^(.*?)(?: (v-\d+))?$") if table.setting == "five_shot_fusion" else pd.DataFrame({0: results.method, 1: None})
+    named = (
+        results.method.str.extract(r"^(.*?)(?: (v-\d+))?$")
+        if table.setting == "five_shot_fusion"
+        else pd.DataFrame({0: results.method, 1: None})
+    )
     for text, row in table.rows.items():
         wanted = {**{k: getattr(RunConfig, k) for k in SETTINGS if k != "voting"}, **row.fields}
         fits = named[0] == row.method
         for k, v in wanted.items(): fits &= results[k].isna() if v is None else results[k] == v
         label[fits & (label.isna() | bool(row.fields))] = text
-    return results.assign(row=named[1].where(named[1].notna() & label.notna(), label)).dropna(subset="row")
+    return results.assign(row=named[1].where(named[1].notna() & label.notna(), label)).dropna(
+        subset="row"
+    )
 
 
-def table_episodes(name: str,               # one of `TABLES`
-                   results: pd.DataFrame,   # of `scored`, of one or several runs
-                   episodes: pd.DataFrame,  # the rows of `evaluate` of all methods and shots, with columns run, fold and seed
-                  ) -> pd.DataFrame:        # those of the table; `method` is the row's label
+def table_episodes(
+    name: str,  # one of `TABLES`
+    results: pd.DataFrame,  # of `scored`, of one or several runs
+    episodes: pd.DataFrame,  # the rows of `evaluate` of all methods and shots, with columns run, fold and seed
+) -> pd.DataFrame:        # those of the table; `method` is the row's label
     "What each episode of a table's rows was answered."
     named = labelled(name, results)[["run", "method", "row"]].drop_duplicates()
-    return episodes.merge(named, on=["run", "method"]).drop(columns="method").rename(columns={"row": "method"})
+    return (
+        episodes.merge(named, on=["run", "method"])
+        .drop(columns="method")
+        .rename(columns={"row": "method"})
+    )
 
 
-def ablation(name: str,            # "5", "6" or "7"
-             results: pd.DataFrame,  # of `labelled`
-            ) -> pd.DataFrame:     # value, shot, metric, score, and ours: the mean over folds and seeds, NaN where there is no run
+def ablation(
+    name: str,  # "5", "6" or "7"
+    results: pd.DataFrame,  # of `labelled`
+) -> (
+    pd.DataFrame
+):  # value, shot, metric, score, and ours: the mean over folds and seeds, NaN where there is no run
     "The paper's rows of an ablation with ours beside them."
     ours = results.groupby(["row", "shots"])[["miou", "fb_iou"]].mean()
     paper = paper_ablations()
     paper = paper[(paper.table == int(name)) & (paper.dataset == "PASCAL-5i")]
-    found = [ours[{"mIoU": "miou", "FB-IoU": "fb_iou"}[m]].get((v, s), np.nan) for v, s, m in zip(paper.value, paper.shot, paper.metric)]
+    found = [
+        ours[{"mIoU": "miou", "FB-IoU": "fb_iou"}[m]].get((v, s), np.nan)
+        for v, s, m in zip(paper.value, paper.shot, paper.metric)
+    ]
     return paper[["value", "shot", "metric", "score"]].assign(ours=found).reset_index(drop=True)
 
 
@@ -151,18 +266,55 @@ def table_text(name: str, folders: list[Path]) -> str:
     if name in "1234":
         metric = "mIoU" if name in "12" else "FB-IoU"
         return comparison_text(compare_with_paper(read_runs(folders)).query("metric == @metric"))
-    results, setting = labelled(name, pd.concat([scored_run(folder) for folder in folders], ignore_index=True)), TABLES[name].setting
+    results, setting = (
+        labelled(name, pd.concat([scored_run(folder) for folder in folders], ignore_index=True)),
+        TABLES[name].setting,
+    )
     cell = lambda x: "–" if pd.isna(x) else f"{x:.1f}"
     if setting:
-        grid = ablation(name, results).pivot(index=["value", "metric"], columns="shot", values=["ours", "score"])
-        rows = [[value, metric, *(cell(row[kind, shot]) for shot in grid.columns.levels[1] for kind in ("ours", "score"))] for (value, metric), row in grid.iterrows()]
-        head = [setting.replace("_", " "), "metric", *(f"{s}-shot, {kind}" for s in grid.columns.levels[1] for kind in ("ours", "paper"))]
+        grid = ablation(name, results).pivot(
+            index=["value", "metric"], columns="shot", values=["ours", "score"]
+        )
+        rows = [
+            [
+                value,
+                metric,
+                *(
+                    cell(row[kind, shot])
+                    for shot in grid.columns.levels[1]
+                    for kind in ("ours", "score")
+                ),
+            ]
+            for (value, metric), row in grid.iterrows()
+        ]
+        head = [
+            setting.replace("_", " "),
+            "metric",
+            *(f"{s}-shot, {kind}" for s in grid.columns.levels[1] for kind in ("ours", "paper")),
+        ]
     else:
-        means, kinds = results.groupby(["row", "shots"], sort=False)[["miou", "fb_iou", "confusion"]].mean(), ("mIoU", "FB-IoU", "confusion")
-        rows = [[label, str(shots), *map(cell, means.loc[label, shots])] for label in TABLES[name].rows for shots in sorted(set(results.shots)) if (label, shots) in means.index]
+        means, kinds = (
+            results.groupby(["row", "shots"], sort=False)[["miou", "fb_iou", "confusion"]].mean(),
+            ("mIoU", "FB-IoU", "confusion"),
+        )
+        rows = [
+            [label, str(shots), *map(cell, means.loc[label, shots])]
+            for label in TABLES[name].rows
+            for shots in sorted(set(results.shots))
+            if (label, shots) in means.index
+        ]
         head = ["", "shots", *kinds]
     folds, seeds = (", ".join(map(str, sorted(set(results[k])))) for k in ("fold", "seed"))
     steps = ", ".join(f"{n:,}" for n in sorted(set(results.iterations)))
-    return (f"## Table {name} on `{results.data.iloc[0]}`, {results.backbone.iloc[0]}\n\n" + markdown_grid(head, rows, 2)
-            + f"\nIn percent. Means over folds {folds} and seeds {seeds}; {steps} steps; {value_range(results.episodes)} episodes a fold." + " Paper: PASCAL-5i, ResNet-50, all folds." * bool(setting) + "\n"
-            + ("" if results.data.iloc[0] == "pascal5i" or not setting else f"Warning: `{results.data.iloc[0]}` is a development set: the two are not comparable, only how they change.\n"))
+    return (
+        f"## Table {name} on `{results.data.iloc[0]}`, {results.backbone.iloc[0]}\n\n"
+        + markdown_grid(head, rows, 2)
+        + f"\nIn percent. Means over folds {folds} and seeds {seeds}; {steps} steps; {value_range(results.episodes)} episodes a fold."
+        + " Paper: PASCAL-5i, ResNet-50, all folds." * bool(setting)
+        + "\n"
+        + (
+            ""
+            if results.data.iloc[0] == "pascal5i" or not setting
+            else f"Warning: `{results.data.iloc[0]}` is a development set: the two are not comparable, only how they change.\n"
+        )
+    )

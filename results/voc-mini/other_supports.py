@@ -25,9 +25,19 @@ def asked_otherwise(run: Path) -> pd.DataFrame:
     for fold in setup.folds:
         began, models = time.time(), trained_models(setup, fold, run)
         for shift in SHIFTS:
-            episodes, data, which = swap_supports(fold.evaluation, setup.val, fold.test_classes, shift)
+            episodes, data, which = swap_supports(
+                fold.evaluation, setup.val, fold.test_classes, shift
+            )
             rows = evaluate(models, setup.memory, data, episodes, fold.train_classes)
-            tables.append(rows.assign(episode=which[rows.episode], cls=fold.evaluation.cls[which[rows.episode]], run=run.name, fold=fold.number, seed=setup.config.seed))
+            tables.append(
+                rows.assign(
+                    episode=which[rows.episode],
+                    cls=fold.evaluation.cls[which[rows.episode]],
+                    run=run.name,
+                    fold=fold.number,
+                    seed=setup.config.seed,
+                )
+            )
         print(f"{run.name} fold {fold.number}: {time.time() - began:.0f} s", flush=True)
     keys = ["run", "seed", "fold", "method", "cls", "episode"]
     rows = pd.concat(tables).groupby(keys, sort=False)
@@ -38,5 +48,9 @@ if __name__ == "__main__":
     if len(sys.argv) < 2: sys.exit(__doc__)
     for run in map(Path, sys.argv[1:]):
         new = asked_otherwise(run)
-        if OUT.is_file(): new = pd.concat([(old := pd.read_csv(OUT))[old.run != run.name], new], ignore_index=True)
-        with atomic_file(OUT, "wb") as f: new.to_csv(f, index=False, compression={"method": "gzip", "mtime": 0})
+        if OUT.is_file():
+            new = pd.concat(
+                [(old := pd.read_csv(OUT))[old.run != run.name], new], ignore_index=True
+            )
+        with atomic_file(OUT, "wb") as f:
+            new.to_csv(f, index=False, compression={"method": "gzip", "mtime": 0})

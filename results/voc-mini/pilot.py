@@ -33,9 +33,13 @@ from celp_nb.engine.steps import cached_steps
 from celp_nb.engine.training import Optimisation, accelerator_for, fit
 from celp_nb.pfenet import COCO_BINS
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--shared", type=Path, default=Path("../shared"))
-parser.add_argument("--cache", default="/tmp/pilot-views", help="folder for the features of fixed views")
+parser.add_argument(
+    "--cache", default="/tmp/pilot-views", help="folder for the features of fixed views"
+)
 parser.add_argument("--views", type=int, default=2)
 parser.add_argument("--method", default="PFENet", choices=METHODS)
 parser.add_argument("--side", type=int, default=241)
@@ -46,9 +50,20 @@ parser.add_argument("--transformer-lr", type=float, default=1e-4)
 parser.add_argument("--dropout", type=float, default=0.1)
 parser.add_argument("--iterations", type=int, default=600)
 parser.add_argument("--batch", type=int, default=4)
-parser.add_argument("--every", type=int, default=0, help="also score the model as it is every so many steps: a learning curve")
-parser.add_argument("--he", action="store_true", help="He initialisation of the decoder instead of PyTorch's default")
-parser.add_argument("--coco", action="store_true", help="add coco-mini's classes that VOC lacks to the training")
+parser.add_argument(
+    "--every",
+    type=int,
+    default=0,
+    help="also score the model as it is every so many steps: a learning curve",
+)
+parser.add_argument(
+    "--he",
+    action="store_true",
+    help="He initialisation of the decoder instead of PyTorch's default",
+)
+parser.add_argument(
+    "--coco", action="store_true", help="add coco-mini's classes that VOC lacks to the training"
+)
 parser.add_argument("--trivial", action="store_true", help="score the trivial predictors too")
 args = parser.parse_args()
 
@@ -56,20 +71,32 @@ HELD, SHOWN = range(6, 11), range(11, 21)
 voc = voc_layout(args.shared / "data/voc-mini", "train")
 data = merge(voc, coco_layout(args.shared / "data/coco-mini", "train2014"))
 pixels = data.pixels.copy()
-pixels[(pixels[:, [c - 1 for c in HELD]] > 0).any(1)] = 0  # an image without pixels of any class is never drawn
+pixels[(pixels[:, [c - 1 for c in HELD]] > 0).any(1)] = (
+    0  # an image without pixels of any class is never drawn
+)
 if not args.coco: pixels[len(voc.ids):] = 0
-classes = [c for c in [*SHOWN, *range(21, pixels.shape[1] + 1)] if (pixels[:, c - 1] >= 2048).sum() >= 2]
-print(f"{len(classes)} classes in {(pixels[:, [c - 1 for c in classes]] >= 2048).any(1).sum()} images")
+classes = [
+    c for c in [*SHOWN, *range(21, pixels.shape[1] + 1)] if (pixels[:, c - 1] >= 2048).sum() >= 2
+]
+print(
+    f"{len(classes)} classes in {(pixels[:, [c - 1 for c in classes]] >= 2048).any(1).sum()} images"
+)
 
 backbone = load_backbone("resnet50", args.shared / "weights/resnet50_imagenet_fp16.pth")
-episodes = images_in_turn(pixels, classes, args.iterations * args.batch, 1, 0, class_names=data.class_names)
+episodes = images_in_turn(
+    pixels, classes, args.iterations * args.batch, 1, 0, class_names=data.class_names
+)
 items = TrainingEpisodes(data, episodes, classes, Recipe(args.side), 0)
 torch.manual_seed(0)
 method = METHODS[args.method]
-model, whole = build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout, method), DECODERS[method.decoder].whole_support
+model, whole = (
+    build_model(feature_channels(backbone)[0], args.width, COCO_BINS, args.dropout, method),
+    DECODERS[method.decoder].whole_support,
+)
 if args.he:
     for layer in model.modules():
-        if isinstance(layer, nn.Conv2d): nn.init.normal_(layer.weight, 0, (2 / layer.weight[0].numel()) ** 0.5)
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, 0, (2 / layer.weight[0].numel()) ** 0.5)
 
 asked = pairs_per_class(voc.pixels, HELD, 20, 5, 7, class_names=voc.class_names)
 memory = feature_bank(backbone, voc, args.side, precision=torch.bfloat16)
@@ -77,15 +104,41 @@ score = lambda predictors: scores(evaluate(predictors, memory, voc, asked, class
 start, losses = time.time(), []
 def report(step, of):
     losses.append(of[args.method]["main"])
-    if (step + 1) % 100 == 0: print(f"{step + 1}: main loss {np.mean(losses[-100:]):.3f}, {time.time() - start:.0f} s", flush=True)
+    if (step + 1) % 100 == 0:
+        print(
+            f"{step + 1}: main loss {np.mean(losses[-100:]):.3f}, {time.time() - start:.0f} s",
+            flush=True,
+        )
 def check(step):
     table = score({args.method: model}).round(1)
-    print(f"{step}: mIoU {table.miou.tolist()}, confusion {table.confusion.tolist()}, {time.time() - start:.0f} s with scoring", flush=True)
+    print(
+        f"{step}: mIoU {table.miou.tolist()}, confusion {table.confusion.tolist()}, {time.time() - start:.0f} s with scoring",
+        flush=True,
+    )
     return {args.method: float(table.miou[0])}
-fit({args.method: model}, METHODS, lambda first: cached_steps(args.cache, backbone, items, args.batch, args.views, first, torch.bfloat16, whole),
-    Optimisation(args.iterations, args.batch, args.lr, optimiser=args.optimiser, transformer_lr=args.transformer_lr), 0, report=report, accelerator=accelerator_for(precision=torch.bfloat16),
-    check=check if args.every else None, checks=range(args.every, args.iterations, args.every) if args.every else ())
+fit(
+    {args.method: model},
+    METHODS,
+    lambda first: cached_steps(
+        args.cache, backbone, items, args.batch, args.views, first, torch.bfloat16, whole
+    ),
+    Optimisation(
+        args.iterations,
+        args.batch,
+        args.lr,
+        optimiser=args.optimiser,
+        transformer_lr=args.transformer_lr,
+    ),
+    0,
+    report=report,
+    accelerator=accelerator_for(precision=torch.bfloat16),
+    check=check if args.every else None,
+    checks=range(args.every, args.iterations, args.every) if args.every else (),
+)
 
-table = score({args.method: model} | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {}))
+table = score(
+    {args.method: model}
+    | ({"all foreground": all_foreground, **prior_predictors()} if args.trivial else {})
+)
 print(json.dumps({k: str(v) for k, v in vars(args).items()}))
 print((best_prior(table) if args.trivial else table).round(1).to_string())
