@@ -6,29 +6,18 @@
 __all__ = ['DELTA', 'SIGMA', 'BLOCK', 'candidates', 'draw_centre', 'similar_region', 'pseudo_mask', 'sample_latent',
            'image_delta']
 
-# %% ../nbs/03_latent_prototypes.ipynb #e0d826b5
+# %% ../nbs/03_latent_prototypes.ipynb #6cb150ed
 import torch
 from torch import Tensor
 
-from .ops import VOID, resize
-from celp_nb.similarity import (
-    KNOWN_FROM,
-    above,
-    check_delta,
-    known_positions,
-    similar_count,
-    similarity_rows,
-)
+from .ops import KNOWN_FROM, VOID, resize
+from .similarity import above, check_delta, known_positions, similar_count, similarity_rows
 
-# %% ../nbs/03_latent_prototypes.ipynb #b43eb7ca
+# %% ../nbs/03_latent_prototypes.ipynb #bad7d46d
 DELTA, SIGMA = 0.65, 11  # the paper's δ; strictly more than ten similar positions
 
 
-def candidates(
-    N: Tensor,  # (B, n) integer, Eq. (2)
-    known: Tensor,  # (B, n) bool
-    sigma: int,  # ≥ 0, positions
-) -> Tensor:  # (B, n) bool
+def candidates(N: Tensor, known: Tensor, sigma: int) -> Tensor:  # all (B, n): integer, bool; bool
     "P of Eq. (3): the unknown positions with at least `sigma` similar ones."
     return (N >= sigma) & ~known
 
@@ -76,7 +65,7 @@ def pseudo_mask(
     one = resize(region_map, known.shape[-2:]).squeeze(1) >= KNOWN_FROM
     return torch.where(known == 1, 0, torch.where(one, 1, VOID))
 
-# %% ../nbs/03_latent_prototypes.ipynb #b224d119
+# %% ../nbs/03_latent_prototypes.ipynb #e7d91f32
 @torch.no_grad()
 def sample_latent(
     high: Tensor,  # (B, C_h, h, w) float, high features of the query
@@ -93,13 +82,9 @@ def sample_latent(
     check_delta(delta)
     size = tuple(high.shape[-2:])
     at_map = known_positions(known, size)
-    if centre is None:
-        if generator is None:
-            raise ValueError(
-                "sample_latent draws a centre at random: "
-                "give it a torch.Generator, or the centre itself."
-            )
-        centre = draw_centre(high, at_map, generator, delta, sigma)
+    if centre is None and generator is None:
+        raise ValueError("sample_latent draws a centre: give a torch.Generator, or the centre.")
+    if centre is None: centre = draw_centre(high, at_map, generator, delta, sigma)
     row = similarity_rows(high, centre.unsqueeze(1)).squeeze(1)
     return pseudo_mask(similar_region(row, at_map, delta), size, known), centre
 
