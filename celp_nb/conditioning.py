@@ -32,8 +32,11 @@ def index_features(features: Features | SupportFeatures, index) -> Features | Su
     "The features of some images or shots; `index` is of the leading dimensions, as in x[index]."
     return type(features)(*(x[index] for x in features))
 
-# %% ../nbs/04_conditioning.ipynb #c2b588ec
-def masked_average(features: Tensor, weight: Tensor) -> Tensor:  # (N, C, h, w), (N, 1, h, w) → (N, C)
+# %% ../nbs/04_conditioning.ipynb #3c85169e
+def masked_average(
+    features: Tensor,  # (N, C, h, w) float
+    weight: Tensor,  # (N, 1, h, w) float in [0, 1]
+) -> Tensor:  # (N, C) float
     "The average of `features`, weighted; nearly 0 where the weight is 0 everywhere."
     return (features * weight).sum((2, 3)) / (weight.sum((2, 3)) + 0.0005)
 

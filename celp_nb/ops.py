@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# %% ../nbs/01_maps.ipynb #0ab57faf
+# %% ../nbs/01_maps.ipynb #c69227dd
 VOID = 255  # of a mask: nothing is known about the pixel
 STRIDE = 8  # image pixels per feature position
 EPS = 1e-7  # as published: in the denominators of cosines and of min-max
-KNOWN_FROM = 0.25  # as published: from this value on a resized mask counts as foreground
+KNOWN_FROM = 0.25  # as published: the value that separates yes from no in a resized mask
 
 # %% ../nbs/01_maps.ipynb #81a878e0
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:  # (N, C, H, W) float → (N, C, *size)
