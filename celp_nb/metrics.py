@@ -91,14 +91,14 @@ def ratio(part: int, whole: int) -> float:  # in [0, 1]
     "part / whole, and NaN for 0 / 0."
     return float(part / whole) if whole else float("nan")
 
-# %% ../nbs/09_metrics.ipynb #082a10e0
+# %% ../nbs/09_metrics.ipynb #daa95ffb
 def summarise(
     rows: Mapping[str, Sequence[int]],  # column → a number per episode: `cls` and those in `COUNTS`
 ) -> dict[str, float | dict[int, float]]:  # in [0, 1]; `per_class`: class → IoU
     """`miou`, `fb_iou`, `confusion` and `per_class` of an evaluation (section 5.1).
 
-    `confusion` is NaN where nothing is predicted, `fb_iou` where nothing is background. Raises
-    ValueError for missing columns, no rows, and a class without predicted or true foreground.
+    `confusion` is NaN where no episode has predicted foreground, `fb_iou` where none background.
+    Raises ValueError for missing columns, no rows, and a class without any foreground.
     """
     if missing := [name for name in ("cls", *COUNTS) if name not in rows]:
         raise ValueError(

@@ -13,13 +13,13 @@ import numpy as np
 from ..data.episodes import Episodes
 from ..data.images import ImageSet
 
-# %% ../../nbs/10_support_swap.ipynb #5ee1149c
+# %% ../../nbs/10_support_swap.ipynb #bc8421c5
 def swap_supports(
     episodes: Episodes,  # n episodes with K supports each
     data: ImageSet,  # that the episodes are of
     classes: list[int],  # of the fold: each has episodes
     shift: int = 1,  # places in `classes` from a query's class to its supports'
-) -> tuple[Episodes, ImageSet, np.ndarray]:  # see below
+) -> tuple[Episodes, ImageSet, np.ndarray]:  # swapped, to score against, which of `episodes`
     """Each query with the supports of another class of the fold (figure 1).
 
     Returns the swapped episodes, the image set to score them against, in which a query's own object
