@@ -13,11 +13,11 @@ from torch import Tensor
 from .ops import KNOWN_FROM, VOID, resize
 from .similarity import above, check_delta, known_positions, similar_count, similarity_rows
 
-# %% ../nbs/03_latent_prototypes.ipynb #bad7d46d
+# %% ../nbs/03_latent_prototypes.ipynb #5b2cb04c
 DELTA, SIGMA = 0.65, 11  # the paper's δ; strictly more than ten similar positions
 
 
-def candidates(N: Tensor, known: Tensor, sigma: int) -> Tensor:  # all (B, n): integer, bool; bool
+def candidates(N: Tensor, known: Tensor, sigma: int) -> Tensor:  # (B, n) integer, bool → bool
     "P of Eq. (3): the unknown positions with at least `sigma` similar ones."
     return (N >= sigma) & ~known
 
