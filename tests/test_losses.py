@@ -1,4 +1,5 @@
-"""Cross-entropy and Dice against loops over single pixels in float64, and what void pixels do to each."""
+"""Cross-entropy and Dice against loops over pixels in float64, and what void pixels do to each."""
+
 import math
 
 import numpy as np
@@ -14,39 +15,38 @@ LOSSES = pytest.mark.parametrize("loss", [cross_entropy, dice])
 
 
 def slow_dice(logits, masks):
-    "1 - 2 Σ p y / (Σ p² + Σ y) of each channel of each image, averaged; a void pixel has p but no y."
+    "1 - 2 Σ p y / (Σ p² + Σ y) per channel and image, averaged; a void pixel has p but no y."
     terms = []
     for l, m in zip(logits, masks):
         for c in (0, 1):
-            both, size = 0.0, 0.0
+            overlap, size = 0.0, 0.0
             for z, label in zip(slow_resize(l[c], *m.shape).flat, m.flat):
                 p, y = 1 / (1 + math.exp(-z)), label == c
-                both += p * y
+                overlap += p * y
                 size += p * p + y
-            terms.append(1 - 2 * both / size)
+            terms.append(1 - 2 * overlap / size)
     return sum(terms) / len(terms)
 
 
 @st.composite
 def answers(draw):
-    "Logits (B, 2, h, w) and masks (B, H, W) of random sizes; with much, little or nothing but void."
+    "Logits (B, 2, h, w) and masks (B, H, W) of random sizes; with much, little or only void."
     B, h, w = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
     H, W = draw(st.sampled_from([(h, w), (7, 5), (1, 3)]))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     void = draw(st.sampled_from([0.0, 0.3, 1.0]))
     mask = np.where(rng.random((B, H, W)) < void, 255, rng.integers(0, 2, (B, H, W)))
-    return (draw(st.sampled_from([1.0, 8.0])) * rng.normal(size=(B, 2, h, w))).astype(
-        np.float32
-    ), mask
+    logits = draw(st.sampled_from([1.0, 8.0])) * rng.normal(size=(B, 2, h, w))
+    return logits.astype(np.float32), mask
 
 
 @few
 @given(answers())
 def test_cross_entropy(answer):
     logits, mask = answer
-    assert cross_entropy(tensor(logits), tensor(mask)).item() == pytest.approx(
-        slow_cross_entropy(logits.astype(float), mask), rel=1e-4, abs=1e-6
-    )
+    slow = slow_cross_entropy(logits.astype(float), mask)
+    ours = cross_entropy(tensor(logits), tensor(mask)).item()
+    assert ours == pytest.approx(slow, rel=1e-4, abs=1e-6)
 
 
 @few
@@ -60,32 +60,30 @@ def test_dice(answer):
 @few
 @given(answers(), st.integers(0, 99))
 def test_what_a_void_pixel_does(answer, seed):
-    "Nothing to cross-entropy; to Dice it is an answer that was wrong in both channels: less of either would be better."
+    "No gradient in cross-entropy; in Dice both channels are too high there."
     _, mask = answer
-    logits = torch.randn(
-        len(mask), 2, *mask.shape[1:], generator=torch.Generator().manual_seed(seed)
-    ).requires_grad_()
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(mask), 2, *mask.shape[1:], generator=generator).requires_grad_()
     void = tensor(mask == 255).unsqueeze(1).expand_as(logits)
-    pull = {
-        loss: torch.autograd.grad(loss(logits, tensor(mask)), logits)[0]
-        for loss in (cross_entropy, dice)
-    }
-    assert (pull[cross_entropy][void] == 0).all()
-    there = torch.stack([tensor((mask == c).any((1, 2))) for c in (0, 1)], 1)[
-        :, :, None, None
-    ].expand_as(logits)  # of a channel without pixels nothing can be found
-    assert (pull[dice][void & there] > 0).all() and (pull[dice][~there] == 0).all()
-    if not void.all(): assert (pull[cross_entropy][~void] != 0).all()
+    gradient = {}
+    for loss in (cross_entropy, dice):
+        gradient[loss] = torch.autograd.grad(loss(logits, tensor(mask)), logits)[0]
+    assert (gradient[cross_entropy][void] == 0).all()
+    # a channel without pixels has no gradient in Dice
+    has_pixels = torch.stack([tensor((mask == c).any((1, 2))) for c in (0, 1)], 1)
+    has_pixels = has_pixels[:, :, None, None].expand_as(logits)
+    assert (gradient[dice][void & has_pixels] > 0).all()
+    assert (gradient[dice][~has_pixels] == 0).all()
+    if not void.all(): assert (gradient[cross_entropy][~void] != 0).all()
 
 
 def test_a_void_pixel_by_hand():
-    "Three pixels, everything answered with probability ½: void counts ¼ in each denominator of Dice, and not at all in cross-entropy."
+    "Probability ½ everywhere: void adds ¼ to each denominator of Dice, nothing to cross-entropy."
     mask = torch.tensor([[[0, 1, 255]]])
-    assert cross_entropy(torch.zeros(1, 2, 1, 3), mask).item() == pytest.approx(math.log(2))
-    assert dice(torch.zeros(1, 2, 1, 3), mask).item() == pytest.approx(1 - 2 * 0.5 / (3 * 0.25 + 1))
-    assert dice(torch.zeros(1, 2, 1, 2), mask[:, :, :2]).item() == pytest.approx(
-        1 - 2 * 0.5 / (2 * 0.25 + 1)
-    )
+    three, two = torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 2)
+    assert cross_entropy(three, mask).item() == pytest.approx(math.log(2))
+    assert dice(three, mask).item() == pytest.approx(1 - 2 * 0.5 / (3 * 0.25 + 1))
+    assert dice(two, mask[:, :, :2]).item() == pytest.approx(1 - 2 * 0.5 / (2 * 0.25 + 1))
 
 
 @LOSSES
@@ -108,22 +106,17 @@ def test_the_right_answer_costs_nothing_and_its_opposite_most(loss):
 
 @LOSSES
 def test_lower_precision_is_left_before_anything_is_added_up(loss):
-    logits, mask = (
-        torch.randn(1, 2, 41, 41, generator=torch.Generator().manual_seed(0)),
-        torch.arange(81 * 81).view(1, 81, 81) % 2,
-    )
-    lower = loss(logits.bfloat16(), mask)
-    assert lower.dtype == torch.float32 and torch.equal(
-        lower, loss(logits.bfloat16().float(), mask)
-    )
+    logits = torch.randn(1, 2, 41, 41, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.arange(81 * 81).view(1, 81, 81) % 2
+    lower = loss(logits, mask)
+    assert lower.dtype == torch.float32 and torch.equal(lower, loss(logits.float(), mask))
 
 
 def test_dice_weighs_images_alike_and_cross_entropy_pixels():
     logits = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(2, 4, 4, dtype=torch.int64)
     mask[0, 0], mask[1, :, 0], mask[1, :, 1:3] = 1, 1, 255  # of the second image half is void
-    each = lambda loss: [loss(logits[i:i + 1], mask[i:i + 1]).item() for i in (0, 1)]
+    each = lambda loss: [loss(logits[[i]], mask[[i]]).item() for i in (0, 1)]
     assert dice(logits, mask).item() == pytest.approx(sum(each(dice)) / 2)
-    assert cross_entropy(logits, mask).item() == pytest.approx(
-        (2 * each(cross_entropy)[0] + each(cross_entropy)[1]) / 3
-    )
+    first, second = each(cross_entropy)
+    assert cross_entropy(logits, mask).item() == pytest.approx((2 * first + second) / 3)

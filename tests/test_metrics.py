@@ -1,4 +1,5 @@
 """Counts and summaries against loops over single pixels and rows."""
+
 import math
 
 import numpy as np
@@ -13,21 +14,17 @@ from celp_nb.metrics import COUNTS, error_counts, near_edge, pixel_counts, summa
 
 @st.composite
 def masks(draw):
-    "(prediction, target, known) uint8 arrays of one random size, void at the same pixels of target and known."
+    "(prediction, target, known) uint8 arrays of one random size; void is at the same pixels."
     shape = draw(st.integers(1, 6)), draw(st.integers(1, 6))
-    pixel = st.tuples(
-        st.integers(0, 1), st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (255, 255)])
-    )
-    pixels = draw(st.lists(pixel, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1]))
-    return tuple(
-        np.array(v, np.uint8).reshape(shape) for v in zip(*[(p, t, k) for p, (t, k) in pixels])
-    )
+    both = st.sampled_from([(0, 0), (0, 1), (1, 0), (1, 1), (255, 255)])
+    pixel, n = st.tuples(st.integers(0, 1), both), shape[0] * shape[1]
+    pixels = draw(st.lists(pixel, min_size=n, max_size=n))
+    triples = [(p, t, k) for p, (t, k) in pixels]
+    return tuple(np.array(values, np.uint8).reshape(shape) for values in zip(*triples))
 
 
 def count(prediction, target, known):
-    return pixel_counts(
-        torch.from_numpy(prediction), torch.from_numpy(target), torch.from_numpy(known)
-    )
+    return pixel_counts(*(torch.from_numpy(mask) for mask in (prediction, target, known)))
 
 
 @given(masks())
@@ -82,29 +79,21 @@ def test_an_edge_is_where_both_are_within_reach(m, reach):
 def test_errors_at_the_edge_are_some_of_the_errors(m, reach):
     prediction, target, known = (torch.from_numpy(x) for x in m)
     near = near_edge(target, reach)
-    found, all_of_it = (
-        error_counts(prediction == 1, target, known, near),
-        error_counts(prediction == 1, target, known, torch.ones_like(near)),
-    )
+    edge = error_counts(prediction == 1, target, known, near)
+    whole = error_counts(prediction == 1, target, known, torch.ones_like(near))
     c = count(*m)
-    assert (
-        all_of_it["edge_false"] + all_of_it["edge_missed"] == c["union_fg"] - c["inter_fg"]
-        and all_of_it["edge_false"] == c["predicted"] - c["inter_fg"]
-    )
-    assert (
-        found["edge_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum()
-        and found["edge_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum()
-        and found["known"] == (m[2] == 1).sum()
-    )
+    assert whole["edge_false"] + whole["edge_missed"] == c["union_fg"] - c["inter_fg"]
+    assert whole["edge_false"] == c["predicted"] - c["inter_fg"]
+    assert edge["edge_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum()
+    assert edge["edge_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum()
+    assert edge["known"] == (m[2] == 1).sum()
 
 
 def test_padding_adds_nothing():
     random = np.random.default_rng(0)
     prediction, target, known = (random.integers(0, 2, (9, 7), np.uint8) for _ in range(3))
-    padded = [
-        np.pad(mask, ((0, 4), (0, 6)), constant_values=value)
-        for mask, value in ((prediction, 1), (target, 255), (known, 255))
-    ]
+    values = ((prediction, 1), (target, 255), (known, 255))
+    padded = [np.pad(mask, ((0, 4), (0, 6)), constant_values=value) for mask, value in values]
     assert count(*padded) == count(prediction, target, known)
     assert count(prediction, target, known)["valid"] == 63
 
@@ -156,12 +145,10 @@ def as_rows(episodes):
 
 @given(st.lists(episode, min_size=1, max_size=8))
 def test_summary_equals_loops_over_all_pixels(episodes):
-    pixels = [
-        (cls, *(int(v) for v in pixel))
-        for cls, m in episodes
-        for pixel in zip(*(mask.ravel() for mask in m))
-        if pixel[1] != 255
-    ]
+    pixels = []
+    for cls, m in episodes:
+        triples = zip(*(mask.ravel().tolist() for mask in m))
+        pixels += [(cls, p, t, k) for p, t, k in triples if t != 255]
     share = lambda part, whole: len(part) / len(whole) if whole else math.nan
     per_class = {}
     for cls in {cls for cls, _ in episodes}:
@@ -172,14 +159,11 @@ def test_summary_equals_loops_over_all_pixels(episodes):
             summarise(as_rows(episodes))
         return
     summary = summarise(as_rows(episodes))
-    foreground = share(
-        [1 for _, p, t, _ in pixels if p and t], [1 for _, p, t, _ in pixels if p or t]
-    )
-    background = share(
-        [1 for _, p, t, _ in pixels if not p and not t],
-        [1 for _, p, t, _ in pixels if not p or not t],
-    )
-    confusion = share([1 for _, p, _, k in pixels if p and k], [1 for _, p, _, _ in pixels if p])
+    chosen = lambda test: [1 for _, p, t, k in pixels if test(p, t, k)]
+    ratio_of = lambda part, whole: share(chosen(part), chosen(whole))
+    foreground = ratio_of(lambda p, t, k: p and t, lambda p, t, k: p or t)
+    background = ratio_of(lambda p, t, k: not p and not t, lambda p, t, k: not p or not t)
+    confusion = ratio_of(lambda p, t, k: p and k, lambda p, t, k: p)
     assert summary["per_class"] == pytest.approx(per_class)
     assert summary["miou"] == pytest.approx(sum(per_class.values()) / len(per_class))
     assert summary["fb_iou"] == pytest.approx((foreground + background) / 2, nan_ok=True)
@@ -191,8 +175,31 @@ def rows(*values):
 
 
 BY_HAND = rows(
-    (3, 1, 2, 6, 7, 2, 0, 8), (3, 90, 100, 50, 60, 95, 5, 150), (7, 0, 20, 80, 100, 10, 10, 100)
+    (3, 1, 2, 6, 7, 2, 0, 8),
+    (3, 90, 100, 50, 60, 95, 5, 150),
+    (7, 0, 20, 80, 100, 10, 10, 100),
 )
+
+
+def test_any_mapping_of_columns_is_summarised():
+    columns = {name: BY_HAND[name].tolist() for name in BY_HAND}
+    assert summarise(columns) == summarise(BY_HAND)
+    assert summarise({name: np.array(values) for name, values in columns.items()}) == summarise(
+        BY_HAND
+    )
+
+
+def test_miou_is_the_sum_in_the_order_of_classes_over_their_number():
+    random = np.random.default_rng(0)
+    counts = random.integers(1, 10**6, (60, len(COUNTS)))
+    table = pd.DataFrame(counts, columns=COUNTS).assign(cls=random.permutation(60) % 20 + 1)
+    summary = summarise(table)
+    assert list(summary["per_class"]) == sorted(summary["per_class"])
+    total = 0.0
+    for cls in sorted(set(table.cls)):
+        own = table[table.cls == cls]
+        total += int(own.inter_fg.sum()) / int(own.union_fg.sum())
+    assert summary["miou"] == total / 20
 
 
 @given(st.permutations(range(3)), st.permutations(["query", "cls", *COUNTS]))
