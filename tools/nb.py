@@ -92,5 +92,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT)  # the kernel imports this tree, wherever it lies
+    os.environ.pop("MPLBACKEND", None)  # the kernel shows figures in the notebook
     for path in sys.argv[2:]:
         commands[sys.argv[1]](Path(path))
