@@ -196,7 +196,7 @@ def describe_centre(
     if known: return f"N = {count}, known, so no candidate."
     return f"N = {count}, {'a' if count >= sigma else 'no'} candidate, because σ is {sigma}."
 
-# %% ../../nbs/52_explorer_choice.ipynb #754ddbb9
+# %% ../../nbs/52_explorer_choice.ipynb #ff892f16
 def prediction_picture(loaded: LoadedChoice, maps: SliderMaps) -> PngWithCaption:
     "Draw the model's prediction for the latent prototype and prior."
     if loaded.model is None: return BLANK, "prediction: needs a checkpoint of this backbone"
@@ -204,8 +204,8 @@ def prediction_picture(loaded: LoadedChoice, maps: SliderMaps) -> PngWithCaption
         return BLANK, "prediction: none, because the pseudo-mask is empty"
     prediction = latent_prediction(loaded.model, maps.latent, loaded.side)
     percent = 100 * prediction.float().mean()
-    caption = f"prediction: the decoder’s foreground, Eq. (10) (orange, {percent:.0f} % of the pixels)"
-    return prediction_png(loaded.image.photo, prediction), caption
+    caption = f"the decoder’s foreground, Eq. (10) (orange, {percent:.0f} % of the pixels)"
+    return prediction_png(loaded.image.photo, prediction), f"prediction: {caption}"
 
 # %% ../../nbs/52_explorer_choice.ipynb #f334da09
 def show_choice(
