@@ -225,6 +225,15 @@ def test_import_is_light():
     assert done.returncode == 0 and done.stdout.strip() == SETTINGS["version"], done.stderr
 
 
+def test_package_data_holds_every_file_that_is_no_module():
+    package = ROOT / "celp_nb"
+    patterns = SETTINGS["package_data_files"].split()
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file()}
+    others = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert others == packed and any(path.suffix == ".js" for path in packed)
+
+
 def test_setup_needs_nothing_but_setuptools():
     names = imported((ROOT / "setup.py").read_text(encoding="utf-8"))
     assert {name.split(".")[0] for name in names} == {"configparser", "pathlib", "setuptools"}

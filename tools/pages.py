@@ -31,7 +31,7 @@ WINGS = {
 }
 CSS = """.bd-page-width { max-width: 110rem; }
 .bd-main .bd-content .bd-article-container { max-width: 75rem; }
-div.cell pre { font-size: 86%; }
+div.cell pre { font-size: 78%; }
 div.cell_output pre { white-space: pre-wrap; }
 p.rubric { display: block; }
 """
