@@ -63,7 +63,7 @@ def test_front_page_links_to_the_site_and_else_to_the_repository():
     notebooks = {target.removesuffix(".ipynb") for target in targets if target.endswith(".ipynb")}
     assert {"20_episodes", "A0_scenes"} <= notebooks <= STEMS
     assert all(t.endswith(".ipynb") or t.startswith(("https://", "#")) for t in targets)
-    assert "[54_explorer](54_explorer.ipynb) in a browser" in " ".join(text.split())
+    assert "[52_explorer](52_explorer.ipynb) in a browser" in " ".join(text.split())
 
 
 def test_contents_hold_every_notebook_once_by_wing():
