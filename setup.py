@@ -1,4 +1,5 @@
 "Install celp_nb; every value lives in settings.ini, which nbdev reads too."
+
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -8,6 +9,7 @@ here = Path(__file__).parent
 parser = ConfigParser(delimiters=["="])
 parser.read(here / "settings.ini", encoding="utf-8")
 cfg = parser["DEFAULT"]
+extras = ("coco", "sbd", "notebooks", "explore", "tensorboard", "dev")
 
 setup(
     name=cfg["lib_name"],
@@ -24,8 +26,11 @@ setup(
     include_package_data=True,
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={name: cfg[f"{name}_requirements"].split() for name in ("coco", "sbd", "notebooks", "explore", "tensorboard", "dev")},
-    entry_points={"console_scripts": cfg["console_scripts"].split("\n"), "nbdev": [f"celp_nb=celp_nb._modidx:d"]},
+    extras_require={name: cfg[f"{name}_requirements"].split() for name in extras},
+    entry_points={
+        "console_scripts": cfg["console_scripts"].split("\n"),
+        "nbdev": ["celp_nb=celp_nb._modidx:d"],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

@@ -1,4 +1,9 @@
-"""The explorer in a real browser: JupyterLab runs the notebook, Voilà shows the page of `celp explore`; sliders are dragged, points clicked, files uploaded."""
+"""The explorer in a real browser.
+
+JupyterLab runs the notebook and Voilà shows the page of `celp explore`; sliders are dragged, points
+clicked, files uploaded.
+"""
+
 import base64
 import copy
 import importlib.util
@@ -21,7 +26,23 @@ import pytest
 import torch
 from PIL import Image
 
-from celp_nb.app import explorer as app_explorer
+from celp_nb.app.explorer import explorer
+from celp_nb.app.explorer_pictures import (
+    CANDIDATE_TINT,
+    KNOWN_TINT,
+    nearest_upsample,
+    photo_png,
+    pseudo_png,
+    tinted_png,
+)
+from celp_nb.app.explorer_state import drawn_mask
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.images import read_image
+from celp_nb.data.transforms import denormalise, fit_square, known_mask
+from celp_nb.engine.backbones import image_features, load_backbone
+from celp_nb.latent import candidates, sample_latent
+from celp_nb.ops import VOID
+from celp_nb.similarity import known_positions, self_similarity, similar_count
 
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(
@@ -39,9 +60,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SEEN = str(
-    Path(tempfile.gettempdir()) / "celp_browser.png"
-)  # the page as it was when a test gave up
+#: the page as it was when a test gave up
+LAST_PAGE = str(Path(tempfile.gettempdir()) / "celp_browser.png")
 PATIENCE = 400  # seconds, for a busy machine
 
 pytestmark = [
@@ -60,7 +80,7 @@ def free_port():
 
 
 def serve(command, folder, url):
-    "Start a server with its settings under `folder`; yield its address, end it with all it started."
+    "Start a server with its settings under `folder`; yield its address; end it and its children."
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
     env |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
     env |= {
@@ -79,9 +99,9 @@ def serve(command, folder, url):
                 urllib.request.urlopen(url, timeout=PATIENCE).close()
                 break
             except OSError:
-                said = (folder / "server.log").read_text(errors="replace")[-2000:]
+                log_end = (folder / "server.log").read_text(errors="replace")[-2000:]
                 assert server.poll() is None and time.monotonic() < end, (
-                    f"{' '.join(command)} did not start: {said}"
+                    f"{' '.join(command)} did not start: {log_end}"
                 )
                 time.sleep(0.3)
         yield url
@@ -93,20 +113,29 @@ def serve(command, folder, url):
             os.killpg(server.pid, signal.SIGKILL)
 
 
-HOLD = """def held(function):  # for the tests: pictures wait while there is a file named hold
+#: a cell for the tests: pictures wait while there is a file named hold
+HOLD = """import time
+from pathlib import Path
+
+from celp_nb.app import explorer_choice
+
+
+def held(function):
     def wait(*args):
         while Path("hold").exists(): time.sleep(0.01)
         return function(*args)
     return wait
-map_pictures = held(map_pictures)"""
+
+
+explorer_choice.map_pictures = held(explorer_choice.map_pictures)"""
 
 
 def chapter(folder):
     "The notebook, with a cell before its last code cell that lets a test hold the pictures back."
-    nb = nbformat.read(ROOT / "nbs/50_explorer.ipynb", 4)
+    nb = nbformat.read(ROOT / "nbs/52_explorer.ipynb", 4)
     at = max(i for i, cell in enumerate(nb.cells) if cell.cell_type == "code")
     nb.cells.insert(at, nbformat.v4.new_code_cell(HOLD))
-    nbformat.write(nb, folder / "50_explorer.ipynb")
+    nbformat.write(nb, folder / "52_explorer.ipynb")
 
 
 def wait_for_kernel(port):
@@ -167,21 +196,19 @@ def lab(browser, tmp_path_factory):
         f"--ServerApp.root_dir={folder}",
         "--LabApp.extension_manager=readonly",
     ]
-    for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/50_explorer.ipynb"):
+    for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/52_explorer.ipynb"):
         page = browser.new_page()
         page.goto(url)
         page.locator(".jp-Notebook").wait_for()
         wait_for_kernel(port)
-        page.wait_for_timeout(
-            2000
-        )  # the page learns of it a little later; cells run before that are lost
+        page.wait_for_timeout(2000)  # the page learns of it later; cells run before are lost
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").first.click()
         page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-        figure = page.locator("figure[data-name=answer] figcaption", has_text="answer: ")
+        figure = page.locator("figure[data-name=prediction] figcaption", has_text="prediction: ")
         try:
             figure.wait_for(state="attached")
         except Exception:
-            page.screenshot(path=SEEN)
+            page.screenshot(path=LAST_PAGE)
             raise
         yield Page(page, folder)
         page.close()
@@ -195,8 +222,12 @@ class Page:
 
     def see(self, name):  # (S, S, 3) uint8
         "A picture as the browser has it."
-        code = """async img => { const bytes = new Uint8Array(await (await fetch(img.src)).arrayBuffer())
-                                let text = ""; for (const b of bytes) text += String.fromCharCode(b); return btoa(text) }"""
+        code = """async img => {
+            const bytes = new Uint8Array(await (await fetch(img.src)).arrayBuffer())
+            let text = ""
+            for (const b of bytes) text += String.fromCharCode(b)
+            return btoa(text)
+        }"""
         img = self.page.locator(f"figure[data-name='{name}'] img")
         return np.array(Image.open(io.BytesIO(base64.b64decode(img.evaluate(code)))).convert("RGB"))
 
@@ -204,8 +235,8 @@ class Page:
         end = time.monotonic() + PATIENCE
         while not true():
             if time.monotonic() > end:
-                self.page.screenshot(path=SEEN)
-                raise AssertionError(f"{what}; the page is in {SEEN}")
+                self.page.screenshot(path=LAST_PAGE)
+                raise AssertionError(f"{what}; the page is in {LAST_PAGE}")
             self.page.wait_for_timeout(100)
 
     def keep(self, name):
@@ -231,14 +262,14 @@ class Page:
         self.page.locator("button", has_text=words).click()
 
     def click(self, row, column):
-        "A pixel of the photograph, 161 pixels wide and high, or the one beside it: the mouse knows whole points of the screen."
+        """Click a pixel of the photograph, 161 pixels wide and high, or the one beside it.
+
+        The mouse moves by whole points of the screen.
+        """
         box = self.page.locator("figure[data-name=photograph] img").bounding_box()
-        self.page.mouse.click(
-            *(
-                box[start] + box[length] * place / 160
-                for start, length, place in (("x", "width", column), ("y", "height", row))
-            )
-        )
+        x = box["x"] + box["width"] * column / 160
+        y = box["y"] + box["height"] * row / 160
+        self.page.mouse.click(x, y)
 
     def text(self, label):
         return self.labelled("widget-text", label).locator("input").input_value()
@@ -267,7 +298,13 @@ class Page:
     def count_pictures(self, name):
         "From now on; read the count with `counted`."
         self.page.locator(f"figure[data-name='{name}'] img").evaluate(
-            "img => { window.counted = 0; new MutationObserver(changes => { window.counted += changes.length }).observe(img, { attributeFilter: ['src'] }) }"
+            """img => {
+                window.counted = 0
+                const observer = new MutationObserver(changes => {
+                    window.counted += changes.length
+                })
+                observer.observe(img, { attributeFilter: ['src'] })
+            }"""
         )
 
     def counted(self):
@@ -279,10 +316,9 @@ class Page:
     def drag(self, label, share):
         "Drag a slider's handle to a share of its track, over several places on the way."
         self.labelled("widget-slider", label).scroll_into_view_if_needed()
-        track, handle = (
-            self.labelled("widget-slider", label).locator(css).bounding_box()
-            for css in (".noUi-base", ".noUi-handle")
-        )
+        slider = self.labelled("widget-slider", label)
+        track = slider.locator(".noUi-base").bounding_box()
+        handle = slider.locator(".noUi-handle").bounding_box()
         x, y = handle["x"] + handle["width"] / 2, handle["y"] + handle["height"] / 2
         target = track["x"] + share * track["width"]
         self.page.mouse.move(x, y)
@@ -308,67 +344,42 @@ class Bench:
     "The same image by the functions of the earlier notebooks."
 
     def __init__(self, image, class_map, classes):
-        from celp_nb.data.transforms import denormalise, fit_square, known_mask
-        from celp_nb.engine.backbones import image_features, load_backbone
-        from celp_nb.similarity import self_similarity
-
         x, self.class_map = fit_square(image, class_map, 161)
-        self.photo, self.high, self.known = (
-            denormalise(x),
-            image_features(load_backbone("tiny"), x[None]).high,
-            known_mask(self.class_map, classes)[None],
-        )
-        self.D, self.ex = self_similarity(self.high), app_explorer
+        self.photo = denormalise(x)
+        self.high = image_features(load_backbone("tiny"), x[None]).high
+        self.known = known_mask(self.class_map, classes)[None]
+        self.D = self_similarity(self.high)
 
     def with_mask(self, drawn):
         "The same image with a mask, (S, S) bool, in place of what is annotated."
         bench = copy.copy(self)
-        bench.known = (
-            torch.from_numpy(drawn).to(torch.uint8).masked_fill(self.class_map == 255, 255)[None]
-        )
+        mask = torch.from_numpy(drawn).to(torch.uint8)
+        bench.known = mask.masked_fill(self.class_map == VOID, VOID)[None]
         return bench
 
     def photograph(self):
-        return decoded(self.ex.photo_png(self.photo, self.known[0].numpy()))
+        return decoded(photo_png(self.photo, self.known[0].numpy()))
 
     def P(self, delta, sigma):  # (21, 21) bool
-        from celp_nb.latent import candidates
-        from celp_nb.similarity import known_positions, similar_count
-
         known = known_positions(self.known, (21, 21))
         return candidates(similar_count(self.D, known, delta), known, sigma).view(21, 21).numpy()
 
     def candidates(self, delta, sigma):
-        layer = np.where(self.known[0].numpy() == 1, 2, self.ex.spread(self.P(delta, sigma), 161))
-        return decoded(
-            self.ex.tinted_png(self.photo, layer, [self.ex.OKABE_ITO["green"], self.ex.KNOWN_TINT])
-        )
+        P = nearest_upsample(self.P(delta, sigma), 161)
+        layer = np.where(self.known[0].numpy() == 1, 2, P)
+        return decoded(tinted_png(self.photo, layer, [CANDIDATE_TINT, KNOWN_TINT]))
 
     def pseudo(self, point, delta):
-        from celp_nb.latent import sample_latent
-
-        pseudo, _ = sample_latent(
-            self.high,
-            self.known,
-            centre=torch.tensor([point[0] * 21 + point[1]]),
-            delta=delta,
-            sigma=0,
-        )
-        return decoded(self.ex.pseudo_png(self.photo, pseudo))
+        centre = torch.tensor([point[0] * 21 + point[1]])
+        pseudo, _ = sample_latent(self.high, self.known, centre=centre, delta=delta, sigma=0)
+        return decoded(pseudo_png(self.photo, pseudo))
 
 
 @pytest.fixture(scope="module")
 def sample():
     "The image that the panel begins with."
-    from celp_nb.app import explorer as app_explorer
-    from celp_nb.bundled.scenes import samples
-    from celp_nb.data.images import read_image
-
-    first = next(
-        w
-        for w in app_explorer.explorer().children[0].children[0].children[0].children
-        if w.description == "Image"
-    ).value[1]
+    controls = explorer().children[0].children[0].children[0].children
+    first = next(w for w in controls if w.description == "Image").value[1]
     data = samples("val")
     return Bench(read_image(data, first), data.read_mask(first), range(6, 21))
 
@@ -379,7 +390,7 @@ def same(page, name, expected):
 
 
 def shows_its_state(page, bench):
-    "Photograph, candidates and pseudo-mask on the page are those of the mask, and of the point, δ and σ that its controls say."
+    "Wait until the pictures are those of the mask, and of point, δ and σ as the controls say."
     point, delta, sigma = page.point(), page.slider("δ"), int(page.slider("σ"))
     page.wait(
         lambda: same(page, "photograph", bench.photograph()),
@@ -534,10 +545,8 @@ def test_a_polygon_on_an_upload(lab, upload):
     lab.type("Corners", "")
     shows_its_state(lab, upload.with_mask(masked()))
     triangle = lab.click_corners((8, 40), (12, 120), (88, 60))
-    shows_its_state(
-        lab,
-        upload.with_mask(upload.ex.drawn_mask("polygon", triangle, upload.class_map).numpy() == 1),
-    )
+    drawn = drawn_mask("polygon", triangle, upload.class_map).numpy() == 1
+    shows_its_state(lab, upload.with_mask(drawn))
     lab.keep("lab_polygon")
     lab.type("Corners", "8,40 8,200 88,40")
     lab.says("'8,200' is no corner")
@@ -557,7 +566,7 @@ def test_an_episode_in_jupyterlab(lab):
 
 def test_models_that_are_not_there_are_one_sentence(lab):
     line = lab.page.locator(".jp-OutputArea-output .widget-html:visible")
-    before, said = lab.see("PFENet"), line.all_inner_texts()
+    before, texts = lab.see("PFENet"), line.all_inner_texts()
     lab.type("Own models", "runs/none/fold0")
     lab.says("there is no checkpoint runs/none/fold0/PFENet.pt")
     lab.page.locator(
@@ -567,7 +576,7 @@ def test_models_that_are_not_there_are_one_sentence(lab):
     lab.keep("lab_no_models")
     lab.type("Own models", "")
     lab.wait(
-        lambda: same(lab, "PFENet", before) and line.all_inner_texts() == said,
+        lambda: same(lab, "PFENet", before) and line.all_inner_texts() == texts,
         "the bundled models do not come back",
     )
 
@@ -576,17 +585,17 @@ def test_celp_explore_shows_the_panel(browser, sample, tmp_path):
     port = free_port()
     command = [
         sys.executable,
-        "-c",
-        "import sys; from celp_nb import main; sys.exit(main())",
+        "-m",
+        "celp_nb",
         "explore",
         "--port",
         str(port),
         "--no-browser",
     ]
-    for url in serve(command, tmp_path, f"http://127.0.0.1:{port}/voila/static/voila.js"):
+    for _ in serve(command, tmp_path, f"http://127.0.0.1:{port}/voila/static/voila.js"):
         page = browser.new_page()
         page.goto(f"http://127.0.0.1:{port}/")
-        page.locator("figure[data-name=answer] figcaption", has_text="answer: ").wait_for()
+        page.locator("figure[data-name=prediction] figcaption", has_text="prediction: ").wait_for()
         drag_and_click(Page(page, tmp_path), sample)
         Page(page, tmp_path).keep("voila")
         page.close()

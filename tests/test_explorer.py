@@ -1,4 +1,8 @@
-"""The explorer without a browser: its pictures against the functions of the equations, its controls wired, mistakes as sentences."""
+"""The explorer without a browser.
+
+Its pictures are those of the equations, its controls are connected, and mistakes become sentences.
+"""
+
 import html
 import io
 import json
@@ -7,6 +11,7 @@ import threading
 import time
 from datetime import datetime
 
+import ipywidgets as W
 import numpy as np
 import pytest
 import torch
@@ -15,19 +20,38 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from celp_nb.app import cli as app_cli
-from celp_nb.app import explorer as app_explorer
+from celp_nb.app import explorer_choice
+from celp_nb.app.explorer import image_panel
+from celp_nb.app.explorer_choice import LatestOnly, load_fold_models, model_or_none
+from celp_nb.app.explorer_pictures import (
+    episode_pictures,
+    map_pictures,
+    nearest_upsample,
+    pseudo_png,
+)
+from celp_nb.app.explorer_state import (
+    decode_upload,
+    draw_candidate,
+    drawn_mask,
+    prepare_image,
+    rank_similarities,
+    ranked_count,
+    read_corners,
+    slider_maps,
+)
+from celp_nb.app.explorer_widgets import Picture, image_controls, place_on_picture, position_at
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import fold_classes, pairs_per_class
 from celp_nb.data.images import read_image
 from celp_nb.data.transforms import known_mask
-from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.backbones import backbone_or_tiny, load_backbone
 from celp_nb.engine.feature_bank import feature_bank
-from celp_nb.latent import candidates, sample_latent
-from celp_nb.similarity import self_similarity, similar_count
+from celp_nb.latent import DELTA, candidates, sample_latent
+from celp_nb.similarity import known_positions, self_similarity, similar_count
 
 VAL = samples("val")
-HIDDEN = fold_classes(len(VAL.class_names), 0)
-SHOWN = [c for c in range(1, len(VAL.class_names) + 1) if c not in HIDDEN]
+NOVEL = fold_classes(len(VAL.class_names), 0)
+TRAINING = [c for c in range(1, len(VAL.class_names) + 1) if c not in NOVEL]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,10 +63,8 @@ def one_thread():
 
 
 @pytest.fixture(scope="module")
-def sc():
-    return app_explorer.compare_with_itself(
-        load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161
-    )
+def image():
+    return prepare_image(load_backbone("tiny"), read_image(VAL, 0), VAL.read_mask(0), 161)
 
 
 def pixels(png):
@@ -50,10 +72,11 @@ def pixels(png):
 
 
 def png_file(size=(40, 30), colour=(200, 30, 30), exif=None):
-    out = io.BytesIO()
-    Image.new("RGB", size, colour).save(
-        out, "JPEG" if exif else "PNG", **({"exif": exif} if exif else {})
-    )
+    out, image = io.BytesIO(), Image.new("RGB", size, colour)
+    if exif:
+        image.save(out, "JPEG", exif=exif)
+    else:
+        image.save(out, "PNG")
     return out.getvalue()
 
 
@@ -64,57 +87,51 @@ def png_file(size=(40, 30), colour=(200, 30, 30), exif=None):
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(0, 10_000), st.floats(-0.99, 0.99))
 def test_counting_by_bisection_is_equation_2(h, w, seed, delta):
     rng = torch.Generator().manual_seed(seed)
-    D = self_similarity(
-        torch.randint(-1, 2, (1, 3, h, w), generator=rng).float()
-    )  # few values: many ties
+    few_values = torch.randint(-1, 2, (1, 3, h, w), generator=rng)  # so that there are many ties
+    D = self_similarity(few_values.float())
     mask = torch.randint(0, 2, (h * 3, w * 3), generator=rng).to(torch.uint8)
-    kn = app_explorer.rank_similarities(D, mask, (h, w))
-    for at in (
-        delta,
-        float(D.flatten()[seed % D.numel()].clamp(-0.99, 0.99)),
-    ):  # also exactly at an entry
-        assert torch.equal(
-            app_explorer.ranked_count(kn.ranked, at), similar_count(D, kn.positions, at)
-        )
+    known = rank_similarities(D, mask, (h, w))
+    entry = float(D.flatten()[seed % D.numel()].clamp(-0.99, 0.99))
+    for at in (delta, entry):
+        assert torch.equal(ranked_count(known.ranked, at), similar_count(D, known.positions, at))
 
 
 @pytest.mark.parametrize("delta, sigma, i", [(0.65, 11, 230), (-0.5, 0, 3), (0.95, 300, 100)])
-def test_maps_are_those_of_the_equations(sc, delta, sigma, i):
-    size = tuple(sc.features.high.shape[-2:])
-    kn = app_explorer.rank_similarities(sc.D, known_mask(sc.class_map, SHOWN), size)
-    m = app_explorer.slider_maps(sc.D, kn, sc.features.mid, i, delta, sigma)
-    assert torch.equal(m.row.flatten(), sc.D[0, i])
-    N = similar_count(sc.D, kn.positions, delta)
-    assert torch.equal(m.candidate.flatten(), candidates(N, kn.positions, sigma)[0])
+def test_maps_are_those_of_the_equations(image, delta, sigma, i):
+    size = tuple(image.features.high.shape[-2:])
+    known = rank_similarities(image.D, known_mask(image.class_map, TRAINING), size)
+    maps = slider_maps(image.D, known, image.features.mid, i, delta, sigma)
+    assert torch.equal(maps.row.flatten(), image.D[0, i])
+    N = similar_count(image.D, known.positions, delta)
+    assert torch.equal(maps.candidate.flatten(), candidates(N, known.positions, sigma)[0])
     pseudo, _ = sample_latent(
-        sc.features.high, kn.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma
+        image.features.high, known.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma
     )
-    assert torch.equal(m.pseudo, pseudo)
-    drawn = pixels(app_explorer.map_pictures(sc.photo, kn, m)["pseudo-mask"][0]).astype(int)
+    assert torch.equal(maps.pseudo, pseudo)
+    drawn = pixels(map_pictures(image.photo, known, maps)["pseudo-mask"][0]).astype(int)
     red, blue = drawn[..., 0] - drawn[..., 2] > 100, drawn[..., 2] - drawn[..., 0] > 100
-    assert (torch.from_numpy(red) == (pseudo[0] == 1)).all() and (
-        torch.from_numpy(blue) == (pseudo[0] == 0)
-    ).all()
+    assert (torch.from_numpy(red) == (pseudo[0] == 1)).all()
+    assert (torch.from_numpy(blue) == (pseudo[0] == 0)).all()
 
 
-def test_a_threshold_that_no_cosine_reaches_is_refused(sc):
-    kn = app_explorer.rank_similarities(sc.D, sc.class_map * 0, (21, 21))
+def test_a_threshold_that_no_cosine_reaches_is_refused(image):
+    known = rank_similarities(image.D, image.class_map * 0, (21, 21))
     with pytest.raises(ValueError, match="delta is 1.0"):
-        app_explorer.slider_maps(sc.D, kn, sc.features.mid, 0, 1.0, 0)
+        slider_maps(image.D, known, image.features.mid, 0, 1.0, 0)
 
 
 def test_draws_are_uniform_candidates_and_repeatable():
     P = torch.zeros(4, 5, dtype=torch.bool)
-    assert app_explorer.draw_from(P, 0) is None
+    assert draw_candidate(P, 0) is None
     P[1, 2] = P[3, 4] = P[0, 0] = True
-    drawn = [app_explorer.draw_from(P, seed) for seed in range(300)]
+    drawn = [draw_candidate(P, seed) for seed in range(300)]
     assert set(drawn) == {7, 19, 0} and min(drawn.count(i) for i in (7, 19, 0)) > 70
-    assert drawn[:5] == [app_explorer.draw_from(P, seed) for seed in range(5)]
+    assert drawn[:5] == [draw_candidate(P, seed) for seed in range(5)]
 
 
 def test_every_pixel_gets_its_nearest_position():
     values = np.arange(9).reshape(3, 3)
-    big = app_explorer.nearest_upsample(values, 17)
+    big = nearest_upsample(values, 17)
     assert big.shape == (17, 17) and (big[::8, ::8] == values).all()
     assert set(big[:, 0][:4]) == {0} and set(big[:, 0][5:12]) == {3}
 
@@ -122,20 +139,20 @@ def test_every_pixel_gets_its_nearest_position():
 @pytest.mark.parametrize("size", [(21, 21), (60, 60), (5, 9)])
 def test_a_click_on_a_position_finds_it(size):
     for point in [(0, 0), (size[0] - 1, size[1] - 1), (size[0] // 2, 1)]:
-        assert app_explorer.position_at(*app_explorer.place_of(point, size), size) == point
-    assert app_explorer.position_at(-0.1, 1.2, size) == (size[0] - 1, 0)
+        assert position_at(*place_on_picture(point, size), size) == point
+    assert position_at(-0.1, 1.2, size) == (size[0] - 1, 0)
 
 
 def test_a_box_and_a_polygon_become_masks():
     void = torch.zeros(20, 20, dtype=torch.uint8)
     void[15:] = 255
-    box = app_explorer.drawn_mask("box", app_explorer.read_corners("2,3 10,5", 20), void)
+    box = drawn_mask("box", read_corners("2,3 10,5", 20), void)
     assert (box == 1).sum() == 9 * 3 and box[2, 3] == box[10, 5] == 1 and (box[15:] == 255).all()
-    assert torch.equal(box, app_explorer.drawn_mask("box", [(10, 5), (2, 3)], void))
-    triangle = app_explorer.drawn_mask("polygon", [(0, 0), (0, 10), (10, 0)], void)
+    assert torch.equal(box, drawn_mask("box", [(10, 5), (2, 3)], void))
+    triangle = drawn_mask("polygon", [(0, 0), (0, 10), (10, 0)], void)
     assert triangle[1, 1] == 1 and triangle[9, 9] == 0
     for shape, corners in [("nothing", []), ("box", [(1, 1)]), ("polygon", [(1, 1), (2, 2)])]:
-        assert not (app_explorer.drawn_mask(shape, corners, void) == 1).any()
+        assert not (drawn_mask(shape, corners, void) == 1).any()
 
 
 @pytest.mark.parametrize(
@@ -144,57 +161,54 @@ def test_a_box_and_a_polygon_become_masks():
 )
 def test_a_corner_that_is_none_is_quoted(text, quoted):
     with pytest.raises(ValueError, match=f"'{re.escape(quoted)}' is no corner"):
-        app_explorer.read_corners(text, 20)
+        read_corners(text, 20)
 
 
 def test_uploads():
-    image = app_explorer.uploaded_image("a.png", png_file())
+    image = decode_upload("a.png", png_file())
     assert image.shape == (30, 40, 3) and (image == (200, 30, 30)).all()
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert app_explorer.uploaded_image("phone.jpg", png_file(exif=turned)).shape == (40, 30, 3)
-    for name, content in [
-        ("notes.txt", b"no picture"),
-        ("cut.png", png_file()[:60]),
-        ("empty.png", b""),
-    ]:
+    assert decode_upload("phone.jpg", png_file(exif=turned)).shape == (40, 30, 3)
+    bad = {"notes.txt": b"no picture", "cut.png": png_file()[:60], "empty.png": b""}
+    for name, content in bad.items():
         with pytest.raises(ValueError, match=f"'{name}' cannot be read as an image"):
-            app_explorer.uploaded_image(name, content)
+            decode_upload(name, content)
     with pytest.raises(ValueError, match="'dot.png' has 3×4 pixels"):
-        app_explorer.uploaded_image("dot.png", png_file((4, 3)))
+        decode_upload("dot.png", png_file((4, 3)))
 
 
 def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
-    backbone, words = app_explorer.backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
-    assert backbone.name == "tiny" and "instead of resnet50" in words and "none.pth" in words
-    model, side, words = app_explorer.model_or_none(str(tmp_path / "none.pt"), backbone)
-    assert model is None and side == 161 and "none.pt" in words
+    backbone, text = backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
+    assert backbone.name == "tiny" and "instead of resnet50" in text and "none.pth" in text
+    model, side, text = model_or_none(str(tmp_path / "none.pt"), backbone)
+    assert model is None and side == 161 and "none.pt" in text
 
 
 def test_an_episode_says_each_score_and_shows_each_picture():
-    models, backbone, side, _ = app_explorer.fold_models("")
-    episodes = pairs_per_class(VAL.pixels, HIDDEN, 1, 1, seed=0)
-    shown = app_explorer.episode_pictures(
-        feature_bank(backbone, VAL, side, 0.1), models, VAL, episodes, 2, SHOWN
-    )
-    assert list(shown) == ["support", "query", "prior", "PFENet", "PFENet+CE"]
+    models, backbone, side, _ = load_fold_models("")
+    episodes = pairs_per_class(VAL.pixels, NOVEL, 1, 1, seed=0)
+    memory = feature_bank(backbone, VAL, side, 0.1)
+    pictures = episode_pictures(memory, models, VAL, episodes, 2, TRAINING)
+    assert list(pictures) == ["support", "query", "prior", "PFENet", "PFENet+CE"]
     for method in models:
-        assert re.search(r"IoU \d+\.\d %", shown[method][1])
-        assert pixels(shown[method][0]).shape == read_image(VAL, int(episodes.query[2])).shape
+        png, caption = pictures[method]
+        assert re.search(r"IoU \d+\.\d %", caption)
+        assert pixels(png).shape == read_image(VAL, int(episodes.query[2])).shape
 
 
 # --- the newest state alone
 
 
-def test_old_states_are_forgotten():
+def test_old_states_are_dropped():
     done, gate, started = [], threading.Event(), threading.Event()
 
-    def job(state, newer):
+    def job(state, is_outdated):
         started.set()
         gate.wait(10)
-        done.append((state, newer()))
+        done.append((state, is_outdated()))
 
-    worker = app_explorer.LatestOnly(job)
+    worker = LatestOnly(job)
     worker.submit("first")
     assert started.wait(10)
     for k in range(50):
@@ -205,15 +219,15 @@ def test_old_states_are_forgotten():
     assert done == [("first", True), (49, False)]
 
 
-def test_a_defect_in_one_state_does_not_silence_the_next(capsys):
+def test_an_exception_in_one_state_does_not_stop_the_next(capsys):
     done = []
 
-    def job(state, newer):
+    def job(state, is_outdated):
         if state == "bad":
             raise KeyError("a defect")
         done.append(state)
 
-    worker = app_explorer.LatestOnly(job)
+    worker = LatestOnly(job)
     worker.submit("bad")
     worker.join()
     assert "KeyError: 'a defect'" in capsys.readouterr().err
@@ -222,15 +236,15 @@ def test_a_defect_in_one_state_does_not_silence_the_next(capsys):
     assert done == ["good"]
 
 
-def test_a_state_that_waits_behind_a_defect_is_done():
+def test_a_state_that_waits_behind_an_exception_is_done():
     done, gate, started = [], threading.Event(), threading.Event()
 
-    def job(state, newer):
+    def job(state, is_outdated):
         started.set()
         gate.wait(10)
         done.append(1 / state)
 
-    worker = app_explorer.LatestOnly(job)
+    worker = LatestOnly(job)
     worker.submit(0)
     assert started.wait(10)
     worker.submit(2)
@@ -252,24 +266,31 @@ class Panel:
     "A panel's controls by label and pictures by name."
 
     def __init__(self, panel):
-        every = list(widgets_in(panel))
-        self.control = {
-            w.description: w
-            for w in every
-            if getattr(w, "description", "") and not isinstance(w, app_explorer.W.HTML)
-        }
-        self.picture = {w.name: w for w in every if isinstance(w, app_explorer.Picture)}
-        self.lines = [w for w in every if isinstance(w, app_explorer.W.HTML)]
+        widgets = list(widgets_in(panel))
+        self.lines = [w for w in widgets if isinstance(w, W.HTML)]
+        self.picture = {w.name: w for w in widgets if isinstance(w, Picture)}
+        labelled = [w for w in widgets if getattr(w, "description", "") and w not in self.lines]
+        self.control = {w.description: w for w in labelled}
 
     @property
-    def said(self):
+    def text(self):
         return html.unescape(" ".join(w.value for w in self.lines))
 
     def wait(self, true, what):
         end = time.monotonic() + 60
         while not true():
-            assert time.monotonic() < end, f"{what}; the panel says: {self.said}"
+            assert time.monotonic() < end, f"{what}; the panel says: {self.text}"
             time.sleep(0.02)
+
+    def wait_for_pseudo_mask(self, image, delta, what, point=None, known=None):
+        "Wait for the pseudo-mask of a point; without one, of the point that the controls show."
+
+        def is_shown():
+            at = point or self.point()
+            shown = self.picture["pseudo-mask"].png
+            return self.point() == at and shown == expected_pseudo(image, at, delta, known)
+
+        self.wait(is_shown, what)
 
     def point(self):
         return self.control["Row"].value, self.control["Column"].value
@@ -277,135 +298,93 @@ class Panel:
 
 @pytest.fixture
 def panel():
-    panel = Panel(app_explorer.image_panel(VAL, SHOWN, 0))
-    panel.wait(
-        lambda: (
-            "answer: the" in panel.picture["answer"].caption
-            or "empty" in panel.picture["answer"].caption
-        ),
-        "no first answer",
-    )
+    panel = Panel(image_panel(VAL, TRAINING, 0))
+
+    def has_prediction():
+        caption = panel.picture["prediction"].caption
+        return "prediction: the" in caption or "empty" in caption
+
+    panel.wait(has_prediction, "no first prediction")
     return panel
 
 
-def expected_pseudo(sc, point, delta, known=None):
-    mask = known_mask(sc.class_map, SHOWN) if known is None else known
-    pseudo, _ = sample_latent(
-        sc.features.high,
-        mask[None],
-        centre=torch.tensor([point[0] * 21 + point[1]]),
-        delta=delta,
-        sigma=0,
-    )
-    return app_explorer.pseudo_png(sc.photo, pseudo)
+def expected_pseudo(image, point, delta, known=None):
+    mask = known_mask(image.class_map, TRAINING) if known is None else known
+    centre = torch.tensor([point[0] * 21 + point[1]])
+    high = image.features.high
+    pseudo, _ = sample_latent(high, mask[None], centre=centre, delta=delta, sigma=0)
+    return pseudo_png(image.photo, pseudo)
 
 
 def test_every_control_has_a_label_and_a_tip():
-    controls = app_explorer.image_controls(VAL)
+    controls = image_controls(VAL)
     assert all(c.description and c.tooltip for c in controls.values())
     assert len({c.description for c in controls.values()}) == len(controls)
 
 
-def test_the_slider_moves_the_pseudo_mask(panel, sc):
+def test_the_slider_moves_the_pseudo_mask(panel, image):
     point = panel.point()
     for delta in (0.3, 0.8, 0.9):
         panel.control["δ"].value = delta
-        panel.wait(
-            lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, point, delta),
-            f"no pseudo-mask for {delta}",
-        )
+        panel.wait_for_pseudo_mask(image, delta, f"no pseudo-mask for {delta}", point)
     assert panel.point() == point
 
 
-def test_forty_moves_while_one_is_worked_on_are_one_more(panel, sc, monkeypatch):
-    plain, gate, started, worked = (
-        app_explorer.slider_maps,
-        threading.Event(),
-        threading.Event(),
-        [],
-    )
+def test_forty_moves_while_one_is_worked_on_are_one_more(panel, image, monkeypatch):
+    gate, started, deltas = threading.Event(), threading.Event(), []
 
-    def maps(*args):
-        worked.append(args[-2])
+    def slow_maps(*args):
+        deltas.append(args[-2])
         started.set()
         gate.wait(30)
-        return plain(*args)
+        return slider_maps(*args)
 
-    monkeypatch.setattr(app_explorer, "slider_maps", maps)
+    monkeypatch.setattr(explorer_choice, "slider_maps", slow_maps)
     moves = [k / 50 for k in range(1, 41)]
     panel.control["δ"].value = moves[0]
     assert started.wait(30)
     for delta in moves[1:]:
         panel.control["δ"].value = delta
     gate.set()
-    panel.wait(
-        lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, panel.point(), moves[-1]),
-        "the last move is not shown",
-    )
-    assert worked == [moves[0], moves[-1]]
+    panel.wait_for_pseudo_mask(image, moves[-1], "the last move is not shown")
+    assert deltas == [moves[0], moves[-1]]
 
 
-def test_sigma_moves_the_candidates_alone(panel, sc):
+def test_sigma_moves_the_candidates_alone(panel, image):
     before = panel.picture["pseudo-mask"].png
     panel.control["σ"].value = 150
-    N = similar_count(
-        sc.D,
-        app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)),
-        app_explorer.DELTA,
-    )
-    P = candidates(
-        N, app_explorer.known_positions(known_mask(sc.class_map, SHOWN)[None], (21, 21)), 150
-    ).sum()
+    known = known_positions(known_mask(image.class_map, TRAINING)[None], (21, 21))
+    P = int(candidates(similar_count(image.D, known, DELTA), known, 150).sum())
     panel.wait(
-        lambda: f"green, {int(P)} of 441" in panel.picture["candidates"].caption,
-        f"not {int(P)} candidates",
+        lambda: f"green, {P} of 441" in panel.picture["candidates"].caption,
+        f"not {P} candidates",
     )
     assert panel.picture["pseudo-mask"].png == before
 
 
-def test_a_click_a_row_and_a_draw_set_the_point(panel, sc):
-    x, y = app_explorer.place_of((4, 9), (21, 21))
+def test_a_click_a_row_and_a_draw_set_the_point(panel, image):
+    x, y = place_on_picture((4, 9), (21, 21))
     panel.picture["photograph"]._handle_custom_msg({"x": x, "y": y}, [])
-    panel.wait(
-        lambda: (
-            panel.point() == (4, 9)
-            and panel.picture["pseudo-mask"].png == expected_pseudo(sc, (4, 9), app_explorer.DELTA)
-        ),
-        "the click",
-    )
+    panel.wait_for_pseudo_mask(image, DELTA, "the click", (4, 9))
     panel.control["Row"].value = 15
-    panel.wait(
-        lambda: (
-            panel.picture["pseudo-mask"].png == expected_pseudo(sc, (15, 9), app_explorer.DELTA)
-        ),
-        "the row",
-    )
+    panel.wait_for_pseudo_mask(image, DELTA, "the row", (15, 9))
     panel.control["Draw again"].click()
     panel.wait(lambda: panel.point() != (15, 9), "the draw")
     drawn = panel.point()
     panel.control["δ"].value = 0.4
-    panel.wait(
-        lambda: panel.picture["pseudo-mask"].png == expected_pseudo(sc, drawn, 0.4),
-        "the drawn point stays",
-    )
+    panel.wait_for_pseudo_mask(image, 0.4, "the drawn point stays", drawn)
 
 
-def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, sc):
+def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, image):
     panel.control["Known"].value = "box"
     panel.control["A click"].value = "corner"
     for place in [(0.25, 0.25), (0.5, 0.75)]:
         panel.picture["photograph"]._handle_custom_msg({"x": place[0], "y": place[1]}, [])
     assert panel.control["Corners"].value == "40,40 120,80"
-    box = app_explorer.drawn_mask("box", [(40, 40), (120, 80)], sc.class_map)
-    panel.wait(
-        lambda: (
-            panel.picture["pseudo-mask"].png
-            == expected_pseudo(sc, panel.point(), app_explorer.DELTA, box)
-        ),
-        "the box",
-    )
+    box = drawn_mask("box", [(40, 40), (120, 80)], image.class_map)
+    panel.wait_for_pseudo_mask(image, DELTA, "the box", known=box)
     panel.control["Corners"].value = "40,40 900,80"
-    panel.wait(lambda: "'900,80' is no corner" in panel.said, "no sentence")
+    panel.wait(lambda: "'900,80' is no corner" in panel.text, "no sentence")
 
 
 def upload(panel, name, content):
@@ -422,13 +401,11 @@ def upload(panel, name, content):
 def test_a_bad_upload_is_a_sentence_and_a_good_one_an_image(panel):
     before = {name: p.png for name, p in panel.picture.items()}
     upload(panel, "<b>notes</b>.txt", b"no picture")
-    assert (
-        "'<b>notes</b>.txt' cannot be read as an image" in panel.said
-        and "<b>notes" not in panel.lines[1].value
-    )
+    assert "'<b>notes</b>.txt' cannot be read as an image" in panel.text
+    assert "<b>notes" not in panel.lines[1].value
     assert {name: p.png for name, p in panel.picture.items()} == before
     upload(panel, "red.png", png_file())
-    assert "cannot be read" not in panel.said
+    assert "cannot be read" not in panel.text
     panel.wait(
         lambda: (pixels(panel.picture["photograph"].png)[20, 20] == (200, 30, 30)).all(),
         "the upload is not shown",
@@ -448,25 +425,17 @@ def installed(monkeypatch, *names):
 def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     installed(monkeypatch, "voila", "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=True)
-    assert (
-        command[2] == "voila"
-        and command[3] == str(tmp_path / "explorer.ipynb")
-        and "--no-browser" not in command
-    )
-    assert (
-        "explorer()" in json.loads((tmp_path / "explorer.ipynb").read_text())["cells"][0]["source"]
-    )
+    page = tmp_path / "explorer.ipynb"
+    assert command[2:4] == ["voila", str(page)] and "--no-browser" not in command
+    assert "explorer()" in json.loads(page.read_text())["cells"][0]["source"]
     installed(monkeypatch, "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=False)
-    assert (
-        command[2] == "jupyterlab"
-        and command[3].endswith("50_explorer.ipynb")
-        and command[-1] == "--no-browser"
-    )
+    assert command[2] == "jupyterlab" and command[-1] == "--no-browser"
+    assert command[3].endswith("52_explorer.ipynb")
 
 
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):
     installed(monkeypatch)
     assert app_cli.main(["explore"]) == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "celp_nb[explore]" in said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "celp_nb[explore]" in error

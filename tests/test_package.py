@@ -1,4 +1,8 @@
-"""The repository as a whole: notebooks complete and in step with the modules, light imports, an honest README."""
+"""The repository as a whole.
+
+Notebooks are complete, readable and in step with the modules; imports are light; the README holds.
+"""
+
 import ast
 import json
 import re
@@ -19,23 +23,28 @@ parser.read(ROOT / "settings.ini", encoding="utf-8")
 SETTINGS = parser["DEFAULT"]
 
 
+def all_cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
 def cells(path, kind):
-    return [
-        cell
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if cell["cell_type"] == kind
-    ]
+    return [cell for cell in all_cells(path) if cell["cell_type"] == kind]
 
 
 def source(cell):
     return "".join(cell["source"])
 
 
-def imported(code):
-    "Dotted names that a piece of Python imports, with those inside functions; notebook magics are skipped."
+def parsed(code):
+    "The syntax tree of a piece of Python; notebook magics are replaced."
     lines = [re.sub(r"^(\s*)[%!].*", r"\1pass", line) for line in code.splitlines()]
+    return ast.parse("\n".join(lines))
+
+
+def imported(code):
+    "Dotted names that a piece of Python imports, with those inside functions."
     names = set()
-    for node in ast.walk(ast.parse("\n".join(lines))):
+    for node in ast.walk(parsed(code)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -46,14 +55,9 @@ def imported(code):
 
 def module_of(path):
     "The module that a notebook exports, or None."
-    return next(
-        (
-            m[1]
-            for cell in cells(path, "code")
-            if (m := re.search(r"^#\|\s*default_exp\s+([\w.]+)", source(cell), re.M))
-        ),
-        None,
-    )
+    code = "\n".join(source(cell) for cell in cells(path, "code"))
+    match = re.search(r"^#\|\s*default_exp\s+([\w.]+)", code, re.M)
+    return match and match[1]
 
 
 def dotted(path):
@@ -93,28 +97,71 @@ def test_notebook_shows_a_picture(path):
 
 @each_notebook
 def test_notebook_begins_and_ends_with_text(path):
-    first, *_, last = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    assert first["cell_type"] == "markdown" and source(first).startswith("# "), (
-        "the first cell must be the title"
-    )
-    assert last["cell_type"] == "markdown" and source(last).strip(), (
-        "the last cell must say what the next notebook needs"
-    )
+    first, *_, last = all_cells(path)
+    is_title = first["cell_type"] == "markdown" and source(first).startswith("# ")
+    assert is_title, "the first cell must be the title"
+    is_text = last["cell_type"] == "markdown" and source(last).strip()
+    assert is_text, "the last cell must say what the next notebook needs"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in NOTEBOOKS if not p.stem.startswith("00_")], ids=lambda p: p.stem
-)  # the overview is a map of all
+def is_earlier(module, owner, path):
+    "Whether the cells of a notebook may import a module: of the appendix, earlier, or its own."
+    if module not in owner: return False
+    return not owner[module].stem[0].isdigit() or place(owner[module]) <= place(path)
+
+
+ORDERED = [path for path in NOTEBOOKS if not path.stem.startswith("00_")]  # 00 is a map of all
+
+
+@pytest.mark.parametrize("path", ORDERED, ids=lambda path: path.stem)
 def test_notebook_imports_only_earlier_ones(path):
     owner = {module_of(p): p for p in NOTEBOOKS}
-    names = {name for cell in cells(path, "code") for name in imported(source(cell))}
+    code = [source(cell) for cell in cells(path, "code")]
+    names = set().union(*map(imported, code))
     used = {name.removeprefix("celp_nb.") for name in names} & {dotted(p) for p in MODULES}
-    late = [
-        module
-        for module in sorted(used)
-        if module not in owner or place(owner[module]) > place(path)
-    ]  # its own it may look at
+    late = [module for module in sorted(used) if not is_earlier(module, owner, path)]
     assert not late, f"{path.stem} imports {late}, which no earlier notebook exports"
+
+
+def prose(text):
+    "Lines of a markdown cell, without tables, links, HTML and displayed equations."
+    in_equation = False
+    for line in text.splitlines():
+        is_equation = in_equation or "$$" in line
+        if line.count("$$") % 2: in_equation = not in_equation
+        is_link = re.search(r"\]\(|https?:", line)
+        if not (is_equation or is_link or line.lstrip().startswith(("|", "<"))): yield line
+
+
+@each_notebook
+def test_lines_of_a_notebook_end_by_column_100(path):
+    lines = [line for cell in cells(path, "markdown") for line in prose(source(cell))]
+    for cell in cells(path, "code"): lines += source(cell).splitlines()
+    long = [line for line in lines if len(line) > 100]
+    assert not long, f"{len(long)} lines have more than 100 columns, such as: {long[0]}"
+
+
+def directives(cell):
+    return set(re.findall(r"^#\|\s*(\w+)", source(cell), re.M))
+
+
+def is_import(node):
+    if isinstance(node, ast.If): return all(map(is_import, node.body))
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+@each_notebook
+def test_a_sentence_stands_between_exported_cells(path):
+    before = None  # the exported cell since the last sentence or demonstration
+    for cell in all_cells(path):
+        if cell["cell_type"] == "markdown":
+            before = None
+        elif "export" in directives(cell):
+            if all(map(is_import, parsed(source(cell)).body)): continue
+            assert before is None, f"no sentence between {before!r} and {source(cell)[:80]!r}"
+            before = source(cell)[:80]
+        elif "hide" not in directives(cell):
+            before = None
 
 
 def test_each_module_has_one_notebook():
@@ -122,30 +169,26 @@ def test_each_module_has_one_notebook():
     assert sorted(names) == sorted({dotted(p) for p in MODULES if not p.stem.startswith("_")})
 
 
+def texts_of_modules(package):
+    paths = package.rglob("*.py")
+    return {str(p.relative_to(package)): p.read_text(encoding="utf-8") for p in paths}
+
+
 def test_nbdev_export_leaves_no_diff(tmp_path):
-    # Exported into a package of nothing but __init__.py, so that a module without a notebook shows too.
+    # Into a package of nothing but __init__.py, so that a module without a notebook shows too.
     (tmp_path / "celp_nb").mkdir()
     for name in ("settings.ini", "celp_nb/__init__.py"):
         shutil.copy(ROOT / name, tmp_path / name)
     shutil.copytree(
         ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints")
     )
-    subprocess.run(
-        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"],
-        cwd=tmp_path,
-        check=True,
-    )
-    made = tmp_path / "celp_nb"
-    exported = {str(p.relative_to(made)): p.read_text(encoding="utf-8") for p in made.rglob("*.py")}
-    written_by_hand = ("__main__.py",)
-    committed = {
-        str(p.relative_to(ROOT / "celp_nb")): p.read_text(encoding="utf-8")
-        for p in MODULES
-        if p.name not in written_by_hand
-    }
-    differing = [
-        name for name in sorted(exported | committed) if exported.get(name) != committed.get(name)
-    ]
+    code = "from nbdev.doclinks import nbdev_export; nbdev_export()"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    exported = texts_of_modules(tmp_path / "celp_nb")
+    committed = texts_of_modules(ROOT / "celp_nb")
+    del committed["__main__.py"]  # written by hand
+    names = sorted(exported | committed)
+    differing = [name for name in names if exported.get(name) != committed.get(name)]
     assert not differing, f"run nbdev_export and commit {differing}"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["celp_nb", "nbs", "settings.ini"]
 
@@ -153,13 +196,20 @@ def test_nbdev_export_leaves_no_diff(tmp_path):
 # --- package
 
 
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "_modidx"], ids=dotted)
+def test_module_and_its_functions_are_short(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("\n") <= 360, "aim at 350 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= 48, f"{node.name} has {lines} lines; aim at 45"
+
+
 def test_modules_import_only_what_an_installation_brings():
     requirements = " ".join(SETTINGS[f"{extra}requirements"] for extra in ("", "coco_", "sbd_"))
-    installed = set(re.findall(r"(?:^| )([\w-]+)", requirements)) | {
-        "PIL",
-        "IPython",
-        "celp_nb",
-    }  # pillow's and ipywidgets' names
+    installed = set(re.findall(r"(?:^| )([\w-]+)", requirements))
+    installed |= {"PIL", "IPython", "celp_nb"}  # the first two by pillow and ipywidgets
     assert "torch" in installed and "nbdev" not in installed
     for path in MODULES:
         roots = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"))}
@@ -167,15 +217,26 @@ def test_modules_import_only_what_an_installation_brings():
 
 
 def test_import_is_light():
-    code = "import sys, celp_nb; print(celp_nb.__version__); sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = (
+        "import sys, celp_nb; print(celp_nb.__version__); "
+        "sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == SETTINGS["version"], done.stderr
 
 
+def test_package_data_holds_every_file_that_is_no_module():
+    package = ROOT / "celp_nb"
+    patterns = SETTINGS["package_data_files"].split()
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {path for path in package.rglob("*") if path.is_file()}
+    others = {path for path in files if path.suffix not in (".py", ".pyc")}
+    assert others == packed and any(path.suffix == ".js" for path in packed)
+
+
 def test_setup_needs_nothing_but_setuptools():
-    assert imported((ROOT / "setup.py").read_text(encoding="utf-8")) == {
-        "configparser", "configparser.ConfigParser", "pathlib", "pathlib.Path", "setuptools", "setuptools.find_packages", "setuptools.setup"
-    }  # fmt: skip
+    names = imported((ROOT / "setup.py").read_text(encoding="utf-8"))
+    assert {name.split(".")[0] for name in names} == {"configparser", "pathlib", "setuptools"}
 
 
 # --- README
@@ -203,7 +264,7 @@ def test_every_notebook_is_in_the_reading_order():
 def test_library_example_of_the_readme_runs():
     names = {}
     exec(re.search(r"```python\n(.*?)```", README, re.S)[1], names)
-    assert all(
-        loss.isfinite() and loss > 0 for loss in (names["losses"].main, names["losses"].contrast)
-    )
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in names["model"].parameters())
+    for loss in (names["losses"].main, names["losses"].contrast):
+        assert loss.isfinite() and loss > 0
+    for parameter in names["model"].parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0

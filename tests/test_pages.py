@@ -1,4 +1,8 @@
-"""The notebooks as a static site: names become links, links lead somewhere, nothing is loaded from elsewhere, equations can be set."""
+"""The notebooks as a static site.
+
+Names become links, links lead somewhere, nothing is loaded from elsewhere, equations can be set.
+"""
+
 import importlib.util
 import re
 import shutil
@@ -46,66 +50,61 @@ def test_directives_are_not_shown(tmp_path):
 
 
 def test_links_to_other_files_lead_to_the_repository(tmp_path):
-    nbformat.write(
-        nbformat.v4.new_notebook(
-            cells=[
-                nbformat.v4.new_markdown_cell(
-                    "[pilot](../results/pilot.py), [01](20_episodes.ipynb)"
-                )
-            ]
-        ),
-        tmp_path / "01_x.ipynb",
-    )
+    text = "[pilot](../results/pilot.py), [20](20_episodes.ipynb)"
+    cells = [nbformat.v4.new_markdown_cell(text)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_x.ipynb")
     [made] = pages.for_reading(tmp_path / "01_x.ipynb", STEMS, "https://host/repo", "main").cells
-    assert (
-        made.source
-        == "[pilot](https://host/repo/blob/main/results/pilot.py), [01](20_episodes.ipynb)"
-    )
+    assert made.source == text.replace("../", "https://host/repo/blob/main/")
 
 
 def test_front_page_links_to_the_site_and_else_to_the_repository():
     text = pages.front_page(sorted(STEMS), "https://host/repo", "main")
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text)
-    assert (
-        {"20_episodes", "A0_scenes"}
-        <= {t.removesuffix(".ipynb") for t in targets if t.endswith(".ipynb")}
-        <= STEMS
-    )
+    notebooks = {target.removesuffix(".ipynb") for target in targets if target.endswith(".ipynb")}
+    assert {"20_episodes", "A0_scenes"} <= notebooks <= STEMS
     assert all(t.endswith(".ipynb") or t.startswith(("https://", "#")) for t in targets)
-    assert "[50_explorer](50_explorer.ipynb) in a browser" in " ".join(text.split())
-    contents = re.findall(r"^(\d\w+|A\d_\w+)$", text, re.M)
-    assert contents == sorted(STEMS)
+    assert "[52_explorer](52_explorer.ipynb) in a browser" in " ".join(text.split())
+
+
+def test_contents_hold_every_notebook_once_by_wing():
+    text = pages.contents(sorted(STEMS))
+    assert re.findall(rf"^({pages.STEM})$", text, re.M) == sorted(STEMS)
+    assert re.findall(r":caption: (.+)", text) == list(pages.WINGS)
+
+
+def texts_of(cell):
+    "Markdown that a cell shows: its own, or that of its outputs."
+    if cell.cell_type == "markdown": return [cell.source]
+    data = [output.get("data", {}) for output in cell.outputs]
+    return [d["text/markdown"] for d in data if "text/markdown" in d]
 
 
 @pytest.mark.parametrize("path", pages.notebooks(), ids=lambda path: path.stem)
-def test_links_lead_somewhere_and_equations_have_one_number(path):
+def test_links_lead_somewhere(path):
     for cell in nbformat.read(path, 4).cells:
-        texts = (
-            [cell.source]
-            if cell.cell_type == "markdown"
-            else [
-                o.data["text/markdown"]
-                for o in cell.outputs
-                if "text/markdown" in o.get("data", {})
-            ]
-        )
-        for text in texts:
-            missing = [
-                stem for stem in re.findall(r"\]\((\w+)\.ipynb[)#]", text) if stem not in STEMS
-            ]
-            assert not missing, f"a link leads to {missing[0]}.ipynb, which is not there"
-            lost = [
-                to
-                for to in re.findall(r"\]\((?!https?:|#|\w+\.ipynb[)#])([^)]+)\)", text)
-                if not (
-                    cell.cell_type == "markdown"
-                    and to.startswith("../")
-                    and (path.parent / to).exists()
+        for text in texts_of(cell):
+            for stem in re.findall(r"\]\((\w+)\.ipynb[)#]", text):
+                assert stem in STEMS, f"a link leads to {stem}.ipynb, which is not there"
+            for target in re.findall(r"\]\((?!https?:|#|\w+\.ipynb[)#])([^)]+)\)", text):
+                is_file = target.startswith("../") and (path.parent / target).exists()
+                assert cell.cell_type == "markdown" and is_file, (
+                    f"a link leads to {target}: write it as ../ and the path of a file of the "
+                    "repository, in a markdown cell"
                 )
-            ]
-            assert not lost, (
-                f"a link leads to {lost[0]}: write it as ../ and the path of a file of the repository, in a markdown cell"
-            )
+
+
+@pytest.mark.parametrize("path", pages.notebooks(), ids=lambda path: path.stem)
+def test_names_of_notebooks_are_names_of_notebooks(path):
+    for cell in nbformat.read(path, 4).cells:
+        for text in texts_of(cell):
+            names = {match[1] for match in re.findall(rf"([*`])({pages.STEM})\1", text)}
+            assert names <= STEMS, f"there is no notebook {min(names - STEMS)}"
+
+
+@pytest.mark.parametrize("path", pages.notebooks(), ids=lambda path: path.stem)
+def test_equations_have_one_number(path):
+    for cell in nbformat.read(path, 4).cells:
+        for text in texts_of(cell):
             for equation in re.findall(r"\$\$(.+?)\$\$", text, re.S):
                 assert equation.count(r"\tag") <= 1, (
                     f"MathJax sets no equation with two numbers: {equation.strip()[:60]}"
@@ -123,37 +122,28 @@ def site(tmp_path_factory):
 
 def test_the_site_is_whole_and_needs_no_other_host(site):
     made = {p.relative_to(site).as_posix() for p in site.rglob("*")}
-    assert {f"{stem}.html" for stem in STEMS} | {
-        "index.html",
-        ".nojekyll",
-        "_static/mathjax/tex-chtml.js",
-    } <= made
+    wanted = {"index.html", ".nojekyll", "_static/mathjax/tex-chtml.js"}
+    assert wanted | {f"{stem}.html" for stem in STEMS} <= made
     for page in site.glob("*.html"):
         text = page.read_text(encoding="utf-8")
         loaded = re.findall(r'<(?:script|img|link)[^>]*?(?:src|href)="(https?:[^"]+)"', text)
         assert not loaded, f"{page.name} loads {loaded[0]}"
-        local = {
-            t.split("#")[0].split("?")[0]
-            for t in re.findall(r'<a [^>]*?href="(?!https?:|mailto:)([^"]+)"', text)
-        } - {""}
-        assert local <= made, f"{page.name} links to {sorted(local - made)[0]}, which is not there"
+        links = re.findall(r'<a [^>]*?href="(?!https?:|mailto:)([^"]+)"', text)
+        local = {link.split("#")[0].split("?")[0] for link in links} - {""}
+        assert local <= made, f"{page.name} links to {min(local - made)}, which is not there"
 
 
-EQUATIONS = [
-    path.stem
-    for path in pages.notebooks()
-    if any(
-        cell.cell_type == "markdown" and "$$" in cell.source
-        for cell in nbformat.read(path, 4).cells
-    )
-]
+def has_equations(path):
+    cells = nbformat.read(path, 4).cells
+    return any(cell.cell_type == "markdown" and "$$" in cell.source for cell in cells)
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("stem", EQUATIONS)
+@pytest.mark.parametrize("stem", [path.stem for path in pages.notebooks() if has_equations(path)])
 def test_equations_are_set_in_a_browser(stem, site, tmp_path):
     chromium = shutil.which("chromium")
     if not chromium: pytest.skip("there is no chromium: apt-get install chromium")
+    page = site / f"{stem}.html"
     flags = [
         "--headless",
         "--no-sandbox",
@@ -162,16 +152,8 @@ def test_equations_are_set_in_a_browser(stem, site, tmp_path):
         "--virtual-time-budget=60000",
         f"--user-data-dir={tmp_path}",
     ]
-    seen = subprocess.run(
-        [chromium, *flags, "--dump-dom", (site / f"{stem}.html").as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    ).stdout
-    asked = len(
-        re.findall(
-            r'<(?:span|div) class="math', (site / f"{stem}.html").read_text(encoding="utf-8")
-        )
-    )
-    assert asked and seen.count("<mjx-container") >= asked
-    assert not (wrong := re.findall(r'data-mjx-error="([^"]*)"', seen)), wrong[0]
+    command = [chromium, *flags, "--dump-dom", page.as_uri()]
+    rendered = subprocess.run(command, capture_output=True, text=True, timeout=300).stdout
+    written = re.findall(r'<(?:span|div) class="math', page.read_text(encoding="utf-8"))
+    assert written and rendered.count("<mjx-container") >= len(written)
+    assert not (wrong := re.findall(r'data-mjx-error="([^"]*)"', rendered)), wrong[0]

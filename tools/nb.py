@@ -1,8 +1,8 @@
 """Edit notebooks as text and build them again.
 
-    python tools/nb.py edit   nbs/02_similarity.ipynb   # writes .nb/02_similarity.py (jupytext percent)
-    python tools/nb.py export .nb/02_similarity.py      # writes notebook and module, runs nothing
-    python tools/nb.py build  .nb/02_similarity.py      # writes, runs, cleans and exports them
+    python tools/nb.py edit   nbs/02_similarity.ipynb  # writes .nb/02_similarity.py (jupytext)
+    python tools/nb.py export .nb/02_similarity.py     # writes notebook and module, runs nothing
+    python tools/nb.py build  .nb/02_similarity.py     # writes, runs, cleans and exports them
 
 The committed source is the .ipynb with its outputs; .nb/ is only a diffable way to write it and is
 not committed. `export` keeps the outputs of cells that did not change.
@@ -53,12 +53,14 @@ def write(nb: nbformat.NotebookNode, target: Path) -> None:
 
 
 def edit(notebook: Path) -> None:
+    "Write a notebook's text."
     text = text_of(notebook)
     text.parent.mkdir(exist_ok=True)
     jupytext.write(jupytext.read(notebook), text, fmt="py:percent")
 
 
 def export(text: Path) -> None:
+    "Write a notebook and its module from the text, with the outputs of cells that did not change."
     nb, target = read_text(text), notebook_of(text)
     outputs = {}
     if target.is_file():
@@ -71,10 +73,12 @@ def export(text: Path) -> None:
 
 
 def build(text: Path) -> None:
+    "Write a notebook and its module from the text, and run the notebook."
     nb, target, start = read_text(text), notebook_of(text), time.time()
     resources = {"metadata": {"path": str(ROOT / "nbs")}}
     nb_export_first(nb, target)
-    NotebookClient(nb, timeout=600, resources=resources).execute()
+    client = NotebookClient(nb, timeout=600, resources=resources, store_widget_state=False)
+    client.execute()
     write(nb, target)
     seconds, size = time.time() - start, target.stat().st_size / 1e6
     print(f"{target.relative_to(ROOT)}: ran in {seconds:.0f} s, {size:.2f} MB", flush=True)
@@ -92,5 +96,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     os.chdir(ROOT)
     os.environ["PYTHONPATH"] = str(ROOT)  # the kernel imports this tree, wherever it lies
+    os.environ.pop("MPLBACKEND", None)  # the kernel shows figures in the notebook
     for path in sys.argv[2:]:
         commands[sys.argv[1]](Path(path))

@@ -1,12 +1,13 @@
 """Build the notebooks, as they are committed with their outputs, into a static site.
 
     pip install -r tools/requirements-pages.txt
-    python tools/pages.py                # writes _docs/index.html and a page a notebook
+    python tools/pages.py                # writes _docs/index.html and one page per notebook
     python tools/pages.py --out DIR
 
-Nothing is executed and nothing of the site is loaded from elsewhere: MathJax comes with it, so equations render offline.
-A link that leads nowhere, or anything else that Sphinx warns of, stops the build.
+Nothing is executed and nothing of the site is loaded from elsewhere: MathJax comes with it, so
+equations render offline. A link that leads nowhere, or another warning of Sphinx, stops the build.
 """
+
 import argparse
 import re
 import shutil
@@ -18,12 +19,22 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
+STEM = r"(?:\d\d[a-z]?|A\d)_\w+"  # of a notebook's file, such as 05_losses or A0_scenes
+#: wings of the table of contents: caption → beginnings of stems
+WINGS = {
+    "The paper": ("0", "1"),
+    "Data": ("2",),
+    "Engine": ("3",),
+    "Reproduction": ("4",),
+    "Application": ("5",),
+    "Appendix": ("A",),
+}
 CSS = """.bd-page-width { max-width: 110rem; }
 .bd-main .bd-content .bd-article-container { max-width: 75rem; }
 div.cell pre { font-size: 78%; }
 div.cell_output pre { white-space: pre-wrap; }
 p.rubric { display: block; }
-"""  # notebooks have lines of up to 150 characters
+"""
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
 
 
@@ -33,19 +44,31 @@ def notebooks() -> list[Path]:
 
 
 def settings() -> dict[str, str]:
+    "The values of settings.ini."
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     return dict(parser["DEFAULT"])
 
 
 def linked(text: str, stems: set[str]) -> str:
-    "Names of notebooks, as `05_latent_prototypes` or *05_latent_prototypes*, become links; what is a link already stays."
-    def link(m): return f"[{m[2]}]({m[2]}.ipynb)" if m[2] in stems else m[0]
-    return re.sub(r"(?<![\[*`])([*`])((?:\d\d[a-z]?|A\d)_\w+)\1(?![\]*`])", link, text)
+    """Turn names of notebooks, as `05_losses` or *05_losses*, into links.
+
+    What is a link already stays.
+    """
+
+    def link(match):
+        stem = match[2]
+        return f"[{stem}]({stem}.ipynb)" if stem in stems else match[0]
+
+    return re.sub(rf"(?<![\[*`])([*`])({STEM})\1(?![\]*`])", link, text)
 
 
 def for_reading(path: Path, stems: set[str], git_url: str, branch: str) -> nbformat.NotebookNode:
-    "A notebook without nbdev's directives: what they hide is folded away, names of notebooks are links, and links to other files lead to the repository."
+    """A notebook as the site shows it.
+
+    nbdev's directives are removed and what they hide is folded away; names of notebooks are links;
+    links to other files lead to the repository.
+    """
     nb = nbformat.read(path, 4)
     for cell in nb.cells:
         if cell.cell_type == "markdown":
@@ -58,8 +81,19 @@ def for_reading(path: Path, stems: set[str], git_url: str, branch: str) -> nbfor
     return nb
 
 
+def contents(stems: list[str]) -> str:
+    "The table of contents for the side bar, one group per wing."
+    groups = []
+    for caption, beginnings in WINGS.items():
+        members = [stem for stem in stems if stem.startswith(beginnings)]
+        if members:
+            options = [":hidden:", f":caption: {caption}", ""]
+            groups.append("\n".join(["", "```{toctree}", *options, *members, "```", ""]))
+    return "".join(groups)
+
+
 def front_page(stems: list[str], git_url: str, branch: str) -> str:
-    "The README with its links turned from the repository to the site, and a table of contents for the side bar."
+    "The README with its links turned from the repository to the site, and the table of contents."
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     text = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](\1)", text)
     text = linked(text, set(stems))
@@ -68,21 +102,11 @@ def front_page(stems: list[str], git_url: str, branch: str) -> str:
         rf"\1({git_url}/blob/{branch}/\2)",
         text,
     )
-
-    def toc(caption, members):
-        return "\n".join(
-            ["", "```{toctree}", ":hidden:", f":caption: {caption}", "", *members, "```", ""]
-        )
-
-    return (
-        text
-        + toc("Notebooks", [s for s in stems if s[0].isdigit()])
-        + toc("Appendix", [s for s in stems if not s[0].isdigit()])
-    )
+    return text + contents(stems)
 
 
 def write_sources(folder: Path, git_url: str, branch: str) -> None:
-    "What Sphinx reads: the front page, its pictures, and the notebooks."
+    "Write what Sphinx reads: the front page, its pictures, and the notebooks."
     stems = [path.stem for path in notebooks()]
     for path in notebooks():
         nbformat.write(for_reading(path, set(stems), git_url, branch), folder / path.name)
@@ -95,53 +119,49 @@ def write_sources(folder: Path, git_url: str, branch: str) -> None:
         shutil.copy(ROOT / picture, folder / picture)
 
 
-def build(out: Path) -> None:
-    "Write the site to `out`, or leave what is there and exit when Sphinx is not content."
-    from sphinx.application import (
-        Sphinx,  # here, so that the rest can be used and tested without it
-    )
+def sphinx_options(source: Path) -> dict:
+    "What Sphinx's conf.py would hold."
+    values = settings()
+    return {
+        "project": values["title"],
+        "author": values["author"],
+        "copyright": values["copyright"],
+        "language": "en",
+        "extensions": ["myst_nb", "sphinx-mathjax-offline"],
+        "nb_execution_mode": "off",
+        "nb_merge_streams": True,
+        "nb_render_markdown_format": "myst",
+        # Would come from a CDN; without it a widget shows its picture or text.
+        "nb_ipywidgets_js": {},
+        "myst_enable_extensions": ["dollarmath", "amsmath"],
+        "myst_heading_anchors": 3,
+        "html_theme": "sphinx_book_theme",
+        "html_title": values["title"],
+        "html_copy_source": False,
+        "html_show_sphinx": False,
+        "html_static_path": [str(source / "_static")],
+        "html_css_files": ["pages.css"],
+        "html_theme_options": {
+            "repository_url": values["git_url"],
+            "use_repository_button": True,
+            "use_download_button": False,
+            "show_toc_level": 2,
+            "navbar_persistent": [],  # the side bar has a search field already
+        },
+    }
 
-    cfg = settings()
+
+def build(out: Path) -> None:
+    "Write the site to `out`; where Sphinx warns, leave `out` as it is and exit."
+    from sphinx.application import Sphinx  # here: the rest works and is tested without it
+
+    values = settings()
     with tempfile.TemporaryDirectory() as tmp:
-        source, site = Path(tmp) / "source", Path(tmp) / "site"
+        source, site, trees = (Path(tmp) / name for name in ("source", "site", "doctrees"))
         source.mkdir()
-        write_sources(source, cfg["git_url"], cfg["branch"])
-        options = {
-            "project": cfg["title"],
-            "author": cfg["author"],
-            "copyright": cfg["copyright"],
-            "language": "en",
-            "extensions": ["myst_nb", "sphinx-mathjax-offline"],
-            "nb_execution_mode": "off",
-            "nb_merge_streams": True,
-            "nb_render_markdown_format": "myst",
-            "nb_ipywidgets_js": {},  # would come from a CDN; without it a widget shows its picture or text
-            "myst_enable_extensions": ["dollarmath", "amsmath"],
-            "myst_heading_anchors": 3,
-            "html_theme": "sphinx_book_theme",
-            "html_title": cfg["title"],
-            "html_copy_source": False,
-            "html_show_sphinx": False,
-            "html_static_path": [str(source / "_static")],
-            "html_css_files": ["pages.css"],
-            "html_theme_options": {
-                "repository_url": cfg["git_url"],
-                "use_repository_button": True,
-                "use_download_button": False,
-                "show_toc_level": 2,
-                "navbar_persistent": [],
-            },  # the side bar has a search field already
-        }
-        app = Sphinx(
-            source,
-            None,
-            site,
-            Path(tmp) / "doctrees",
-            "html",
-            options,
-            status=None,
-            warningiserror=True,
-        )
+        write_sources(source, values["git_url"], values["branch"])
+        options = sphinx_options(source)
+        app = Sphinx(source, None, site, trees, "html", options, status=None, warningiserror=True)
         app.build()
         if app.statuscode: sys.exit("the site was not built: mend what is warned of above.")
         (site / ".nojekyll").touch()  # or Pages leaves out folders that begin with _

@@ -46,7 +46,7 @@ HELP = ("usage: celp COMMAND [OPTIONS]\n\nFew-shot segmentation with contrastive
         + "\n".join(f"  {name:<10}{line}" for name, line in COMMANDS.items())
         + "\n\ncelp COMMAND --help lists a command's options; celp --version says the version.")
 
-# %% ../../nbs/51_cli.ipynb #8b716089
+# %% ../../nbs/51_cli.ipynb #b6680e19
 PAGE = {
     "cells": [
         {
@@ -81,7 +81,7 @@ def page_server(
         )
     page, chapter = (
         folder / "explorer.ipynb",
-        Path(celp_nb.__file__).resolve().parent.parent / "nbs" / "50_explorer.ipynb",
+        Path(celp_nb.__file__).resolve().parent.parent / "nbs" / "52_explorer.ipynb",
     )
     page.write_text(json.dumps(PAGE), encoding="utf-8")
     shown = chapter if installed[0] == "jupyterlab" and chapter.is_file() else page
