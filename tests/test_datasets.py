@@ -20,6 +20,7 @@ from celp_nb.bundled import scenes as bundled_scenes
 from celp_nb.data import benchmarks as data_benchmarks
 from celp_nb.data import coco as data_coco
 from celp_nb.data import images as data_images
+from celp_nb.data import index as data_index
 from celp_nb.data import training_set as data_training_set
 from celp_nb.data import transforms as data_transforms
 from celp_nb.data import voc as data_voc
@@ -288,11 +289,11 @@ def test_a_photograph_that_goes_bad_later_is_named(tmp_path):
 def test_cache_is_used_and_made_again_when_a_file_changes(tmp_path, monkeypatch):
     root = make_voc(tmp_path / "set", {"a": blocks(0, 1), "b": blocks(2, 3)})
     counted = []
-    real = data_images.count_pixels
+    real = data_index.count_pixels
     monkeypatch.setattr(
-        data_images,
+        data_index,
         "count_pixels",
-        lambda path, read, i: counted.append(path.stem) or real(path, read, i),
+        lambda path, mask: counted.append(path.stem) or real(path, mask),
     )
     first = data_voc.voc_layout(root, "train")
     assert sorted(counted) == ["a", "b"]
@@ -761,9 +762,9 @@ def test_preparing_pascal_counts_what_is_there_and_indexes_it(tmp_path, monkeypa
     assert lines[1].split() == "train 4 images, 0 of 20 classes in them".split(), (
         "no object has 2048 pixels but stripes of 40 x 56"
     )
-    size = sum(f.stat().st_size for f in (tmp_path / "cache").glob("*.npz"))
+    size = sum(f.stat().st_size for f in (tmp_path / "cache").rglob("*.*") if f.is_file())
     assert size and data_benchmarks.index_size(root) == (size, tmp_path / "cache")
-    monkeypatch.setattr(data_images, "count_pixels", lambda *a: pytest.fail("counted again"))
+    monkeypatch.setattr(data_index, "count_pixels", lambda *a: pytest.fail("counted again"))
     assert data_benchmarks.pascal5i(root, "val", counts={"train": 4, "val": 1}).ids == val.ids
 
 
@@ -809,7 +810,7 @@ def test_preparing_coco_names_what_is_missing_and_where_it_comes_from(tmp_path):
     train, val = data_benchmarks.prepare_coco(root, {"train": 1, "val": 2})
     assert (len(train.ids), len(val.ids)) == (1, 2) and train.interleaved and val.interleaved
     assert data_benchmarks.index_size(root)[0] == sum(
-        f.stat().st_size for f in (tmp_path / "cache").glob("*.npz")
+        f.stat().st_size for f in (tmp_path / "cache").rglob("*.*") if f.is_file()
     )
 
 
