@@ -6,13 +6,13 @@
 __all__ = ['SYNONYMS', 'ImageSet', 'UnreadableImage', 'open_image', 'read_image', 'read_png_mask', 'palette', 'write_png_mask',
            'cache_folder', 'file_fingerprint', 'subset', 'class_key', 'joint_classes', 'merge']
 
-# %% ../../nbs/21_images.ipynb #f76e9330
+# %% ../../nbs/21_images.ipynb #5e8bf5a8
 import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -79,26 +79,28 @@ def read_png_mask(
         )
     return np.array(image, np.uint8)
 
-# %% ../../nbs/21_images.ipynb #1e76448d
-def palette() -> list[int]:  # 768 numbers: r, g, b of each of the 256 mask values
+# %% ../../nbs/21_images.ipynb #247a7482
+@lru_cache(None)
+def palette() -> tuple[int, ...]:  # 768 numbers: r, g, b of each of the 256 mask values
     """PASCAL VOC's colours for masks."""
     colours = []
     for value in range(256):
         for channel in range(3):
             bits = [(value >> (3 * b + channel) & 1) << (7 - b) for b in range(3)]
             colours.append(sum(bits))
-    return colours
+    return tuple(colours)
 
 
 def write_png_mask(
     path: Path,  # the PNG file to write; its folder is made if need be
     mask: np.ndarray,  # (H, W) uint8, class numbers
+    optimize: bool = False,  # a smaller file, six times as long to write
 ) -> None:
     """Write a mask as PNG with VOC's palette, as a whole or not at all."""
     image = PILImage.fromarray(mask)
     image.putpalette(palette())
     with atomic_file(path) as file:
-        image.save(file, "PNG")
+        image.save(file, "PNG", optimize=optimize)
 
 # %% ../../nbs/21_images.ipynb #3979efd7
 def cache_folder() -> Path:
