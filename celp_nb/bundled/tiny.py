@@ -210,7 +210,7 @@ def pretrain(
     save_half_precision(net, out)
     return history
 
-# %% ../../nbs/A3_tiny_backbone.ipynb #2ac1c9a1
+# %% ../../nbs/A3_tiny_backbone.ipynb #cc2ea6fc
 def purity(
     D: Tensor,  # (B, n, n) float, cosines, Eq. (1)
     label: Tensor,  # (B, n) int64: 0 .. objects-1 objects, from there on background, 255 void
@@ -224,6 +224,7 @@ def purity(
     if delta >= 1:
         raise ValueError(f"delta is {delta}, but no cosine exceeds 1; choose a value below it.")
     within, across = position_pairs(label, objects)
-    hit, miss = ((D > delta) & within).sum(2), ((D > delta) & across).sum(2)
+    similar = torch.gt(D, delta)
+    hit, miss = (similar & within).sum(2), (similar & across).sum(2)
     on = label < objects
     return (hit / (hit + miss).clamp(min=1))[on], (hit / within.sum(2).clamp(min=1))[on]

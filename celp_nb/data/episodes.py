@@ -81,7 +81,7 @@ def draw_distinct(
         drawn[:, j] = np.where(taken, top, number)
     return rng.permuted(drawn, axis=1)  # Floyd's sets are uniform, their order is not
 
-# %% ../../nbs/20_episodes.ipynb #ec8bad80
+# %% ../../nbs/20_episodes.ipynb #cd7d34f4
 class Episodes(NamedTuple):
     """A list of n episodes; images and classes as integers."""
 
@@ -93,7 +93,7 @@ class Episodes(NamedTuple):
         self,
         k: int,  # shots to keep, 1 .. K
     ) -> "Episodes":  # the same episodes with k supports
-        """The same episodes with the first k supports; raises ValueError for more than there are."""
+        """The same episodes with the first k supports. Raises ValueError for more than K."""
         n_supports = self.support.shape[1]
         if not 1 <= k <= n_supports:
             raise ValueError(
