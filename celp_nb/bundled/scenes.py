@@ -90,7 +90,7 @@ def render_object(
     coverage = _shrunk(inside, supersample)[..., 0]
     return Patch(_shrunk(colour, supersample), coverage, int((coverage >= 0.5).sum()))
 
-# %% ../../nbs/A2_scenes.ipynb #b47d49be
+# %% ../../nbs/A2_scenes.ipynb #b2c64905
 GROUNDS = ("soil", "water", "straw", "gravel", "cloth", "moss")
 
 
@@ -120,7 +120,7 @@ def _ground_pattern(
         return warp + weft + 0.2 * noise(x, y, 1, n)
     return np.abs(2 * noise(x, y, 3, n) - 1) ** 0.6 * 0.7 + 0.3 * noise(x, y, 20, m)  # moss
 
-
+# %% ../../nbs/A2_scenes.ipynb #255505f0
 def _draw_litter(
     ground: Image.Image,  # drawn upon
     hue: float,  # of the ground, 0..1
@@ -137,7 +137,7 @@ def _draw_litter(
         end = [x + length * math.cos(angle), y + length * math.sin(angle)]
         draw.line([x, y, *end], fill=shade, width=int(r.integers(1, 3)))
 
-
+# %% ../../nbs/A2_scenes.ipynb #98f0778c
 def render_ground(
     side: int,  # of the image, pixels
     kind: int,  # index into GROUNDS

@@ -73,7 +73,7 @@ def fetch(
             f"put what you fetched into {folder} unopened, and run the same command again."
         ) from error
 
-# %% ../../nbs/24_benchmarks.ipynb #4ae6245f
+# %% ../../nbs/24_benchmarks.ipynb #78657950
 Pairs = dict[str, tuple[Path, Path]]  # image name -> photograph, mask
 
 
@@ -110,7 +110,7 @@ def voc2012_files(
         )
     return pairs_of(VOCSegmentation(root, year="2012", image_set=split))
 
-
+# %% ../../nbs/24_benchmarks.ipynb #e87ba4fb
 def sbd_files(
     folder: Path,  # with img, cls and train_noval.txt, or to put them
     download: bool,
@@ -118,7 +118,7 @@ def sbd_files(
     """Photographs and masks of SBD. Raises FileNotFoundError; RuntimeError from `fetch`."""
     from torchvision.datasets import SBDataset
 
-    if download and not (folder / "cls").is_dir():  # a failed download leaves the folder behind
+    if download and not (folder / "cls").is_dir():
         fetch(
             "SBD",
             lambda: SBDataset(
@@ -134,7 +134,7 @@ def sbd_files(
         )
     return pairs_of(SBDataset(folder, image_set="train_noval", mode="segmentation"))
 
-# %% ../../nbs/24_benchmarks.ipynb #dc0f9008
+# %% ../../nbs/24_benchmarks.ipynb #dbeee894
 def check_pascal_folders(
     root: Path,
     split: str,  # "train" or "val"
@@ -158,7 +158,7 @@ def check_pascal_folders(
                 f"{folder}: no such folder; pass download=True or put the data there."
             )
 
-
+# %% ../../nbs/24_benchmarks.ipynb #85e3cd06
 def as_png_masks(
     name: str,  # which set and split
     files: Pairs,
@@ -172,7 +172,7 @@ def as_png_masks(
     png_of = dict(zip(mats, rendered))
     return [png_of.get(image, mask) for image, (_, mask) in files.items()]
 
-
+# %% ../../nbs/24_benchmarks.ipynb #d929837c
 def pascal5i(
     root: str | Path,  # with VOCdevkit/VOC2012 and sbd/{img,cls,train_noval.txt}, or to put them
     split: str,  # "train" or "val"

@@ -64,7 +64,7 @@ def run_lengths(
         return tools.frPyObjects(segmentation, height, width)["counts"]
     return counts.encode() if isinstance(counts, str) else counts
 
-# %% ../../nbs/23_coco.ipynb #edb93ed4
+# %% ../../nbs/23_coco.ipynb #6c3cf8d3
 class AnnotatedImage(NamedTuple):
     """One image of a COCO file, with its annotations in the file's order."""
 
@@ -73,7 +73,7 @@ class AnnotatedImage(NamedTuple):
     values: list[int]  # mask value of each annotation: its class 1 .. 254, or 255 for a crowd
     outlines: list[bytes]  # compressed run lengths of each annotation
 
-
+# %% ../../nbs/23_coco.ipynb #87d66b59
 def class_numbers(
     data: dict,  # contents of a COCO file
     path: Path,  # the file, for messages
@@ -87,7 +87,7 @@ def class_numbers(
     number = {category["id"]: c + 1 for c, category in enumerate(categories)}
     return number, [category["name"] for category in categories]
 
-
+# %% ../../nbs/23_coco.ipynb #68fac892
 def annotations_by_image(
     data: dict,  # contents of a COCO file
     class_of: dict[int, int],  # category id -> class
@@ -171,7 +171,7 @@ def paint_mask(
 def _paint_ith(images: list[AnnotatedImage], i: int) -> np.ndarray:
     return paint_mask(images[i])
 
-# %% ../../nbs/23_coco.ipynb #e910472e
+# %% ../../nbs/23_coco.ipynb #4b44d5a7
 class CocoFile:
     """A COCO instances file that is parsed when its contents are first needed."""
 
@@ -194,7 +194,7 @@ class CocoFile:
         """The function i -> mask of image i."""
         return partial(_paint_ith, self.contents()[0])
 
-
+# %% ../../nbs/23_coco.ipynb #6d352404
 def annotation_file(
     root: Path,  # the folder with annotations/
     split: str,  # such as "train2014"
@@ -212,7 +212,7 @@ def annotation_file(
         raise FileNotFoundError(f"{path}: no such split; there are: {splits}.")
     return path
 
-
+# %% ../../nbs/23_coco.ipynb #ea0882ec
 def coco_layout(
     root: str | Path,  # the folder with annotations/ and SPLIT/
     split: str,  # such as "train2014"

@@ -69,14 +69,14 @@ def find_files(
         )
     return [by_name[name] for name in ids]
 
-# %% ../../nbs/22_voc.ipynb #5deb7115
+# %% ../../nbs/22_voc.ipynb #2341738d
 PASCAL_CLASSES = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train",
     "tvmonitor",
 ]  # fmt: skip
 
-
+# %% ../../nbs/22_voc.ipynb #e2317f2e
 def read_class_names(
     path: Path,  # text file, one class name a line
 ) -> list[str]:  # the names
@@ -108,7 +108,7 @@ def listed_names(
         )
     return listed
 
-
+# %% ../../nbs/22_voc.ipynb #5dbce052
 def names_from_values(
     root: Path,
     split: str,
