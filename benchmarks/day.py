@@ -3,12 +3,13 @@
     python benchmarks/day.py [--episodes 20000] [--images 82081] [--augmented 1000] [--side 641]
 
 An index of the size of COCO 2014's (82,081 images, 80 classes) is written as the project keeps its
-own, and read back. Its images share 1,000 masks of seven outlines each, drawn at random and rendered
-to PNG as the project renders COCO's. Then fold 0's episodes of 50 epochs are drawn at once; of the
-first ones the masks are read and marked as training does, and some are read and augmented whole, from
-photographs of noise. Memory is the process's resident set, printed after each tenth, with what the
-allocator holds in reserve given back first (it keeps some 500 MiB of freed images, and no more after
-a few hundred episodes). Exit status 1 if it grows by more than --limit from the half to the end.
+own, and read back. Its images share 1,000 masks of seven outlines each, drawn at random and
+rendered to PNG as the project renders COCO's. Then fold 0's episodes of 50 epochs are drawn at
+once; of the first ones the masks are read and marked as training does, and some are read and
+augmented whole, from photographs of noise. Memory is the process's resident set, printed after each
+tenth, with what the allocator holds in reserve given back first (it keeps some 500 MiB of freed
+images, and no more after a few hundred episodes). Exit status 1 if it grows by more than --limit
+from the half to the end.
 """
 
 import argparse
@@ -117,7 +118,8 @@ def main():
     )
     episodes = images_in_turn(pixels, classes, 50 * pool, 1, 0)
     print(
-        f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB"
+        f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, "
+        f"drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB"
     )
     items = TrainingEpisodes(
         data, episodes, classes, type(COCO_RECIPE)(**{**vars(COCO_RECIPE), "side": args.side}), 0
@@ -140,7 +142,9 @@ def main():
             if (i + 1) % max(1, n // 10) == 0: memory.append(resident())
         growths[name] = memory[-1] - memory[len(memory) // 2]
         print(
-            f"{name}: {n} episodes, {1000 * (time.perf_counter() - start) / n:.1f} ms each; resident {' '.join(f'{m:.0f}' for m in memory)} MiB, growth over the second half {growths[name]:.1f} MiB"
+            f"{name}: {n} episodes, {1000 * (time.perf_counter() - start) / n:.1f} ms each; "
+            f"resident {' '.join(f'{m:.0f}' for m in memory)} MiB, "
+            f"growth over the second half {growths[name]:.1f} MiB"
         )
     print(json.dumps({name: round(value, 1) for name, value in growths.items()}))
     if max(growths.values()) > args.limit: sys.exit(f"memory grew by more than {args.limit} MiB.")
