@@ -262,3 +262,14 @@ def test_crop_without_the_class_is_centred_on_it():
         np.zeros((40, 40), bool), 33, 0.85, 3, np.random.default_rng(0)
     )
     assert all(0 <= p <= 7 for p in nothing)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([33, 97, 161]))
+def test_padding_is_measured_where_it_is_made(height, width, side):
+    image, mask = np.zeros((height, width, 3), np.uint8), np.zeros((height, width), np.uint8)
+    _, square = data_transforms.fit_square(image, mask, side)
+    padding = data_transforms.padding_of(height, width, side)
+    assert padding.shape == (1, side, side) and torch.equal(padding[0], square == 255)
+    rows, columns = data_transforms.fitted_size(height, width, side)
+    assert max(rows, columns) == side and (~padding).sum() == rows * columns
