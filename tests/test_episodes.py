@@ -25,7 +25,7 @@ NAMES = ["cat", "dog, small", "Fahrrad-ü", "boat"]
 
 @st.composite
 def tables(draw):
-    "A pixel table of 30 images and 4 classes in which every class has at least 6 images; a presence threshold; a seed."
+    "A pixel table of 30 images and 4 classes, at least 6 images per class; a seed."
     seed = draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
     table = rng.integers(0, 4096, (30, 4))
@@ -76,7 +76,7 @@ def test_draw_distinct_draws_different_numbers_in_range(k, more, seed):
 
 
 def test_draw_distinct_is_uniform_in_every_place():
-    "Floyd's algorithm without the final shuffle fails this by far: its first number never exceeds n - k."
+    "Floyd's algorithm without the final shuffle fails this: its first number is at most n - k."
     drawn = draw_distinct(np.random.default_rng(3), 5, 50_000, 4)
     for place in range(4):
         assert abs(np.bincount(drawn[:, place], minlength=5) - 10_000).max() < 5 * np.sqrt(
@@ -188,7 +188,8 @@ def test_csv_round_trip(tmp_path_factory, case, shots):
 def test_csv_is_what_a_person_would_write(tmp_path):
     path = tmp_path / "by_hand.csv"
     path.write_text(
-        "\ufeffquery,support_2,support_1,class,class_id,remark\nphoto 00,photo 02,photo 01,boat,4,hard one\n\n",
+        "\ufeffquery,support_2,support_1,class,class_id,remark\n"
+        "photo 00,photo 02,photo 01,boat,4,hard one\n\n",
         encoding="utf-8",
     )
     episodes = read_episodes(path, IDS, NAMES)

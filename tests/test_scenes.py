@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from celp_nb.bundled import catalogue as bundled_catalogue
 from celp_nb.bundled import scenes as bundled_scenes
 
 ROOT = Path(__file__).resolve().parent.parent / "data_samples" / "scenes"
@@ -66,7 +67,7 @@ def test_void_is_a_thin_border(split):
 
 def test_names_and_size():
     names = (ROOT / "classes.txt").read_text().split()
-    assert len(set(names)) == 20 and names == [c.name for c in bundled_scenes.bundled_classes()]
+    assert len(set(names)) == 20 and names == [c.name for c in bundled_catalogue.bundled_classes()]
     assert sum(f.stat().st_size for f in ROOT.rglob("*") if f.is_file()) <= 10_000_000
 
 
@@ -95,16 +96,16 @@ def test_writing_gives_the_committed_masks(tmp_path):
 
 
 def test_other_classes_are_others():
-    others = bundled_scenes.other_classes()
+    others = bundled_catalogue.other_classes()
     assert len(others) == len({c.name for c in others}) == 96
-    assert not {c.name for c in others} & {c.name for c in bundled_scenes.bundled_classes()}
+    assert not {c.name for c in others} & {c.name for c in bundled_catalogue.bundled_classes()}
     mine = [
         s
-        for c in bundled_scenes.bundled_classes()
-        for s in (bundled_scenes._silhouette(c, 0, 1), bundled_scenes._silhouette(c, 0, -1))
+        for c in bundled_catalogue.bundled_classes()
+        for s in (bundled_catalogue.silhouette(c, 0, 1), bundled_catalogue.silhouette(c, 0, -1))
     ]
     for c in others:
-        theirs = bundled_scenes._silhouette(c, 0, 1)
+        theirs = bundled_catalogue.silhouette(c, 0, 1)
         assert max((theirs & s).sum() / (theirs | s).sum() for s in mine) < .85
 
 
@@ -112,7 +113,7 @@ def test_other_classes_are_others():
 @given(k=st.integers(0, 19), area=st.floats(1500, 5000), seed=st.integers(0, 10 ** 6))
 def test_an_instance_has_the_wanted_size(k, area, seed):
     patch = bundled_scenes.render_object(
-        bundled_scenes.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2
+        bundled_catalogue.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2
     )
     assert abs(patch.area / area - 1) < .06
     assert (
@@ -128,7 +129,7 @@ def test_an_instance_has_the_wanted_size(k, area, seed):
 @given(seed=st.integers(0, 10 ** 6))
 def test_objects_stay_visible(seed):
     scene = bundled_scenes.render_scene(
-        bundled_scenes.bundled_classes(),
+        bundled_catalogue.bundled_classes(),
         [0, 9, 16],
         np.random.default_rng(seed),
         least=1800,
@@ -145,7 +146,7 @@ def test_what_does_not_fit_is_said():
         match="4 objects of at least 9000 pixels do not fit an image of side 60; use fewer",
     ):
         bundled_scenes.render_scene(
-            bundled_scenes.bundled_classes(),
+            bundled_catalogue.bundled_classes(),
             [0, 1, 2, 3],
             np.random.default_rng(0),
             side=60,
