@@ -137,13 +137,13 @@ def slow_deformable(net, query, value, padded, size):
         net.heads,
         net.points,
     )
-    v = (value @ p["value.weight"].T) * ~padded[:, None]
+    v = (value @ p["value_proj.weight"].T) * ~padded[:, None]
     out = np.zeros_like(value)
     for i in range(h * w):
-        offset = (p["offsets.weight"] @ query[i] + p["offsets.bias"]).reshape(heads, P, 2)
+        offset = (p["sampling_offsets.weight"] @ query[i] + p["sampling_offsets.bias"]).reshape(heads, P, 2)
         seen = []
         for k in range(heads):
-            weight = np.exp((p["share.weight"] @ query[i] + p["share.bias"]).reshape(heads, P)[k])
+            weight = np.exp((p["attention_weights.weight"] @ query[i] + p["attention_weights.bias"]).reshape(heads, P)[k])
             weight = weight / weight.sum()
             for c in range(k * value.shape[1] // heads, (k + 1) * value.shape[1] // heads):
                 seen.append(
@@ -155,7 +155,7 @@ def slow_deformable(net, query, value, padded, size):
                         for q in range(P)
                     )
                 )
-        out[i] = p["out.weight"] @ seen
+        out[i] = p["output_proj.weight"] @ seen
     return out
 
 
@@ -434,7 +434,7 @@ def cross(seed, B=2, n=6, m=7, C=4):
 def slow_attention(net, query, support, allowed):
     "Of one image: (n, C), (m, C), (m,) bool → (n, C), over the allowed keys alone."
     q, k, v, o = (
-        layer.weight.detach().numpy().astype(float) for layer in (net.q, net.k, net.v, net.out)
+        layer.weight.detach().numpy().astype(float) for layer in (net.q_fc, net.k_fc, net.v_fc, net.proj)
     )
     out = []
     for x in query:
@@ -451,7 +451,7 @@ def test_dropped_keys_get_no_weight(seed):
     with torch.no_grad():
         out, dropped = net(*asks)
         consistent = cycle_consistent(
-            net.q(asks.query) @ net.k(asks.support).transpose(1, 2),
+            net.q_fc(asks.query) @ net.k_fc(asks.support).transpose(1, 2),
             asks.label,
             asks.there,
             asks.asked,
@@ -647,14 +647,13 @@ def test_equation_15():
         lambda x: np.maximum(x, 0),
     )
     seen = []
-    net.reduce.register_forward_hook(lambda module, given, out: None)
-    net.classify.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    net.cls.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     with torch.no_grad(): loss = net(cond, target)[1].item()
     logits, masks = [], []
     for b in range(2):
         x, mid = seen[0][b].numpy().astype(float), cond.query[b].numpy().astype(float)
         v = slow_average(
-            relu(slow_conv(x, p["back_out.0.weight"])) + mid,
+            relu(slow_conv(x, p["pred_supp_qry_proj.0.weight"])) + mid,
             slow_resize((target[b].numpy() == 1).astype(float), *mid.shape[1:]),
         )
         for k in range(2):
@@ -666,17 +665,17 @@ def test_equation_15():
                             np.broadcast_to(v[:, None, None], mid.shape),
                         ]
                     ),
-                    p["back_in.0.weight"],
+                    p["supp_init_merge.0.weight"],
                 )
             )
             y = y + relu(
-                slow_conv(relu(slow_conv(y, p["back_refine.0.weight"])), p["back_refine.2.weight"])
+                slow_conv(relu(slow_conv(y, p["supp_beta_conv.0.weight"])), p["supp_beta_conv.2.weight"])
             )
             logits.append(
                 slow_conv(
-                    relu(slow_conv(y, p["back_classify.0.weight"])),
-                    p["back_classify.3.weight"],
-                    p["back_classify.3.bias"],
+                    relu(slow_conv(y, p["supp_cls.0.weight"])),
+                    p["supp_cls.3.weight"],
+                    p["supp_cls.3.bias"],
                 )
             )
             masks.append(cond.support_mask[b, k].numpy())
@@ -702,6 +701,12 @@ def few_shot(seed=0):
     return FewShotModel(3, decoder(seed=seed), 4, dropout=0.0)
 
 
+WAY_BACK = tuple(
+    f"decoder.{part}."
+    for part in ("pred_supp_qry_proj", "supp_init_merge", "supp_beta_conv", "supp_cls")
+)
+
+
 def test_every_parameter_is_trained_and_the_way_back_by_its_own_loss_alone():
     model = few_shot().train()
     losses = two_path_losses(model, *model_inputs(), dice)
@@ -716,11 +721,11 @@ def test_every_parameter_is_trained_and_the_way_back_by_its_own_loss_alone():
         if g is not None and g.abs().sum() > 0
     }
     names = {n for n, _ in model.named_parameters()}
-    back = {n for n in names if n.startswith("decoder.back_")}
+    back = {n for n in names if n.startswith(WAY_BACK)}
     assert reached(losses.total()) == names and len(back) == 7
     assert reached(losses.main) == reached(losses.contrast) == names - back
     assert reached(losses.auxiliary) == names - {
-        n for n in names if n.startswith("decoder.classify.")
+        n for n in names if n.startswith("decoder.cls.")
     }
 
 
@@ -772,7 +777,7 @@ def test_sampling_points_are_not_rounded():
     exact = net.where(query, (6, 7))
     with lower(): ours = net.where(query, (6, 7))
     for a, b in zip(exact, ours): assert b.dtype == torch.float32 and torch.equal(a, b)
-    with lower(): assert net.offsets(query).dtype == torch.bfloat16  # what would have happened
+    with lower(): assert net.sampling_offsets(query).dtype == torch.bfloat16  # what would have happened
 
 
 def test_the_round_trip_and_the_keys_are_calculated_in_float32(monkeypatch):

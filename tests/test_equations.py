@@ -705,17 +705,17 @@ def slow_pfenet(decoder, query, v, prior):
                 np.concatenate(
                     [slow_pool(query, a, b), everywhere, slow_resize(prior[0], a, b)[None]]
                 ),
-                p[f"merge.{i}.weight"],
+                p[f"init_merge.{i}.0.weight"],
             )
         )
         if i:
             previous = np.stack([slow_resize(m, a, b) for m in maps[-1]])
-            x = x + relu(slow_conv(np.concatenate([x, previous]), p[f"carry.{i - 1}.weight"]))
-        x = x + two(x, f"refine.{i}")
-        inner.append(head(x, f"inner.{i}"))
+            x = x + relu(slow_conv(np.concatenate([x, previous]), p[f"alpha_conv.{i - 1}.0.weight"]))
+        x = x + two(x, f"beta_conv.{i}")
+        inner.append(head(x, f"inner_cls.{i}"))
         maps.append(np.stack([slow_resize(m, h, w) for m in x]))
-    x = relu(slow_conv(np.concatenate(maps), p["fuse.weight"]))
-    return head(x + two(x, "refine_all"), "classify"), inner
+    x = relu(slow_conv(np.concatenate(maps), p["res1.0.weight"]))
+    return head(x + two(x, "res2"), "cls"), inner
 
 
 @settings(few, max_examples=6)
@@ -1175,7 +1175,7 @@ def test_contrastive_enhancement_knows_nothing_of_the_decoder():
         two_path_losses,
     ]
     parts = {name.split(".")[0] for name, _ in PFENet(2, (1,)).named_modules() if name} | {"bins"}
-    assert {"merge", "fuse", "classify"} <= parts
+    assert {"init_merge", "res1", "cls"} <= parts
     for part in seam:
         tree = ast.parse(inspect.getsource(part))
         used = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)} | {

@@ -153,20 +153,10 @@ def test_evaluation(case):
 def test_deformable_attention():
     data, _ = load("deformable_attention")
     t = {k: torch.as_tensor(v) for k, v in data.items()}
-    names = {
-        "sampling_offsets": "offsets",
-        "attention_weights": "share",
-        "value_proj": "value",
-        "output_proj": "out",
-    }
     rows, width = t["param/attention_weights.weight"].shape
     module = DeformableAttention(width, heads=rows // 9)
-    own = {
-        f"{ours}.{part}": t[key]
-        for theirs, ours in names.items()
-        for part in ("weight", "bias")
-        if (key := f"param/{theirs}.{part}") in t
-    }
+    prefix = "param/"
+    own = {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
     module.load_state_dict(own)
     close(module(t["query"], t["value"], t["pad"], tuple(t["hw"].tolist())), t["out"])
 
