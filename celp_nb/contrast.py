@@ -6,7 +6,7 @@
 __all__ = ['FewShotModel', 'fewer_channels', 'main_prior', 'support_conditioning', 'latent_conditioning',
            'masked_latent_conditioning', 'Losses', 'has_region', 'two_path_losses']
 
-# %% ../nbs/08_contrast.ipynb #744d87d7
+# %% ../nbs/08_contrast.ipynb #9b409731
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from celp_nb.conditioning import (
-    Conditioning, Features, SupportFeatures, average_shots, latent_prior, prototype, support_prior,
+    Conditioning,
+    Features,
+    SupportFeatures,
+    average_shots,
+    latent_prior,
+    prototype,
+    support_prior,
 )
 from .losses import cross_entropy
 from .ops import VOID, soft_mask
@@ -50,7 +56,7 @@ class FewShotModel(nn.Module):
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/08_contrast.ipynb #ef94e110
+# %% ../nbs/08_contrast.ipynb #c2387a67
 def fewer_channels(high: Tensor, channels: int) -> Tensor:  # (…, C, h, w) → (…, channels, h, w)
     "Averages of neighbouring channels: `channels` stretches of about C / channels each."
     (*leading, C, h, w) = high.shape
@@ -59,12 +65,9 @@ def fewer_channels(high: Tensor, channels: int) -> Tensor:  # (…, C, h, w) →
 
 
 def main_prior(
-    model: FewShotModel,
-    query: Features,  # (B, …)
-    support: Features | SupportFeatures,  # (B, K, …)
-    support_mask: Tensor,  # (B, K, H, W) integer {0, 1, 255}
+    model: FewShotModel, query: Features, support: Features | SupportFeatures, support_mask: Tensor
 ) -> Tensor:  # (B, 1, h, w) float32 in [0, 1]
-    "The support prior (section 4.3), without parameters. Raises ValueError without `whole`."
+    "The support prior (section 4.3). Raises ValueError where it needs `whole` and there is none."
     if not model.whole_support: return support_prior(query.high, support.high, support_mask)
     if not hasattr(support, "whole"):
         raise ValueError(
@@ -94,11 +97,8 @@ def support_conditioning(
     if prior is None: prior = main_prior(model, query, support, support_mask)
     return average_shots(mid_q, v, prior, mid_s.unflatten(0, (B, K)), support_mask, padding)
 
-# %% ../nbs/08_contrast.ipynb #ce7b7361
-def latent_conditioning(
-    main: Conditioning,
-    pseudo: Tensor,  # (B, H, W) int64 {0, 1, 255}, Eq. (6)
-) -> Conditioning:
+# %% ../nbs/08_contrast.ipynb #230640b8
+def latent_conditioning(main: Conditioning, pseudo: Tensor) -> Conditioning:
     "Eq. (7) to Eq. (10): the query's latent prototype and prior, with the query as its support."
     v, K = prototype(main.query, pseudo), main.support.shape[1]
     prior = latent_prior(v, main.query)

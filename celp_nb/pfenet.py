@@ -45,22 +45,18 @@ def classifier(width: int, dropout: float) -> nn.Sequential:
     relu, drop = nn.ReLU(inplace=True), nn.Dropout2d(dropout)
     return nn.Sequential(conv, relu, drop, nn.Conv2d(width, 2, 1))
 
-# %% ../nbs/06_pfenet.ipynb #9cc85064
+# %% ../nbs/06_pfenet.ipynb #b723a5b1
 PASCAL_BINS, COCO_BINS = (60, 30, 15, 8), (1.0, 0.5, 0.25, 0.125)
 
 
-def bin_size(
-    bin: float,  # > 1: positions; ≤ 1: share of the map
-    size: tuple[int, int],  # (h, w) of the map
-) -> tuple[int, int]:  # (h, w) of the bin, at least 1
-    "The map size of one scale of the Feature Enrichment Module."
+def bin_size(bin: float, size: tuple[int, int]) -> tuple[int, int]:  # (h, w), at least 1
+    "The size of one scale: `bin` positions, or that share of a map's `size` where it is ≤ 1."
     if bin > 1: return int(bin), int(bin)
     return max(1, int(size[0] * bin)), max(1, int(size[1] * bin))
 
-# %% ../nbs/06_pfenet.ipynb #403c9f6e
+# %% ../nbs/06_pfenet.ipynb #cba080e3
 class PFENet(nn.Module):
     "The Feature Enrichment Module as a decoder: from a `Conditioning` to logits and Eq. (14)."
-
     def __init__(
         self,
         width: int = 256,  # channels of the query features and of every layer
