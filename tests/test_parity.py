@@ -1,4 +1,8 @@
-"""Parity with the published implementation: fixtures from $CELP_GOLDEN, by default ../shared/golden. Any seed, salt, map size, batch or bins."""
+"""Parity with the published implementation.
+
+The fixtures come from $CELP_GOLDEN, by default ../shared/golden: any seed, salt, map size or bins.
+"""
+
 import json
 import os
 import zlib
@@ -71,7 +75,8 @@ def tensors(data):
 
 
 def published(kind, settings):
-    "The published model with the fixtures' parameters, without dropout; CyCTR with the two defects of its attention."
+    """The published model with the fixtures' parameters, without dropout; CyCTR with the two
+    defects of its attention."""
     backbone, model = load_published(
         official(f"{kind}_resnet50", settings["salt"]), settings["ppm"]
     )
