@@ -59,7 +59,7 @@ def position_grid(size: tuple[int, int], device: torch.device | None = None) -> 
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     return torch.stack([x, y], 2).flatten(0, 1).float()
 
-# %% ../nbs/07_cyctr.ipynb #d48de335
+# %% ../nbs/07_cyctr.ipynb #07d6b6ab
 class DeformableAttention(nn.Module):
     "Self-alignment: each position reads the map at a few points that it computes itself."
     def __init__(self, width: int, heads: int = 1, points: int = 9):
@@ -82,7 +82,7 @@ class DeformableAttention(nn.Module):
 
     def where(self, query: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         "Points (B, hw, heads, P, 2) that each position reads, and their weights (B, hw, heads, P)."
-        with torch.autocast(query.device.type, enabled=False):
+        with torch.autocast(query.device.type, enabled=False):  # bf16 would round coordinates
             query, each = query.float(), (self.heads, self.points)
             offsets = self.sampling_offsets(query).unflatten(2, (*each, 2))
             points = offsets + position_grid(size, query.device)[:, None, None]
@@ -144,7 +144,7 @@ def cycle_consistent(
     returned = label.gather(1, best_key.gather(1, best_query))
     return (label == returned) & key_valid
 
-# %% ../nbs/07_cyctr.ipynb #ef6aac31
+# %% ../nbs/07_cyctr.ipynb #570bd398
 class CycleAttention(nn.Module):
     "Cross-alignment: query positions attend to the cycle-consistent support positions."
     def __init__(self, width: int):
@@ -168,8 +168,7 @@ class CycleAttention(nn.Module):
         dropped = (ignored | ~consistent) & key_valid
         bias = torch.zeros_like(label, dtype=q.dtype).masked_fill(dropped, -1e4)
         bias = bias.masked_fill(~key_valid, -torch.inf)[:, None, None].expand(-1, 1, q.shape[1], -1)
-        one_head = (x.unsqueeze(1) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(*one_head, bias)
+        mixed = F.scaled_dot_product_attention(*(x.unsqueeze(1) for x in (q, k, v)), bias)
         return self.proj(mixed.squeeze(1)), dropped
 
 # %% ../nbs/07_cyctr.ipynb #bd545041
@@ -201,7 +200,7 @@ class Layer(nn.Module):
         x = self.layer_norms[2](x + aligned)
         return self.layer_norms[3](x + self.ffns[1](x)), dropped
 
-# %% ../nbs/07_cyctr.ipynb #2c316142
+# %% ../nbs/07_cyctr.ipynb #8917f4c4
 KEYS = 300  # of each kind, as published
 
 
@@ -214,9 +213,7 @@ def draw_keys(mask: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Ten
 
 def _published_keys(mask: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "`draw_keys` with defect (a); void is among the background keys."
-    generator = None if training else torch.Generator(mask.device).manual_seed(0)
-    positions, valid = choose_keys(mask == 1, mask != 1, KEYS, generator)
-    on_object = mask.gather(1, positions) == 1
+    positions, on_object, valid, _ = draw_keys((mask == 1).long(), training)
     rank = torch.arange(positions.shape[1], device=mask.device) - on_object.sum(1, keepdim=True)
     labels = mask.gather(1, torch.where(on_object, positions, rank.clamp(min=0)))
     return positions, labels == 1, valid, labels == VOID
