@@ -139,7 +139,7 @@ def compare(args, data, plain, ours, model, K):
         difference = plain_logits(
             plain, model, data, *(x[0].tolist() for x in episodes), args.side
         )[0].diff(dim=0)
-        model.decoder.classify[3].bias[1] -= difference.median()
+        model.decoder.cls[3].bias[1] -= difference.median()
     plain_model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
     memory, looks, most = feature_bank(ours, data, args.side, args.gigabytes), [], []
     hook = ours.layer3.register_forward_hook(lambda net, given, out: looks.append(len(out)))

@@ -101,13 +101,13 @@ def plain_decoder(net, mid, v, prior):
             ],
             1,
         )
-        x = F.relu(net.merge[i](x))
-        if i: x = x + F.relu(net.carry[i - 1](torch.cat([x, resize(maps[-1], at)], 1)))
-        x = x + net.refine[i](x)
-        inner.append(net.inner[i](x))
+        x = net.init_merge[i](x)
+        if i: x = x + net.alpha_conv[i - 1](torch.cat([x, resize(maps[-1], at)], 1))
+        x = x + net.beta_conv[i](x)
+        inner.append(net.inner_cls[i](x))
         maps.append(resize(x, size))
-    x = F.relu(net.fuse(torch.cat(maps, 1)))
-    return net.classify(x + net.refine_all(x)), inner
+    x = net.res1(torch.cat(maps, 1))
+    return net.cls(x + net.res2(x)), inner
 
 
 def plain_losses(backbone, model, data):

@@ -1,4 +1,4 @@
-"""The cycle-consistent transformer against loops over single positions, and what must not matter to it: padding, void, batch, ground truth."""
+"""CyCTR against loops over positions, and what must not matter: padding, void, batch, truth."""
 import math
 from typing import NamedTuple
 
@@ -57,11 +57,8 @@ def test_sine_position(seed, h, w, width, share):
     for b in range(2):
         for i in range(h):
             for j in range(w):
-                real = lambda cells: sum(not padded[b, y, x] for y, x in cells)
-                row = real((y, j) for y in range(i + 1)) / (real((y, j) for y in range(h)) + 1e-6)
-                column = real((i, x) for x in range(j + 1)) / (
-                    real((i, x) for x in range(w)) + 1e-6
-                )
+                row = (~padded[b, : i + 1, j]).sum() / ((~padded[b, :, j]).sum() + 1e-6)
+                column = (~padded[b, i, : j + 1]).sum() / ((~padded[b, i]).sum() + 1e-6)
                 for c in range(width):
                     axis, k = (row, c) if c < width // 2 else (column, c - width // 2)
                     slow[b, i * w + j, c] = (math.cos if k % 2 else math.sin)(
@@ -77,7 +74,7 @@ def test_the_last_row_and_column_of_the_image_are_1_wherever_the_padding_begins(
     near(inside, sine_position(padded[:, :4, :3], 8).view(4, 3, 8).numpy(), 1e-5)
 
 
-def test_centres_are_x_before_y():
+def test_positions_are_x_before_y():
     assert position_grid((2, 3)).tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
 
 
@@ -106,20 +103,11 @@ def test_sample_points(seed, heads, P, h, w):
     rng, (B, C, n) = np.random.default_rng(seed), (2, 2, 3)
     value, share = rng.normal(size=(B, heads, C, h, w)), rng.normal(size=(B, n, heads, P))
     points = rng.uniform(-2, [w + 1, h + 1], (B, n, heads, P, 2))
-    slow = [
-        [
-            [
-                sum(
-                    share[b, i, k, p] * slow_at(value[b, k, c], *points[b, i, k, p])
-                    for p in range(P)
-                )
-                for k in range(heads)
-                for c in range(C)
-            ]
-            for i in range(n)
-        ]
-        for b in range(B)
-    ]
+    slow = np.zeros((B, n, heads * C))
+    for b, i, k, c in np.ndindex(B, n, heads, C):
+        for p in range(P):
+            at = slow_at(value[b, k, c], *points[b, i, k, p])
+            slow[b, i, k * C + c] += share[b, i, k, p] * at
     near(sample_points(tensor(value), tensor(points), tensor(share)), slow, 1e-10)
 
 
@@ -131,31 +119,22 @@ def test_a_point_on_a_position_is_the_position():
 
 def slow_deformable(net, query, value, padded, size):
     "Of one image: (hw, C), (hw, C), (hw,) → (hw, C)."
-    p, (h, w), heads, P = (
-        {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()},
-        size,
-        net.heads,
-        net.points,
-    )
-    v = (value @ p["value.weight"].T) * ~padded[:, None]
+    p = {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()}
+    (h, w), heads, P = size, net.heads, net.points
+    linear = lambda x, name: p[f"{name}.weight"] @ x + p[f"{name}.bias"]
+    v = (value @ p["value_proj.weight"].T) * ~padded[:, None]
     out = np.zeros_like(value)
     for i in range(h * w):
-        offset = (p["offsets.weight"] @ query[i] + p["offsets.bias"]).reshape(heads, P, 2)
-        seen = []
+        offset = linear(query[i], "sampling_offsets").reshape(heads, P, 2)
+        points = offset + [i % w, i // w]
+        share = np.exp(linear(query[i], "attention_weights").reshape(heads, P))
+        means = []
         for k in range(heads):
-            weight = np.exp((p["share.weight"] @ query[i] + p["share.bias"]).reshape(heads, P)[k])
-            weight = weight / weight.sum()
             for c in range(k * value.shape[1] // heads, (k + 1) * value.shape[1] // heads):
-                seen.append(
-                    sum(
-                        weight[q]
-                        * slow_at(
-                            v[:, c].reshape(h, w), i % w + offset[k, q, 0], i // w + offset[k, q, 1]
-                        )
-                        for q in range(P)
-                    )
-                )
-        out[i] = p["out.weight"] @ seen
+                plane = v[:, c].reshape(h, w)
+                total = sum(share[k, q] * slow_at(plane, *points[k, q]) for q in range(P))
+                means.append(total / share[k].sum())
+        out[i] = p["output_proj.weight"] @ means
     return out
 
 
@@ -198,7 +177,8 @@ def double(net, monkeypatch):
 
 @pytest.mark.parametrize("heads", [1, 2])
 def test_gradients_of_deformable_attention(heads, monkeypatch):
-    "By finite differences in float64: of its inputs and of all its weights. No point lies on a row or column, where bilinear has a kink."
+    """By finite differences in float64: of its inputs and of all its weights. No point lies on a
+    row or column, where bilinear interpolation has a kink."""
     torch.manual_seed(0)
     net = double(lively(DeformableAttention(4, heads, 2), 1), monkeypatch)
     query, value = (
@@ -254,9 +234,8 @@ def test_with_fallback(seed, size, K, labels):
 def test_fallback_keeps_the_type_and_looks_at_all_shots_together():
     mask = torch.full((1, 2, 5, 5), 0, dtype=torch.uint8)
     mask[0, 1, 0, 1] = 1
-    assert (
-        torch.equal(with_fallback(mask), mask) and with_fallback(mask).dtype == torch.uint8
-    )  # the other shot shows the object
+    assert torch.equal(with_fallback(mask), mask)  # the other shot shows the object
+    assert with_fallback(mask).dtype == torch.uint8
     filled = with_fallback(mask * 0)
     assert (filled[0, :, 2, 2] == 1).all() and (filled[0, :, [0, 0, 4, 4], [0, 4, 0, 4]] == 0).all()
 
@@ -284,47 +263,40 @@ MIXTURES = st.sampled_from(
 )
 def test_how_many_keys_of_which_kind(seed, B, n, limit, weights):
     foreground, background = kinds(seed, B, n, weights)
-    positions, there = choose_keys(foreground, background, limit)
+    positions, key_valid = choose_keys(foreground, background, limit)
     counts = []
     for b in range(B):
-        mine, fg, bg = (
-            positions[b, there[b]].tolist(),
-            int(foreground[b].sum()),
-            int(background[b].sum()),
-        )
-        of_fg, of_bg = [p for p in mine if foreground[b, p]], [p for p in mine if background[b, p]]
-        assert mine == of_fg + of_bg and len(set(mine)) == len(
-            mine
-        )  # no void, none twice, foreground first
-        assert len(of_fg) == min(fg, max(limit, 2 * limit - bg)) and len(of_bg) == min(
-            bg, max(limit, 2 * limit - fg)
-        )
-        assert there[b].tolist() == [True] * len(mine) + [False] * (there.shape[1] - len(mine))
-        counts.append(len(mine))
+        drawn = positions[b, key_valid[b]].tolist()
+        fg, bg = int(foreground[b].sum()), int(background[b].sum())
+        of_fg = [p for p in drawn if foreground[b, p]]
+        of_bg = [p for p in drawn if background[b, p]]
+        assert drawn == of_fg + of_bg  # no void, foreground first
+        assert len(set(drawn)) == len(drawn)  # none twice
+        assert len(of_fg) == min(fg, max(limit, 2 * limit - bg))
+        assert len(of_bg) == min(bg, max(limit, 2 * limit - fg))
+        assert key_valid[b].tolist() == [i < len(drawn) for i in range(key_valid.shape[1])]
+        counts.append(len(drawn))
     assert positions.shape[1] == max(counts)
 
 
 @pytest.mark.parametrize("limit", [2, 4])
 def test_each_position_is_drawn_equally_often(limit):
-    "Three of foreground, nine of background, two of void; with a limit of 4 background gets five keys, for foreground is short."
+    """Three of foreground, nine of background, two of void; with a limit of 4 background gets five
+    keys, for foreground has too few."""
     draws = 6000
     label = torch.tensor([1, 0, 0, 255, 0, 0, 1, 0, 0, 0, 255, 0, 1, 0])
     torch.manual_seed(0)
-    positions, there = choose_keys(
+    positions, key_valid = choose_keys(
         (label == 1).expand(draws, -1), (label == 0).expand(draws, -1), limit
     )
-    often = positions[there].bincount(minlength=14)
+    often = positions[key_valid].bincount(minlength=14)
     for kind, taken in ((1, min(3, limit)), (0, 2 * limit - min(3, limit))):
         p = taken / (label == kind).sum().item()
         assert (often[label == kind] - p * draws).abs().max() <= 5 * math.sqrt(draws * p * (1 - p))
     assert (often[label == 255] == 0).all()
 
 
-class Seen(NamedTuple):
-    keys: list[torch.Tensor]  # that each layer was given
-
-
-def keys_of(net, monkeypatch, runs=1, **inputs):
+def keys_of(net, runs=1, **inputs):
     "The keys of each layer of each run."
     seen = []
     for layer in net.layers:
@@ -362,14 +334,13 @@ def transformer(C=4, seed=0, **more):
 def test_keys_are_drawn_anew_in_training_and_are_the_same_in_evaluation(monkeypatch):
     monkeypatch.setattr(cyctr, "KEYS", 5)
     inputs = transformer_inputs()
-    seen = keys_of(transformer().train(), monkeypatch, 2, **inputs)
+    seen = keys_of(transformer().train(), 2, **inputs)
     assert len(seen) == 4 and all(
         not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i]
     )
-    state = torch.get_rng_state()
-    seen = keys_of(transformer().eval(), monkeypatch, 2, **inputs)
+    seen = keys_of(transformer().eval(), 2, **inputs)
     torch.manual_seed(99)  # whatever happens outside
-    seen += keys_of(transformer().eval(), monkeypatch, 1, **inputs)
+    seen += keys_of(transformer().eval(), 1, **inputs)
     assert len(seen) == 6 and all(torch.equal(a, seen[0]) for a in seen)
     assert seen[0].shape[1] == 10
 
@@ -395,32 +366,32 @@ def test_cycle_consistency(seed, B, n, m, data):
         st.lists(st.booleans(), min_size=size, max_size=size).filter(any)
     )
     label = [data.draw(st.lists(st.booleans(), min_size=m, max_size=m)) for _ in range(B)]
-    there, asked = [flags(m) for _ in range(B)], [flags(n) for _ in range(B)]
+    key_valid, query_valid = [flags(m) for _ in range(B)], [flags(n) for _ in range(B)]
     slow = [[False] * m for _ in range(B)]
     for b in range(B):
         for j in range(m):
-            if not there[b][j]: continue
-            i = max((i for i in range(n) if asked[b][i]), key=lambda i: scores[b, i, j])
-            back = max((k for k in range(m) if there[b][k]), key=lambda k: scores[b, i, k])
+            if not key_valid[b][j]: continue
+            i = max((i for i in range(n) if query_valid[b][i]), key=lambda i: scores[b, i, j])
+            back = max((k for k in range(m) if key_valid[b][k]), key=lambda k: scores[b, i, k])
             slow[b][j] = label[b][j] == label[b][back]
     ours = cycle_consistent(
-        tensor(scores), torch.tensor(label), torch.tensor(there), torch.tensor(asked)
+        tensor(scores), torch.tensor(label), torch.tensor(key_valid), torch.tensor(query_valid)
     )
     assert ours.tolist() == slow
 
 
 class Cross(NamedTuple):
-    "One question to the cross-attention."
+    "Inputs of the cross-attention."
     query: torch.Tensor
     support: torch.Tensor
     label: torch.Tensor
-    there: torch.Tensor
+    key_valid: torch.Tensor
     ignored: torch.Tensor
-    asked: torch.Tensor
+    query_valid: torch.Tensor
 
 
 def cross(seed, B=2, n=6, m=7, C=4):
-    g, flag = seeded(seed), lambda share, *s: torch.rand(*s, generator=seeded(seed + 1)) < share
+    g = seeded(seed)
     return Cross(
         torch.randn(B, n, C, generator=g),
         torch.randn(B, m, C, generator=g),
@@ -433,9 +404,8 @@ def cross(seed, B=2, n=6, m=7, C=4):
 
 def slow_attention(net, query, support, allowed):
     "Of one image: (n, C), (m, C), (m,) bool → (n, C), over the allowed keys alone."
-    q, k, v, o = (
-        layer.weight.detach().numpy().astype(float) for layer in (net.q, net.k, net.v, net.out)
-    )
+    linears = net.q_fc, net.k_fc, net.v_fc, net.proj
+    q, k, v, o = (linear.weight.detach().numpy().astype(float) for linear in linears)
     out = []
     for x in query:
         scores = [(q @ x) @ (k @ s) / math.sqrt(len(x)) for s in support]
@@ -451,13 +421,13 @@ def test_dropped_keys_get_no_weight(seed):
     with torch.no_grad():
         out, dropped = net(*asks)
         consistent = cycle_consistent(
-            net.q(asks.query) @ net.k(asks.support).transpose(1, 2),
+            net.q_fc(asks.query) @ net.k_fc(asks.support).transpose(1, 2),
             asks.label,
-            asks.there,
-            asks.asked,
+            asks.key_valid,
+            asks.query_valid,
         )
-    assert torch.equal(dropped, (asks.ignored | ~consistent) & asks.there)
-    allowed = asks.there & ~dropped
+    assert torch.equal(dropped, (asks.ignored | ~consistent) & asks.key_valid)
+    allowed = asks.key_valid & ~dropped
     assume(allowed.any(1).all())
     near(
         out,
@@ -473,11 +443,11 @@ def test_where_every_key_is_dropped_all_of_them_are_attended_to():
     "-10000 on each is -10000 on none, but for the digits that it costs."
     net, asks = lively(CycleAttention(4)), cross(3)
     with torch.no_grad(): out, dropped = net(*asks._replace(ignored=torch.ones_like(asks.ignored)))
-    assert torch.equal(dropped, asks.there)
+    assert torch.equal(dropped, asks.key_valid)
     near(
         out,
         [
-            slow_attention(net, *(x[b].numpy().astype(float) for x in asks[:2]), asks.there[b])
+            slow_attention(net, *(x[b].numpy().astype(float) for x in asks[:2]), asks.key_valid[b])
             for b in range(2)
         ],
         5e-3,
@@ -489,8 +459,8 @@ def test_what_fills_up_a_row_of_keys_does_not_matter(ignored):
     net, asks = lively(CycleAttention(4)), cross(5)
     asks = asks._replace(ignored=asks.ignored | ignored)
     other = asks._replace(
-        support=torch.where(asks.there.unsqueeze(2), asks.support, 1e3),
-        label=torch.where(asks.there, asks.label, ~asks.label),
+        support=torch.where(asks.key_valid.unsqueeze(2), asks.support, 1e3),
+        label=torch.where(asks.key_valid, asks.label, ~asks.label),
     )
     for a, b in zip(net(*asks), net(*other)): assert torch.equal(a, b)
 
@@ -499,7 +469,7 @@ def test_what_fills_up_a_row_of_keys_does_not_matter(ignored):
 
 
 def test_padded_query_positions_change_nothing():
-    "Not through the self-attention, not through the round trip: output elsewhere is the same to the bit."
+    "Not through the self-attention, not through the round trip: the rest is the same to the bit."
     net, inputs = transformer(), transformer_inputs()
     padded = inputs["padded"].unsqueeze(1).expand_as(inputs["query"])
     with torch.no_grad():
@@ -576,7 +546,8 @@ def test_the_order_of_the_shots_does_not_matter():
     [
         (
             dict(width=6),
-            "the transformer's width is 6; sines and cosines of rows and columns need a multiple of 4",
+            "the transformer's width is 6; sines and cosines of rows and columns need a multiple "
+            "of 4",
         ),
         (
             dict(width=8, heads=3),
@@ -640,45 +611,25 @@ def test_the_loss_is_over_the_first_items_and_the_logits_do_not_depend_on_the_ta
 
 
 def test_equation_15():
-    "The query's object, averaged over its mask, looked for in each shot."
+    "The query's object, averaged over its mask, segments each shot."
     net, (cond, target) = decoder(), conditioning(K=2)
-    p, relu = (
-        {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()},
-        lambda x: np.maximum(x, 0),
-    )
+    p = {n: t.detach().numpy().astype(float) for n, t in net.named_parameters()}
+    relu = lambda x: np.maximum(x, 0)
+    conv = lambda x, name: slow_conv(x, p[f"{name}.weight"], p.get(f"{name}.bias"))
     seen = []
-    net.reduce.register_forward_hook(lambda module, given, out: None)
-    net.classify.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    net.cls.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     with torch.no_grad(): loss = net(cond, target)[1].item()
     logits, masks = [], []
     for b in range(2):
         x, mid = seen[0][b].numpy().astype(float), cond.query[b].numpy().astype(float)
-        v = slow_average(
-            relu(slow_conv(x, p["back_out.0.weight"])) + mid,
-            slow_resize((target[b].numpy() == 1).astype(float), *mid.shape[1:]),
-        )
+        mask = slow_resize((target[b].numpy() == 1).astype(float), *mid.shape[1:])
+        v = slow_average(relu(conv(x, "pred_supp_qry_proj.0")) + mid, mask)
+        everywhere = np.broadcast_to(v[:, None, None], mid.shape)
         for k in range(2):
-            y = relu(
-                slow_conv(
-                    np.concatenate(
-                        [
-                            cond.support[b, k].numpy().astype(float),
-                            np.broadcast_to(v[:, None, None], mid.shape),
-                        ]
-                    ),
-                    p["back_in.0.weight"],
-                )
-            )
-            y = y + relu(
-                slow_conv(relu(slow_conv(y, p["back_refine.0.weight"])), p["back_refine.2.weight"])
-            )
-            logits.append(
-                slow_conv(
-                    relu(slow_conv(y, p["back_classify.0.weight"])),
-                    p["back_classify.3.weight"],
-                    p["back_classify.3.bias"],
-                )
-            )
+            support = cond.support[b, k].numpy().astype(float)
+            y = relu(conv(np.concatenate([support, everywhere]), "supp_init_merge.0"))
+            y = y + relu(conv(relu(conv(y, "supp_beta_conv.0")), "supp_beta_conv.2"))
+            logits.append(conv(relu(conv(y, "supp_cls.0")), "supp_cls.3"))
             masks.append(cond.support_mask[b, k].numpy())
     assert loss == pytest.approx(slow_dice(logits, masks), rel=1e-4)
 
@@ -702,30 +653,29 @@ def few_shot(seed=0):
     return FewShotModel(3, decoder(seed=seed), 4, dropout=0.0)
 
 
+WAY_BACK = tuple(
+    f"decoder.{part}."
+    for part in ("pred_supp_qry_proj", "supp_init_merge", "supp_beta_conv", "supp_cls")
+)
+
+
 def test_every_parameter_is_trained_and_the_way_back_by_its_own_loss_alone():
     model = few_shot().train()
     losses = two_path_losses(model, *model_inputs(), dice)
-    reached = lambda loss: {
-        n
-        for n, g in zip(
-            dict(model.named_parameters()),
-            torch.autograd.grad(
-                loss, list(model.parameters()), retain_graph=True, allow_unused=True
-            ),
-        )
-        if g is not None and g.abs().sum() > 0
-    }
-    names = {n for n, _ in model.named_parameters()}
-    back = {n for n in names if n.startswith("decoder.back_")}
-    assert reached(losses.total()) == names and len(back) == 7
-    assert reached(losses.main) == reached(losses.contrast) == names - back
-    assert reached(losses.auxiliary) == names - {
-        n for n in names if n.startswith("decoder.classify.")
-    }
+    names, parameters = zip(*model.named_parameters())
+    def reached(loss):
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        return {n for n, g in zip(names, grads) if g is not None and g.abs().sum() > 0}
+    back = {n for n in names if n.startswith(WAY_BACK)}
+    assert reached(losses.total()) == set(names) and len(back) == 7
+    assert reached(losses.main) == reached(losses.contrast) == set(names) - back
+    last = {n for n in names if n.startswith("decoder.cls.")}
+    assert reached(losses.auxiliary) == set(names) - last
 
 
 def test_the_decoder_hears_of_void_query_pixels_only_as_padding():
-    "The query's foreground never changes its logits; void does where it is passed as padding, as in training."
+    """The query's foreground never changes its logits; void does where it is passed as padding,
+    as in training."""
     query, support, support_mask, target, _ = model_inputs()
     model = few_shot().eval()
     with torch.no_grad():
@@ -772,7 +722,7 @@ def test_sampling_points_are_not_rounded():
     exact = net.where(query, (6, 7))
     with lower(): ours = net.where(query, (6, 7))
     for a, b in zip(exact, ours): assert b.dtype == torch.float32 and torch.equal(a, b)
-    with lower(): assert net.offsets(query).dtype == torch.bfloat16  # what would have happened
+    with lower(): assert net.sampling_offsets(query).dtype == torch.bfloat16  # without `where`
 
 
 def test_the_round_trip_and_the_keys_are_calculated_in_float32(monkeypatch):

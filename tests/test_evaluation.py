@@ -216,7 +216,7 @@ def balanced(net, backbone, photographs, episodes, side=SIDE):
         net, slow_parts(backbone, data, masks, c, q, supports[:1], side), masks[q].shape
     )[0]
     with torch.no_grad():
-        net.decoder.classify[3].bias[1] -= float(
+        net.decoder.cls[3].bias[1] -= float(
             np.quantile(lead, 0.5003)
         )  # no pixel's own value, which would be a tie
     return net

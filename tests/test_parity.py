@@ -1,4 +1,8 @@
-"""Parity with the published implementation: fixtures from $CELP_GOLDEN, by default ../shared/golden. Any seed, salt, map size, batch or bins."""
+"""Parity with the published implementation.
+
+The fixtures come from $CELP_GOLDEN, by default ../shared/golden: any seed, salt, map size or bins.
+"""
+
 import json
 import os
 import zlib
@@ -71,7 +75,8 @@ def tensors(data):
 
 
 def published(kind, settings):
-    "The published model with the fixtures' parameters, without dropout; CyCTR with the two defects of its attention."
+    """The published model with the fixtures' parameters, without dropout; CyCTR with the two
+    defects of its attention."""
     backbone, model = load_published(
         official(f"{kind}_resnet50", settings["salt"]), settings["ppm"]
     )
@@ -153,20 +158,10 @@ def test_evaluation(case):
 def test_deformable_attention():
     data, _ = load("deformable_attention")
     t = {k: torch.as_tensor(v) for k, v in data.items()}
-    names = {
-        "sampling_offsets": "offsets",
-        "attention_weights": "share",
-        "value_proj": "value",
-        "output_proj": "out",
-    }
     rows, width = t["param/attention_weights.weight"].shape
     module = DeformableAttention(width, heads=rows // 9)
-    own = {
-        f"{ours}.{part}": t[key]
-        for theirs, ours in names.items()
-        for part in ("weight", "bias")
-        if (key := f"param/{theirs}.{part}") in t
-    }
+    prefix = "param/"
+    own = {k.removeprefix(prefix): v for k, v in t.items() if k.startswith(prefix)}
     module.load_state_dict(own)
     close(module(t["query"], t["value"], t["pad"], tuple(t["hw"].tolist())), t["out"])
 

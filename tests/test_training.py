@@ -335,8 +335,8 @@ def test_each_parameter_has_one_optimiser(method, first):
         assert len(optimisers) == 2 and type(optimisers[1]) is torch.optim.AdamW
         assert set(owned[1]) == transformer_names(net) and {
             "reduce.0.weight",
-            "decoder.query_in.0.weight",
-            "decoder.back_classify.3.bias",
+            "decoder.qry_merge_feat.0.weight",
+            "decoder.supp_cls.3.bias",
         } <= set(owned[0])
 
 
