@@ -32,12 +32,11 @@ from celp_nb.engine.methods import (
     build_model,
     find_method,
 )
-from celp_nb.engine.steps import cached_steps, online_steps, own_episodes
+from celp_nb.engine.steps import cached_steps, draw_pseudo_masks, online_steps, own_episodes
 from celp_nb.engine.training import (
     Objective,
     Optimisation,
     accelerator_for,
-    draw_pseudo_masks,
     fit,
     optimisers_for,
     train_step,

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['ProcessShare', 'checked_once', 'own_episodes', 'read_ahead', 'online_steps', 'View', 'fixed_view', 'make_view',
-           'view_features', 'views_folder', 'drawn_views', 'cached_episode', 'cached_steps']
+           'view_features', 'views_folder', 'drawn_views', 'cached_episode', 'cached_steps', 'cached_call',
+           'draw_pseudo_masks', 'shared_inputs']
 
-# %% ../../nbs/33_steps.ipynb #0fcb4e66
+# %% ../../nbs/33_steps.ipynb #ab7dd355
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -22,12 +23,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from ..conditioning import Features, SupportFeatures
+from ..contrast import FewShotModel, main_prior
 from ..data.images import file_fingerprint, read_image
 from ..data.training_set import Batch, TrainingEpisodes
 from ..data.transforms import augment, binary_mask, known_mask
 from .backbones import Backbone, autocast, backbone_fingerprint, episode_features
 from .checkpoints import is_undamaged, save_checkpoint
-from .methods import Step
+from .methods import KNOWN_MASKS, Method, Step
+from ..latent import image_delta, sample_latent
 from ..ops import keep_foreground
 
 # %% ../../nbs/33_steps.ipynb #8afbcb8e
@@ -51,7 +54,7 @@ def own_episodes(
     each = batch // processes
     return range(step * batch + rank * each, step * batch + (rank + 1) * each)
 
-# %% ../../nbs/33_steps.ipynb #62a4651a
+# %% ../../nbs/33_steps.ipynb #861fdd0f
 def read_ahead(loader: DataLoader) -> Iterator[Batch]:
     "The loader's batches; an error in one of its processes is raised as one sentence."
     try:
@@ -59,13 +62,13 @@ def read_ahead(loader: DataLoader) -> Iterator[Batch]:
     except Exception as e:
         if "DataLoader worker" not in str(e):
             raise
-        first, *_, last = str(e).strip().splitlines() * 2
+        lines = str(e).strip().splitlines()
         if " exited unexpectedly" in str(e) or " is killed by signal" in str(e):
             raise RuntimeError(
-                f"a process that reads and augments images died ({first}), "
+                f"a process that reads and augments images died ({lines[0]}), "
                 "most often for want of memory; use fewer --workers and go on with --resume."
             ) from e
-        raise type(e)(last.split(": ", 1)[-1]) from e  # the other process's traceback adds nothing
+        raise type(e)(lines[-1].split(": ", 1)[-1]) from e  # without the traceback in front
 
 # %% ../../nbs/33_steps.ipynb #55c04d22
 def online_steps(
@@ -118,7 +121,7 @@ def fixed_view(
     data, rng = episodes.image_set, np.random.default_rng([0, image, cls, view])
     return augment(read_image(data, image), data.read_mask(image), cls, episodes.recipe, rng)
 
-# %% ../../nbs/33_steps.ipynb #d7604f17
+# %% ../../nbs/33_steps.ipynb #58bce822
 checked_once = lru_cache(None)(is_undamaged)
 
 
@@ -154,7 +157,7 @@ def view_features(
     if path.is_file():
         if checked_once(path):
             return View(**torch.load(path, map_location="cpu", weights_only=True))
-        warnings.warn(f"{path} is damaged and is made anew.")
+        warnings.warn(f"{path} is damaged and is made anew.", stacklevel=2)
         checked_once.cache_clear()  # or the new file would be taken for the damaged one
     made = make_view(backbone, *fixed_view(episodes, image, cls, view), cls, precision)
     save_checkpoint(path, **made._asdict())
@@ -240,3 +243,46 @@ def cached_steps(
         query, support, *masks = default_collate(rows)
         query, support = (type(f)(*map(single, f)) for f in (query, support))
         yield Step(query, support, *(m.to(device) for m in masks))
+
+# %% ../../nbs/33_steps.ipynb #3da0d34f
+def cached_call(shared: dict, name: object, make: Callable[[], Tensor]) -> Tensor:
+    "What is kept in `shared` under a name, made if need be."
+    if name not in shared: shared[name] = make()
+    return shared[name]
+
+
+def draw_pseudo_masks(
+    method: Method,
+    data: Step,
+    number: int,  # the step's
+    rank: int,  # of this process
+) -> Tensor:  # (B, S, S) int64 {0, 1, 255}
+    "The pseudo-masks of a step's queries, Eq. (6), from latent regions drawn at random."
+    high, device = data.query.high, data.target.device
+    generator = torch.Generator(device).manual_seed(number)
+    B, _, h, w = high.shape
+    torch.rand(rank * B, h * w, generator=generator, device=device)  # of the processes before
+    known = KNOWN_MASKS[method.known](data)
+    delta = image_delta(high, known, method.share) if method.share else method.delta
+    return sample_latent(high, known, generator, delta=delta, sigma=method.sigma)[0]
+
+
+def shared_inputs(
+    model: FewShotModel,
+    method: Method,
+    data: Step,
+    number: int,  # the step's
+    rank: int,  # of this process
+    shared: dict,  # what other models of this step have made; added to
+) -> tuple[Tensor | None, Tensor]:
+    "A step's pseudo-masks (None without contrast) and priors, made once for all models."
+    pseudo = None
+    if method.contrast:
+        name = (method.delta, method.sigma, method.share, method.known)
+        pseudo = cached_call(shared, name, lambda: draw_pseudo_masks(method, data, number, rank))
+    prior = cached_call(
+        shared,
+        model.whole_support and model.width,
+        lambda: main_prior(model, data.query, data.support, data.support_mask),
+    )
+    return pseudo, prior
