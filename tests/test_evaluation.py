@@ -16,7 +16,7 @@ from celp_nb.contrast import FewShotModel, support_conditioning
 from celp_nb.data.episodes import Episodes
 from celp_nb.data.images import ImageSet, read_image
 from celp_nb.data.transforms import at_native_size, fit_square, padding_of
-from celp_nb.engine import feature_bank as engine_feature_bank
+from celp_nb.engine import evaluation as engine_evaluation
 from celp_nb.engine.backbones import load_backbone
 from celp_nb.engine.evaluation import (
     VotingPredictor,
@@ -252,9 +252,9 @@ def test_evaluation_against_a_slow_loop(K, backbone, photographs):
 
 def found_masks(monkeypatch):
     "From now on each row of `evaluate` has the mask that was counted."
-    counts = engine_feature_bank.pixel_counts
+    counts = engine_evaluation.pixel_counts
     monkeypatch.setattr(
-        engine_feature_bank,
+        engine_evaluation,
         "pixel_counts",
         lambda f, *rest: {**counts(f, *rest), "found": f.numpy()},
     )
