@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Segmentation', 'fit_support', 'Segmenter', 'object_mask', 'photograph', 'predict']
 
-# %% ../../nbs/35_segmenter.ipynb #d444525f
+# %% ../../nbs/35_segmenter.ipynb #2ed96161
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from PIL import Image as PILImage
 
-from ..conditioning import SupportFeatures
 from ..contrast import FewShotModel
 from ..data.episodes import atomic_file
 from ..data.images import open_image, read_png_mask
@@ -22,9 +21,8 @@ from ..data.transforms import at_native_size, fit_square, padding_of
 from celp_nb.engine.backbones import (
     Backbone,
     backbone_fingerprint,
-    image_features,
+    episode_features,
     load_backbone,
-    support_features,
 )
 from .checkpoints import check_backbone, load_model
 from ..ops import STRIDE, VOID
@@ -67,7 +65,7 @@ def fit_support(
         )
     return x, fitted
 
-# %% ../../nbs/35_segmenter.ipynb #85f300ca
+# %% ../../nbs/35_segmenter.ipynb #aa9144f6
 class Segmenter:
     "A trained model in use: it marks in a photograph what is marked in its K supports."
 
@@ -93,14 +91,13 @@ class Segmenter:
         check_backbone(path, saved, backbone_fingerprint(backbone))
         return cls(model, backbone, saved["side"])
 
-    @torch.no_grad()
     def set_support(
         self,
         images: Sequence[np.ndarray],  # K of (H, W, 3) uint8
         masks: Sequence[np.ndarray],  # K of (H, W) uint8 {0, 1, 255}
         names: Sequence[tuple[str, str]] | None = None,  # of images and masks, for messages
     ) -> None:
-        "Compute the supports' features. Raises ValueError as `fit_support` does."
+        "Take these supports from now on. Raises ValueError as `fit_support` does."
         if not len(images) == len(masks) > 0:
             raise ValueError(
                 f"there are {len(images)} support images and {len(masks)} masks; "
@@ -111,12 +108,7 @@ class Segmenter:
             names = [(f"support image {k}", f"support mask {k}") for k in numbers]
         device = next(self.backbone.parameters()).device
         rows = [fit_support(*pair, self.side, *own) for *pair, own in zip(images, masks, names)]
-        x, mask = (torch.stack(parts).to(device) for parts in zip(*rows))
-        features = support_features(self.backbone, x, mask)
-        if self.model.whole_support:
-            features = SupportFeatures(*features, image_features(self.backbone, x).high)
-        self.support = type(features)(*(f[None] for f in features))
-        self.support_mask = mask[None]
+        self.support, self.support_mask = (torch.stack(x)[None].to(device) for x in zip(*rows))
 
     @torch.no_grad()
     def predict(
@@ -126,12 +118,13 @@ class Segmenter:
         "Segment a photograph. Raises ValueError before `set_support`."
         if self.support is None:
             raise ValueError("there is no support to compare with; call set_support first.")
-        device, size = self.support_mask.device, image.shape[:2]
+        support, mask, size = self.support, self.support_mask, image.shape[:2]
         x, _ = fit_square(image, np.zeros(size, np.uint8), self.side)
-        query = image_features(self.backbone, x[None].to(device))
-        padding = padding_of(*size, self.side).to(device)
-        logits = self.model(query, self.support, self.support_mask, padding)
-        logits = at_native_size(logits, *size)
+        features = episode_features(
+            self.backbone, x[None].to(mask.device), support, mask, self.model.whole_support
+        )
+        padding = padding_of(*size, self.side).to(mask.device)
+        logits = at_native_size(self.model(*features, mask, padding), *size)
         parts = (logits.argmax(0).bool(), logits.softmax(0)[1], logits)
         return Segmentation(*(part.cpu().numpy() for part in parts), image)
 
