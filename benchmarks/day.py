@@ -1,12 +1,14 @@
-"""A simulated day of training on COCO-20i: does memory grow, and how long does it take to draw and read episodes?
+"""A simulated day of training on COCO-20i: does memory grow, and how long do episodes take?
 
     python benchmarks/day.py [--episodes 20000] [--images 82081] [--augmented 1000] [--side 641]
 
-An index of the size of COCO 2014's (82,081 images, 80 classes, seven outlines an image, drawn at random) is written as the project keeps its own, and read
-back. Then fold 0's episodes of 50 epochs are drawn at once; of the first ones the masks are painted and marked as training does, and some are read and
-augmented whole, from photographs of noise. Memory is the process's resident set, said after each tenth, with what the allocator holds in
-reserve given back first (it keeps some 500 MiB of freed images, and no more after a few hundred episodes). Exit status 1 if it grows by more
-than --limit from the half to the end.
+An index of the size of COCO 2014's (82,081 images, 80 classes, seven outlines per image, drawn at
+random) is written as the project keeps its own, and read back. Then fold 0's episodes of 50
+epochs are drawn at once; of the first ones the masks are painted and marked as training does, and
+some are read and augmented whole, from photographs of noise. Memory is the process's resident
+set, printed after each tenth, with what the allocator holds in reserve given back first (it keeps
+some 500 MiB of freed images, and no more after a few hundred episodes). Exit status 1 if it grows
+by more than --limit from the half to the end.
 """
 import argparse
 import ctypes
@@ -14,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +33,8 @@ HEIGHT, WIDTH, OUTLINES, SHAPES = 480, 640, 7, 500
 
 
 def resident():  # MiB
-    try: ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError): pass  # another C library
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     return (
         next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
         / 1024
@@ -142,7 +145,8 @@ def main():
     )
     episodes = images_in_turn(pixels, classes, 50 * pool, 1, 0)
     print(
-        f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB"
+        f"{len(episodes.cls)} episodes, 50 epochs of {pool} images, "
+        f"drawn in {time.perf_counter() - start:.1f} s; resident {resident():.0f} MiB"
     )
     items = TrainingEpisodes(
         data, episodes, classes, type(COCO_RECIPE)(**{**vars(COCO_RECIPE), "side": args.side}), 0
@@ -164,8 +168,10 @@ def main():
             work(i)
             if (i + 1) % max(1, n // 10) == 0: memory.append(resident())
         growths[name] = memory[-1] - memory[len(memory) // 2]
+        each, sizes = 1000 * (time.perf_counter() - start) / n, " ".join(f"{m:.0f}" for m in memory)
         print(
-            f"{name}: {n} episodes, {1000 * (time.perf_counter() - start) / n:.1f} ms each; resident {' '.join(f'{m:.0f}' for m in memory)} MiB, growth over the second half {growths[name]:.1f} MiB"
+            f"{name}: {n} episodes, {each:.1f} ms each; resident {sizes} MiB, "
+            f"growth over the second half {growths[name]:.1f} MiB"
         )
     print(json.dumps({name: round(value, 1) for name, value in growths.items()}))
     if max(growths.values()) > args.limit: sys.exit(f"memory grew by more than {args.limit} MiB.")
