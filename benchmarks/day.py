@@ -18,6 +18,7 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -34,8 +35,8 @@ HEIGHT, WIDTH, OUTLINES, MASKS = 480, 640, 7, 1000
 
 
 def resident():  # MiB
-    try: ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError): pass  # another C library
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
     return (
         next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
         / 1024

@@ -1,11 +1,14 @@
-"""How much faster evaluation is when what images and pairs of images give is computed once; against a plain loop over the episodes.
+"""How much faster evaluation with a feature bank is than a plain loop over the episodes.
 
-    python benchmarks/evaluate.py [--data DIR --fold 0] [--backbone tiny] [--weights FILE|random] [--side 161] [--episodes 100] [--plain 20]
+    python benchmarks/evaluate.py [--data DIR --fold 0] [--backbone tiny] [--weights FILE|random]
+                                  [--side 161] [--episodes 100] [--plain 20]
 
-Ours works through all episodes of a fold. The plain loop, as one would write it from the paper, reads the files of every episode anew and sends
-each image through the network's layers as they come (batch norm unfolded), one after the other; every position of a support takes part in the prior; both logits
-are resized. It is given a random sample of the same episodes, half of them before ours and half after, and its seconds an episode are
-compared with ours. On the sample both must count the same pixels. What can be saved depends on how often a list of episodes comes back to an
+Ours works through all episodes of a fold. The plain loop, as one would write it from the paper,
+reads the files of every episode anew and sends each image through the network's layers as they
+come (batch norm unfolded), one after the other; every position of a support takes part in the
+prior; both logits are resized. It gets a random sample of the same episodes, half of them before
+ours and half after, and its seconds per episode are compared with ours. On the sample both must
+count the same pixels. What can be saved depends on how often a list of episodes comes back to an
 image, to a pair and to a question: these numbers are printed too.
 """
 import argparse
@@ -92,7 +95,7 @@ def plain_logits(backbone, model, data, c, q, supports, side):
 
 
 def plain_loop(backbone, model, data, episodes, train_classes, side):
-    "A row of counts an episode; seconds by the clock and of the processor."
+    "A row of counts per episode; seconds by the clock and of the processor."
     rows, start = [], (time.perf_counter(), time.process_time())
     for c, q, supports in zip(*(x.tolist() for x in episodes)):
         logits, truth = plain_logits(backbone, model, data, c, q, supports, side)
@@ -119,7 +122,10 @@ def agree(plain, ours):
     if abs(a - b) > TOLERANCE * a:
         sys.exit(f"the two score differently: mIoU {100 * a:.4f} and {100 * b:.4f}")
     off = max((plain[name] - ours[name]).abs().sum() for name in COUNTS)
-    return f"counts differ by {off} of {plain.valid.sum()} pixels at most, mIoU {100 * a:.4f} and {100 * b:.4f} (random decoder)"
+    return (
+        f"counts differ by {off} of {plain.valid.sum()} pixels at most, "
+        f"mIoU {100 * a:.4f} and {100 * b:.4f} (random decoder)"
+    )
 
 
 def compare(args, data, plain, ours, model, K):
@@ -141,35 +147,40 @@ def compare(args, data, plain, ours, model, K):
         )[0].diff(dim=0)
         model.decoder.cls[3].bias[1] -= difference.median()
     plain_model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    memory, looks, most = feature_bank(ours, data, args.side, args.gigabytes), [], []
-    hook = ours.layer3.register_forward_hook(lambda net, given, out: looks.append(len(out)))
+    bank, encoded, most = feature_bank(ours, data, args.side, args.gigabytes), [], []
+    hook = ours.layer3.register_forward_hook(lambda net, given, out: encoded.append(len(out)))
     first, spent = half(sample[::2])
     start = time.perf_counter(), time.process_time()
     table = evaluate(
         {"model": model},
-        memory,
+        bank,
         data,
         episodes,
         train_classes,
         (K,),
-        lambda n: most.append(memory.kept.currsize),
+        lambda n: most.append(bank.kept.currsize),
         args.batch,
     )
     took = np.subtract((time.perf_counter(), time.process_time()), start)
     hook.remove()
     second, more = half(sample[1::2])
-    told = agree(
+    agreement = agree(
         pd.DataFrame(first + second),
         table.iloc[[*sample[::2], *sample[1::2]]].reset_index(drop=True),
     )
     each, mine = (spent + more) / len(sample), took / len(table)
     pairs = {(c, q, s) for c, q, supports in zip(*(x.tolist() for x in episodes)) for s in supports}
     distinct = {(c, q, *supports) for c, q, supports in zip(*(x.tolist() for x in episodes))}
+    images = len(np.unique(np.c_[episodes.query, episodes.support]))
     print(
-        f"{K} shot{'s' * (K > 1)}: {len(table)} episodes of {len(np.unique(np.c_[episodes.query, episodes.support]))} images, {len(distinct)} different, with {len(pairs)} different pairs; {sum(looks) - 1} images through the backbone\n"
-        f"  plain, {len(sample)} of the episodes: {each[0]:.3f} s an episode ({each[1]:.3f} s of processor time), so {each[0] * len(table):.0f} s for all\n"
-        f"  ours, all of them: {mine[0]:.4f} s an episode ({mine[1]:.4f}), {took[0]:.0f} s; {each[0] / mine[0]:.1f} x as fast (in processor time {each[1] / mine[1]:.1f} x)\n"
-        f"  kept at most {max(most) / 1e9:.2f} GB of {args.gigabytes:g}; {told}",
+        f"{K} shot{'s' * (K > 1)}: {len(table)} episodes of {images} images, "
+        f"{len(distinct)} different, with {len(pairs)} different pairs; "
+        f"{sum(encoded) - 1} images through the backbone\n"
+        f"  plain, {len(sample)} of the episodes: {each[0]:.3f} s per episode "
+        f"({each[1]:.3f} s of processor time), so {each[0] * len(table):.0f} s for all\n"
+        f"  ours, all of them: {mine[0]:.4f} s per episode ({mine[1]:.4f}), {took[0]:.0f} s; "
+        f"{each[0] / mine[0]:.1f} x as fast (in processor time {each[1] / mine[1]:.1f} x)\n"
+        f"  kept at most {max(most) / 1e9:.2f} GB of {args.gigabytes:g}; {agreement}",
         flush=True,
     )
 
@@ -210,7 +221,8 @@ def main():
         .eval()
     )
     print(
-        f"{machine(torch.device(args.device))}; {data.name}, fold {args.fold}, seed 0, {args.backbone}, {args.side} px, PFENet of width {args.width}, batch {args.batch}",
+        f"{machine(torch.device(args.device))}; {data.name}, fold {args.fold}, seed 0, "
+        f"{args.backbone}, {args.side} px, PFENet of width {args.width}, batch {args.batch}",
         flush=True,
     )
     for K in args.shots: compare(args, data, plain, ours, model, K)

@@ -1,14 +1,18 @@
-"""How much faster a training step of PFENet+CE is than a plain one, and how much memory each takes; the two take turns in one run.
+"""How much faster a training step of PFENet+CE is than a plain one, and how much memory each takes.
 
-    python benchmarks/step.py [--side 241] [--batch 4] [--backbone resnet50] [--weights random|FILE] [--precision float32|bf16|both] [--profile]
+    python benchmarks/step.py [--side 241] [--batch 4] [--backbone resnet50] [--weights random|FILE]
+                              [--precision float32|bf16|both] [--profile]
     python benchmarks/step.py --methods [the same, or --backbone tiny] [--csv FILE]
 
-Ours: query and support through the frozen, folded backbone in one batch, both paths of eq. 13 in one decoder call.
-Plain: as one would write it from the paper: torchvision's layers with their batch norm, one image set after the other, the concatenation of
-eq. 12 made, the decoder called once for each path with its inner classifiers, and float32 throughout. Their losses are compared first.
+The two take turns in one run. Ours: query and support through the frozen, folded backbone in one
+batch, both paths of Eq. (13) in one decoder call. Plain: as one would write it from the paper:
+torchvision's layers with their batch norm, one image set after the other, the concatenation of
+Eq. (12) made, the decoder called once for each path with its inner classifiers, and float32
+throughout. Their losses are compared first.
 
-With --methods: what a step of PFENet and of CyCTR costs with Contrastive Enhancement and without, all four in turn; which share of it the
-backbone takes; and what the transformer's attention takes of memory at 60×60 positions, with the published 600 keys and with all 3600.
+With --methods: what a step of PFENet and of CyCTR costs with Contrastive Enhancement and without,
+all four in turn; which share of it the backbone takes; and what the transformer's attention takes
+of memory at 60×60 positions, with the published 600 keys and with all 3600.
 """
 import argparse
 import copy
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,7 +116,7 @@ def plain_decoder(net, mid, v, prior):
 
 
 def plain_losses(backbone, model, data):
-    "The three losses of eq. 13, path after path. The supports are one shot."
+    "The three losses of Eq. (13), path after path. The supports are one shot."
     with torch.no_grad():
         mid_q, high_q = plain_features(backbone, data["query"])
         mid_s, high_s = plain_features(backbone, data["support"][:, 0], data["support_mask"][:, 0])
@@ -163,7 +168,7 @@ def now(device):
 
 
 def prepared(model, method, device, precision):
-    "What `our_step` needs beside data and backbone: objective, optimisers, method, accelerator, precision."
+    "What `our_step` needs beside data and backbone."
     accelerator = accelerator_for(device.type, precision)
     objective = accelerator.prepare(Objective(model, DECODERS[method.decoder].loss))
     return {
@@ -176,7 +181,7 @@ def prepared(model, method, device, precision):
 
 
 def our_step(backbone, data, objective, optimisers, method, accelerator, precision):
-    "What `train_step` tells, and the seconds, of clock and processor, that the backbone took."
+    "The losses of `train_step`, and the seconds, by clock and processor, of the backbone."
     device, start = data["query"].device, now(data["query"].device)
     with autocast(device, precision):
         query, support = episode_features(
@@ -243,7 +248,7 @@ def bins_at(side): return PASCAL_BINS if side == 473 else COCO_BINS
 
 
 def make(args, device):
-    "The same weights for both, random images, and a similarity threshold at which every image has a latent region."
+    "Both networks with the same weights, a decoder, and random images."
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     net = network(args, g)
@@ -313,9 +318,9 @@ def attention_step(args, device, keys):
     query, support = (
         torch.randn(B, n, width, device=device, requires_grad=True) for n in (QUERIES, keys)
     )
-    there = torch.ones(B, keys, dtype=torch.bool, device=device)
+    valid = torch.ones(B, keys, dtype=torch.bool, device=device)
     return lambda: (
-        net(query, support, flags(keys, 0.5), there, ~there, flags(QUERIES, 0.9))[0]
+        net(query, support, flags(keys, 0.5), valid, ~valid, flags(QUERIES, 0.9))[0]
         .sum()
         .backward()
     )
@@ -330,11 +335,12 @@ def compare_methods(args, device):
     for turn in range(args.repeats + 1):
         for name in names:
             start = now(device)
-            told, backbone = steps[name]()
+            losses, backbone = steps[name]()
             spent = [b - a for a, b in zip(start, now(device))]
-            if "+CE" in name and told["latent"] < 1:
+            if "+CE" in name and losses["latent"] < 1:
                 sys.exit(
-                    f"{name}: only {told['latent']:.0%} of the images have a latent region at --delta {args.delta}; lower it, or the step does less work than it should."
+                    f"{name}: only {losses['latent']:.0%} of the images have a latent region at "
+                    f"--delta {args.delta}; lower it, or the step does less work than it should."
                 )
             if turn:
                 (
@@ -355,11 +361,11 @@ def compare_methods(args, device):
             if plain != name
             else ""
         )
-        print(
-            f"{name:18} {each:7.3f} s a step, {share:4.0%} in the backbone; peak memory {peaks[name]:6.0f} MiB; {cost}".rstrip(
-                "; "
-            )
+        line = (
+            f"{name:18} {each:7.3f} s per step, {share:4.0%} in the backbone; "
+            f"peak memory {peaks[name]:6.0f} MiB; {cost}"
         )
+        print(line.rstrip("; "))
         method, precision = name.split()
         rows.append(
             {
@@ -386,13 +392,14 @@ def compare_methods(args, device):
         + ", ".join(
             f"{taken[k]:.0f} MiB for {k} keys (one map of scores is {scores[k]:.0f})" for k in KEYS
         )
-        + f"; {taken[KEYS[1]] / max(taken[KEYS[0]], 1):.1f} x the memory for {KEYS[1] / KEYS[0]:.0f} x the keys"
+        + f"; {taken[KEYS[1]] / max(taken[KEYS[0]], 1):.1f} x the memory "
+        + f"for {KEYS[1] / KEYS[0]:.0f} x the keys"
     )
 
 
 @torch.no_grad()
 def agree(ours, plain, model, data):
-    "The two steps' losses without dropout, and the share of images with a latent region; stops the program where they differ."
+    "Print the two steps' losses without dropout; stop the program where they differ."
     model.eval()
     query, support = episode_features(ours, data["query"], data["support"], data["support_mask"])
     generator = torch.Generator(query.high.device).manual_seed(NUMBER)
@@ -404,7 +411,8 @@ def agree(ours, plain, model, data):
             sys.exit(f"the steps differ: {name} loss {x.item():.6f} against {y.item():.6f}")
     if (centre < 0).any():
         sys.exit(
-            f"{int((centre < 0).sum())} images have no latent region at --delta {data['delta']}; lower it, or the plain step does more work than ours."
+            f"{int((centre < 0).sum())} images have no latent region at --delta {data['delta']}; "
+            "lower it, or the plain step does more work than ours."
         )
     print(
         "the same losses: "
@@ -420,34 +428,23 @@ def profile(args, device):
     ours, _, model, data = make(args, device)
     model.train()
     seconds = {}
-    def timed(name, f):
+    def timed(name, f, *args, **options):
         if device.type == "cuda": torch.cuda.synchronize()
         start = time.perf_counter()
-        value = f()
+        value = f(*args, **options)
         if device.type == "cuda": torch.cuda.synchronize()
         seconds.setdefault(name, []).append(time.perf_counter() - start)
         return value
+    images = (data["query"], data["support"], data["support_mask"])
     for _ in range(args.repeats):
-        query, support = timed(
-            "backbone",
-            lambda: episode_features(ours, data["query"], data["support"], data["support_mask"]),
-        )
+        query, support = timed("backbone", episode_features, ours, *images)
+        generator = torch.Generator(device).manual_seed(NUMBER)
         pseudo, _ = timed(
-            "latent sampling",
-            lambda: sample_latent(
-                query.high,
-                data["known"],
-                torch.Generator(device).manual_seed(NUMBER),
-                delta=args.delta,
-            ),
+            "latent sampling", sample_latent, query.high, data["known"], generator, delta=args.delta
         )
-        losses = timed(
-            "forward",
-            lambda: two_path_losses(
-                model, query, support, data["support_mask"], data["target"], pseudo
-            ),
-        )
-        timed("backward", lambda: losses.total().backward())
+        step_inputs = (query, support, data["support_mask"], data["target"], pseudo)
+        losses = timed("forward", two_path_losses, model, *step_inputs)
+        timed("backward", losses.total().backward)
     whole = sum(statistics.median(s) for s in seconds.values())
     for name, s in seconds.items():
         print(f"  {name:16} {statistics.median(s):8.3f} s  {statistics.median(s) / whole:5.0%}")
@@ -457,9 +454,7 @@ def profile(args, device):
     with profiler(
         activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     ) as p:
-        two_path_losses(
-            model, query, support, data["support_mask"], data["target"], pseudo
-        ).total().backward()
+        two_path_losses(model, *step_inputs).total().backward()
     print(
         p.key_averages().table(
             sort_by=f"self_{device.type}_time_total", row_limit=14, max_name_column_width=50
@@ -468,13 +463,12 @@ def profile(args, device):
 
 
 def peak_of(step, device):
-    "Bytes in use at the worst moment of a step: on the device, or of the process where Linux lets us start the count anew."
+    "The most bytes in use during a step: on the device, or of the process (counted anew on Linux)."
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         step()
         return torch.cuda.max_memory_allocated()
-    try: Path("/proc/self/clear_refs").write_text("5")
-    except OSError: pass
+    with suppress(OSError): Path("/proc/self/clear_refs").write_text("5")
     step()
     try:
         return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
@@ -492,7 +486,9 @@ def in_use(device):
 
 
 def memory(args, name):
-    "Peak memory in MiB of one step of one variant, in a process of its own; of attention what is added while it runs."
+    """Peak memory in MiB of one step of one variant, in a process of its own.
+
+    Of attention what is added while it runs."""
     done = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], "--only", name], capture_output=True, text=True
     )
@@ -507,14 +503,15 @@ def machine(device):
         else platform.processor() or platform.machine()
     )
     try:
-        flags = [
-            f
-            for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
-            if f in next(l for l in open("/proc/cpuinfo") if l.startswith("flags")).split()
-        ]
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        known = next(line for line in lines if line.startswith("flags")).split()
+        flags = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in known]
     except (OSError, StopIteration):
         flags = []
-    return f"{device} ({name}; {', '.join(flags) or 'CPU flags unknown'}), {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return (
+        f"{device} ({name}; {', '.join(flags) or 'CPU flags unknown'}), "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
 
 
 def main():
@@ -556,7 +553,8 @@ def main():
     device = torch.device(args.device)
     if args.backbone == "tiny" and not args.methods:
         parser.error(
-            "the plain step is made of torchvision's layers, which tiny has none of; give a ResNet, or --methods."
+            "the plain step is made of torchvision's layers, which tiny has none of; "
+            "give a ResNet, or --methods."
         )
     if args.profile: return profile(args, device)
     if args.only and args.only.startswith("attention"):
@@ -573,7 +571,8 @@ def main():
         )  # the others are let go
         return print(json.dumps(peak_of(step, device) / 2**20))
     print(
-        f"{machine(device)}; {args.backbone} ({args.weights}), {args.side} px, batch {args.batch}, width {args.width or 'as published'}, {args.repeats} rounds, the variants in turn"
+        f"{machine(device)}; {args.backbone} ({args.weights}), {args.side} px, batch {args.batch}, "
+        f"width {args.width or 'as published'}, {args.repeats} rounds, the variants in turn"
     )
     if args.methods: return compare_methods(args, device)
     names = ["plain", *chosen(args)]
@@ -595,7 +594,8 @@ def main():
             for i in (0, 1)
         )
         print(
-            f"{name:8} {statistics.median(s[0] for s in seconds[name]):7.3f} s a step, {wall:5.2f} x as fast as plain (in processor time {cpu:.2f} x); "
+            f"{name:8} {statistics.median(s[0] for s in seconds[name]):7.3f} s per step, "
+            f"{wall:5.2f} x as fast as plain (in processor time {cpu:.2f} x); "
             f"peak memory {peaks[name]:6.0f} MiB, {peaks[name] / peaks['plain']:4.2f} x plain"
         )
 

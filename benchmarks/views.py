@@ -1,8 +1,11 @@
-"""What `--cache-views` saves a training step, and what it takes on disk; the same episodes online, from new views and from kept ones.
+"""What `--cache-views` saves a training step, and what it takes on disk.
 
-    python benchmarks/views.py --data DIR --backbone resnet50 --weights FILE --side 473 [--precision bf16] [--steps 6]
+    python benchmarks/views.py --data DIR --backbone resnet50 --weights FILE --side 473
+                               [--precision bf16] [--steps 6]
 
-A step of PFENet+CE is taken behind each. Kept views are read again from the page cache where memory allows: a disk that cannot hold them there is slower.
+The same episodes online, from new views and from kept ones; a step of PFENet+CE is taken behind
+each. Kept views are read again from the page cache where memory allows: where it cannot hold
+them, reading is slower.
 """
 import argparse
 import shutil
@@ -77,7 +80,9 @@ def main():
         for name in ("new views", "kept views", "kept views again")
     }
     print(
-        f"{args.backbone}, {args.side} px, batch {args.batch}, {args.precision}, {torch.get_num_threads()} threads, {data.name}, {args.steps} steps of PFENet+CE behind each"
+        f"{args.backbone}, {args.side} px, batch {args.batch}, {args.precision}, "
+        f"{torch.get_num_threads()} threads, {data.name}, "
+        f"{args.steps} steps of PFENet+CE behind each"
     )
     try:
         for name, source in sources.items():
@@ -89,10 +94,11 @@ def main():
                 last = time.perf_counter()
             features, decoder = (statistics.median(s) for s in zip(*seconds[1:]))
             print(
-                f"{name:16} {features:6.3f} s for the features, {decoder:6.3f} s for the decoder: {features + decoder:6.3f} s a step"
+                f"{name:16} {features:6.3f} s for the features, {decoder:6.3f} s for the decoder: "
+                f"{features + decoder:6.3f} s per step"
             )
         views = list(folder.rglob("*.pt"))
-        print(f"{sum(v.stat().st_size for v in views) / len(views) / 2**20:.1f} MiB a view")
+        print(f"{sum(v.stat().st_size for v in views) / len(views) / 2**20:.1f} MiB per view")
     finally: shutil.rmtree(folder)
 
 

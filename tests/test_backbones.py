@@ -38,7 +38,7 @@ SHARED = Path(os.environ.get("CELP_SHARED", ROOT.parent / "shared")) / "weights"
 
 
 def lively(net, seed=0):
-    "Batch norm statistics and weights that are not those of a new network, so that forgetting them shows."
+    "The network with batch norm statistics and weights that are not those of a new one."
     g = torch.Generator().manual_seed(seed)
     for m in net.modules():
         if isinstance(m, nn.BatchNorm2d):
@@ -71,7 +71,7 @@ def networks():
             torch.manual_seed(0)
             made[name] = lively(SMALL[name]())
             if name == "vgg16_bn":
-                made[name].classifier = nn.Identity()  # 120 M parameters that nobody asks for
+                made[name].classifier = nn.Identity()  # 120 M parameters that are not used
         return made[name]
     return network
 
@@ -182,7 +182,7 @@ def test_dilation_reaches_every_convolution_of_the_last_two_stages(name):
 
 
 def test_dilation_keeps_the_values_of_the_strided_network():
-    "On every second position a dilated stage of stride 1 says what the strided one said: that is what dilation is for."
+    "On every second position a dilated stage of stride 1 gives what the strided one gave."
     torch.manual_seed(0)
     strided = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, 1, 1))
     dilated = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, 1, 1))
@@ -409,7 +409,7 @@ def test_deep_stems_have_no_weights_of_their_own(weights):
 
 @pytest.fixture
 def served(networks, monkeypatch, tmp_path):
-    "ResNet-18's weights at a file:// address of ours, under a name with their hash, as torchvision checks it."
+    "ResNet-18's weights at a file:// address, under a name with their hash, which is checked."
     weights = BACKBONES["resnet18"][2].value
     torch.save(networks("resnet18").state_dict(), tmp_path / "made.pth")
     digest = hashlib.sha256((tmp_path / "made.pth").read_bytes()).hexdigest()[:8]
@@ -465,7 +465,8 @@ def test_query_and_support_in_one_pass(networks, monkeypatch):
     backbone = load_backbone("tiny", networks("tiny").state_dict())
     B, K = 2, 3
     query, support = image(B), image(B * K, seed=1).unflatten(0, (B, K))
-    mask = torch.randint(0, 2, (B, K, 65, 65), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.randint(0, 2, (B, K, 65, 65), generator=generator, dtype=torch.uint8)
     mask[1, 2], mask[0, 0, :30] = 0, 255
     runs = []
     backbone.layer2.register_forward_hook(lambda m, i, o: runs.append(len(o)))

@@ -30,7 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def train(place: Path, parts: int = 1) -> None:
-    "Six steps of four episodes with both decoders, dropout off; losses and weights go to `place`. Run by one process or by several."
+    """Six steps of four episodes with both decoders, dropout off, by one process or several.
+
+    Losses and weights go to `place`."""
     data, accelerator = samples("train"), accelerator_for()
     items = TrainingEpisodes(
         data, images_in_turn(data.pixels, CLASSES, 24, 1, 0), CLASSES, Recipe(81, 161), 0
@@ -91,7 +93,7 @@ ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISI
 
 
 def test_two_processes_descend_the_losses_of_one(tmp_path):
-    "Same global batch, same losses and weights, although void and latent regions are spread unevenly."
+    "Same batch, same losses and weights, although void and latent regions are spread unevenly."
     one, two = tmp_path / "one", tmp_path / "two"
     for place in (one, two): place.mkdir()
     train(one)
@@ -171,8 +173,8 @@ def test_more_processes_than_episodes_are_refused_in_a_sentence(tmp_path):
     )
     assert (
         done.returncode
-        and "celp: 2 processes cannot share a batch of 1 episodes equally; start as many processes as divide it, or choose another batch."
-        in done.stderr
+        and "celp: 2 processes cannot share a batch of 1 episodes equally; "
+        "start as many processes as divide it, or choose another batch." in done.stderr
     )
     assert not list(tmp_path.rglob("*.pt"))
 

@@ -1,4 +1,4 @@
-"""Evaluation: what is kept, K shots, votes, trivial predictors and scores, each against the slow way."""
+"""Evaluation: the cache, K shots, votes, trivial predictors and scores, each the slow way too."""
 from dataclasses import replace
 from functools import lru_cache
 
@@ -15,13 +15,16 @@ from celp_nb.conditioning import Features, SupportFeatures, support_prior
 from celp_nb.contrast import FewShotModel, support_conditioning
 from celp_nb.data.episodes import Episodes
 from celp_nb.data.images import ImageSet, read_image
-from celp_nb.data.transforms import at_native_size, fit_square, padding_of
-from celp_nb.engine import feature_bank as engine_feature_bank
-from celp_nb.engine.backbones import load_backbone
+from celp_nb.data.transforms import at_native_size, binary_mask, fit_square, padding_of
+from celp_nb.engine import checkpoints as engine_checkpoints
+from celp_nb.engine import evaluation as engine_evaluation
+from celp_nb.engine.backbones import backbone_fingerprint, episode_features, load_backbone
+from celp_nb.engine.checkpoints import save_checkpoint
 from celp_nb.engine.evaluation import (
     VotingPredictor,
     all_foreground,
     best_prior,
+    evaluate_plainly,
     prior_predictors,
     scores,
     voting,
@@ -34,6 +37,7 @@ from celp_nb.engine.feature_bank import (
     upcoming_uses,
 )
 from celp_nb.engine.methods import METHODS, build_model
+from celp_nb.engine.segmenter import Segmenter
 from celp_nb.pfenet import PFENet
 
 
@@ -229,12 +233,12 @@ def test_evaluation_against_a_slow_loop(K, backbone, photographs):
         "one": balanced(model().eval(), backbone, photographs, LIST),
         "two": balanced(model(seed=4).eval(), backbone, photographs, LIST),
     }
-    told = []
-    table = evaluate(nets, feature_bank(backbone, data, SIDE), data, LIST, [1], (1, 2), told.append)
+    done = []
+    table = evaluate(nets, feature_bank(backbone, data, SIDE), data, LIST, [1], (1, 2), done.append)
     assert (
         len(table) == 2 * 2 * 3
         and list(table.columns[:4]) == ["method", "shots", "episode", "cls"]
-        and told == [0, 1, 2]
+        and done == [0, 1, 2]
     )
     assert table[["episode", "shots", "method"]].values.tolist() == [
         [e, k, name] for e in range(3) for k in (1, 2) for name in nets
@@ -252,16 +256,18 @@ def test_evaluation_against_a_slow_loop(K, backbone, photographs):
 
 def found_masks(monkeypatch):
     "From now on each row of `evaluate` has the mask that was counted."
-    counts = engine_feature_bank.pixel_counts
+    counts = engine_evaluation.pixel_counts
     monkeypatch.setattr(
-        engine_feature_bank,
+        engine_evaluation,
         "pixel_counts",
         lambda f, *rest: {**counts(f, *rest), "found": f.numpy()},
     )
 
 
 def agree(found, leads, needed=1):
-    "The mask is what the slow maps vote for, wherever none of them is near a tie: a batch may round otherwise than one alone."
+    """Whether the mask is what the slow maps vote for, wherever none of them is near a tie.
+
+    (A batch may round otherwise than one question alone.)"""
     sure = np.all([abs(z) > 1e-4 * abs(z).max() for z in leads], 0)
     votes = np.sum([z > 0 for z in leads], 0)
     return sure.mean() > 0.95 and np.array_equal(found[sure], (votes >= needed)[sure])
@@ -428,7 +434,103 @@ def test_a_function_is_given_the_prior_and_no_channels(backbone, photographs):
     )
 
 
-# --- what is kept
+@pytest.mark.parametrize("K", [1, 2])
+def test_the_plain_loop_counts_pixel_by_pixel(K, backbone, photographs):
+    data, masks = photographs
+    net = balanced(model().eval(), backbone, photographs, LIST)
+    plain = evaluate_plainly({"m": net}, backbone, data, LIST, [1], SIDE, (K,))
+    slow = pd.DataFrame(slow_rows(net, backbone, data, masks, LIST, K, [1]))
+    assert plain[slow.columns].to_dict() == slow.to_dict() and (plain.shots == K).all()
+
+
+def test_the_plain_loop_and_the_bank_count_the_same_pixels(zoo, backbone, photographs):
+    data, _ = photographs
+    episodes = Episodes(*(x[:4] for x in many()))
+    plain = evaluate_plainly(zoo, backbone, data, episodes, [1], SIDE, (1, 5))
+    fast = evaluate(zoo, feature_bank(backbone, data, SIDE), data, episodes, [1], (1, 5))
+    named = ["method", "shots", "episode", "cls"]
+    assert plain[named].equals(fast[named]) and list(plain) == list(fast)
+    counts = [name for name in plain if name not in named]
+    apart = (plain[counts] - fast[counts]).abs().max(axis=1)
+    assert (apart <= 2 * plain.shots).all() and (apart == 0).mean() > 0.8  # ties of a batch
+
+
+# --- image to mask
+
+
+def support_of(data, c, images):
+    "Photographs with the masks of a class."
+    masks = [binary_mask(data.read_mask(i), c) for i in images]
+    return [read_image(data, i) for i in images], masks
+
+
+@pytest.mark.parametrize("decoder", ["PFENet", "CyCTR"])
+def test_a_segmenter_is_one_batch_of_query_and_supports(decoder, backbone, photographs):
+    "To the bit, whatever it has segmented before."
+    data, masks = photographs
+    net = lively(model(decoder=decoder))
+    segmenter = Segmenter(net, backbone, SIDE)
+    segmenter.set_support(*support_of(data, 3, [1, 4]))
+    for q in (0, 3, 0): result = segmenter.predict(read_image(data, q))
+
+    pairs = [fit_square(*pair, SIDE) for pair in zip(*support_of(data, 3, [1, 4]))]
+    shots, shot_masks = (torch.stack(x)[None] for x in zip(*pairs))
+    x, class_map = fit_square(read_image(data, 0), np.zeros_like(masks[0]), SIDE)
+    features = episode_features(backbone, x[None], shots, shot_masks, net.whole_support)
+    with torch.no_grad(): logits = net(*features, shot_masks, (class_map == 255)[None])
+    expected = at_native_size(logits, *masks[0].shape)
+    assert np.array_equal(result.logits, expected.numpy())
+    assert result.mask.dtype == bool and np.array_equal(result.mask, expected.argmax(0).numpy())
+    assert np.array_equal(result.probability, expected.softmax(0)[1].numpy())
+    assert result.probability.dtype == result.logits.dtype == np.float32
+    drawn = result.overlay()
+    same = (drawn == result.photograph).all(2)
+    assert drawn.shape == (*masks[0].shape, 3) and drawn.dtype == np.uint8
+    assert same[~result.mask].all() and not same.all()
+
+
+def test_a_segmenter_refuses_supports_that_show_nothing(backbone, photographs):
+    data, _ = photographs
+    segmenter = Segmenter(model(), backbone, SIDE)
+    images, masks = support_of(data, 1, [0, 1])
+    with pytest.raises(ValueError, match="call set_support first"): segmenter.predict(images[0])
+    with pytest.raises(ValueError, match="2 support images and 1 masks"):
+        segmenter.set_support(images, masks[:1])
+    with pytest.raises(ValueError, match="0 support images"): segmenter.set_support([], [])
+    with pytest.raises(ValueError, match="support mask 2 is 40x56 .* support image 2 is 64x41"):
+        segmenter.set_support(images, masks[:1] * 2)
+    with pytest.raises(ValueError, match="support mask 1 marks no pixel"):
+        segmenter.set_support(images, [masks[0] * 0, masks[1]])
+    large, dot = np.zeros((400, 400, 3), np.uint8), np.zeros((400, 400), np.uint8)
+    dot[0, 0] = 1
+    with pytest.raises(ValueError, match="dot.png: the object is too small to be seen at 57 pix"):
+        segmenter.set_support([large], [dot], [("large.png", "dot.png")])
+
+
+def test_a_segmenter_from_a_file_has_the_backbone_of_its_training(backbone, tmp_path, monkeypatch):
+    "The file is read once; random weights come from its seed; other weights are refused."
+    path, reads = tmp_path / "m.pt", []
+    torch.manual_seed(7)
+    fingerprint = backbone_fingerprint(load_backbone("tiny", "random"))
+    net = model()
+    fields = {"backbone": "tiny", "weights": "random", "fingerprint": fingerprint, "seed": 7}
+    sizes = {"in_channels": 240, "width": 16, "bins": (1.0, 0.5), "side": SIDE}
+    state = {"model": net.state_dict(), "method": "PFENet", "fold": 0}
+    save_checkpoint(path, **state, **fields, **sizes)
+    load = engine_checkpoints.load_checkpoint
+    noted = lambda where: reads.append(where) or load(where)
+    monkeypatch.setattr(engine_checkpoints, "load_checkpoint", noted)
+    segmenter = Segmenter.from_checkpoint(path)
+    assert reads == [path] and segmenter.side == SIDE and not segmenter.model.training
+    assert backbone_fingerprint(segmenter.backbone) == fingerprint
+    for a, b in zip(segmenter.model.parameters(), net.parameters()): assert torch.equal(a, b)
+    with pytest.raises(ValueError, match="m.pt was trained on tiny .* use the backbone"):
+        Segmenter.from_checkpoint(path, "imagenet")
+    with pytest.raises(FileNotFoundError, match="gone.pt"):
+        Segmenter.from_checkpoint(tmp_path / "gone.pt")
+
+
+# --- the cache
 
 
 class Witness(LRUCache):
@@ -491,7 +593,9 @@ def calls(stage, side):
 )
 @pytest.mark.parametrize("shots", [(1,), (1, 2, 5)])
 def test_each_image_goes_through_the_backbone_once(nets, shots, zoo, backbone, photographs):
-    "And through layer4 once as a query and once for each class that it supports; of a model that compares whole images once at all."
+    """And through layer4 once as a query and once for each class that it supports.
+
+    For a model that compares whole images it is once in all."""
     data, _ = photographs
     (images, one), (high, other) = (
         calls(backbone.layer2, SIDE),
@@ -539,7 +643,7 @@ def test_without_a_memory_it_is_the_plain_loop(K, zoo, backbone, photographs):
 
 
 def test_the_order_of_a_list_costs_nothing(zoo, backbone, photographs):
-    "With a memory that holds a part, as many images are looked at whatever the order; and fewer than without."
+    "With a cache that holds a part, as many images are encoded whatever the order; and fewer."
     data, _ = photographs
     looks = []
     for seed, megabytes in [(0, 0.3), (1, 0.3), (2, 0.3), (0, 0.0)]:
@@ -598,9 +702,9 @@ def test_other_weights_give_other_answers(backbone, photographs):
     )
 
 
-def test_soon_is_before_so_many_others_have_been_touched():
+def test_an_upcoming_use_is_before_so_many_others_have_been_touched():
     rng = np.random.default_rng(0)
-    for trial in range(60):
+    for _ in range(60):
         n, images = int(rng.integers(1, 7)), 6
         orders = np.array([rng.permutation(images) for _ in range(n)])
         coming, i, room = (
@@ -635,7 +739,7 @@ def test_lower_precision_is_close_and_half_the_size(backbone, photographs):
             LIST,
             [1],
             (2,),
-            lambda n: high.append(memory.kept["high", 3][0]),
+            lambda n, bank=memory: high.append(bank.kept["high", 3][0]),
             batch=3,
         )
     assert high[0].dtype == torch.float32 and high[-1].dtype == torch.bfloat16
@@ -692,8 +796,8 @@ def test_the_query_mask_reaches_no_predictor(backbone, photographs):
         assert all(torch.equal(a, b) for a, b in zip(plain, seen(change), strict=True))
 
 
-def test_a_model_that_looks_at_padding_is_told_the_shape_of_the_image(backbone, photographs):
-    "What CyCTR is told of the query beside its features is the image's shape; told otherwise, it would answer otherwise."
+def test_a_model_that_uses_padding_gets_the_shape_of_the_image(backbone, photographs):
+    "CyCTR gets the image's shape beside the query's features; another padding changes its logits."
     data, masks = photographs
     net = lively(model(decoder="CyCTR"))
     def answer(padding=None):
@@ -712,9 +816,9 @@ def test_a_model_that_looks_at_padding_is_told_the_shape_of_the_image(backbone, 
 
 
 def test_void_is_seen_where_that_is_asked_for(backbone, photographs):
-    "The padding that a query's model is told: of the square, or with the ground truth's void."
+    "The padding that a query's model gets: of the square, or with the ground truth's void."
     data, masks = photographs
-    episodes, told = Episodes(np.array([1]), np.array([0]), np.array([[2]])), {}
+    episodes, given = Episodes(np.array([1]), np.array([0]), np.array([[2]])), {}
     for seen in (False, True):
         spy = watched(lively(model(decoder="CyCTR")))
         evaluate(
@@ -724,11 +828,11 @@ def test_void_is_seen_where_that_is_asked_for(backbone, photographs):
             episodes,
             [2],
         )
-        told[seen] = spy.decoder.given[0].padding[0]
+        given[seen] = spy.decoder.given[0].padding[0]
     assert (
-        torch.equal(told[True], torch.from_numpy(square_of(masks[0], SIDE) == 255))
-        and told[True].sum() > told[False].sum()
-        and (told[True] | ~told[False]).all()
+        torch.equal(given[True], torch.from_numpy(square_of(masks[0], SIDE) == 255))
+        and given[True].sum() > given[False].sum()
+        and (given[True] | ~given[False]).all()
     )
 
 
@@ -751,9 +855,8 @@ def test_the_mask_of_a_support_does_reach_them(change, backbone, photographs):
             ),
         )
         evaluate({"m": net}, feature_bank(backbone, altered, SIDE), altered, episodes, [2])
-        return net.decoder.given[0].prior, net.decoder.given[0].support_mask
-    (prior, mask), (other_prior, other_mask) = said(lambda m: m), said(change)
-    assert not torch.equal(mask, other_mask)
+        return net.decoder.given[0].support_mask
+    assert not torch.equal(said(lambda m: m), said(change))
 
 
 def square_of(mask, side):
@@ -804,7 +907,9 @@ TEN = Episodes(
 
 @pytest.mark.parametrize("decoder", ["PFENet", "CyCTR"])
 def test_votes_are_single_passes_one_after_the_other(decoder, backbone, thirteen, monkeypatch):
-    "For K from 1 to 10: v-k is foreground where k of the K answers at the photograph's own size are, and is not asked with fewer shots."
+    """For K from 1 to 10: v-k is foreground where k of the K masks at the photograph's size are.
+
+    It is not used with fewer shots than votes."""
     data, masks = thirteen
     net = balanced(lively(model(decoder=decoder), seed=1), backbone, thirteen, TEN, 33)
     found_masks(monkeypatch)

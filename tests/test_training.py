@@ -19,7 +19,6 @@ from celp_nb.data.episodes import fold_classes, images_in_turn
 from celp_nb.data.images import UnreadableImage, read_image
 from celp_nb.data.training_set import Batch, TrainingEpisodes
 from celp_nb.data.transforms import Recipe, augment, binary_mask, known_mask
-from celp_nb.engine import checkpoints as engine_checkpoints
 from celp_nb.engine import steps as engine_steps
 from celp_nb.engine import training as engine_training
 from celp_nb.engine.backbones import episode_features, load_backbone
@@ -32,12 +31,11 @@ from celp_nb.engine.methods import (
     build_model,
     find_method,
 )
-from celp_nb.engine.steps import cached_steps, online_steps, own_episodes
+from celp_nb.engine.steps import cached_steps, draw_pseudo_masks, online_steps, own_episodes
 from celp_nb.engine.training import (
     Objective,
     Optimisation,
     accelerator_for,
-    draw_pseudo_masks,
     fit,
     optimisers_for,
     train_step,
@@ -164,7 +162,7 @@ def test_a_methods_rate_is_a_factor_on_the_schedule(steps):
 
 
 def test_what_is_annotated_decides_where_centres_may_be(steps):
-    "Of one step: all training classes and void; the episode's class and void; all classes without void."
+    "All training classes and void; the episode's class and void; all classes without void."
     data = next(steps(0))
     known = torch.zeros_like(data.known)
     known[:, :40], known[:, 40:60] = 1, 255
@@ -245,7 +243,7 @@ def test_overfitting_four_episodes(backbone, scenes):
 
 
 def test_schedule():
-    "lr (1 - step / iterations)^0.9: whole at first, 0.9 of the power at the middle, next to nothing in the last step."
+    "lr (1 - step / iterations)^0.9: whole at first, next to nothing in the last step."
     opt = Optimisation(iterations=1000, lr=0.025)
     assert opt.lr_at(0) == 0.025 and opt.lr_at(1000) == 0
     for step in (1, 250, 500, 999):
@@ -367,7 +365,7 @@ def test_biases_of_the_transformer_do_not_decay():
 
 
 def test_a_step_is_one_of_sgd_and_one_of_adamw(whole_steps):
-    "The transformer's first step is its decay and the sign of the gradient times its rate, whatever the rate of the others."
+    "The transformer's first step is its decay and the sign of the gradient times its own rate."
     data, net = next(whole_steps(0)), attentive()
     before, opt = (
         copy.deepcopy(net.state_dict()),
@@ -393,7 +391,8 @@ def test_the_transformer_keeps_its_rate_while_the_others_follow_the_schedule(
     whole_steps, monkeypatch
 ):
     made, seen, net = [], [], attentive()
-    monkeypatch.setattr(engine_training, "optimisers_for", lambda *args: made.append(optimisers_for(*args)) or made[-1])
+    noted = lambda *args: made.append(optimisers_for(*args)) or made[-1]
+    monkeypatch.setattr(engine_training, "optimisers_for", noted)
     rates = lambda optimiser: {group["lr"] for group in optimiser.param_groups}
     opt = replace(SHORT, transformer_lr=3e-4)
     fit(
@@ -438,7 +437,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(steps):
             np.random.default_rng().integers(1 << 30)
         )  # whatever happened before does not matter
         return fit({"a": net}, {"a": LATENT}, steps, SHORT, seed), net.state_dict()
-    (h1, s1), (h2, s2), (h3, s3) = run(0), run(0), run(1)
+    (h1, s1), (h2, s2), (_, s3) = run(0), run(0), run(1)
     assert h1 == h2 and same(s1, s2) and not same(s1, s3)
 
 
@@ -537,7 +536,7 @@ def test_online_steps_resume_at_the_same_episodes(backbone, training):
 
 
 class Dying(TrainingEpisodes):
-    "Its process ends in the middle of the third episode, as one does that the system kills for memory."
+    "Its process ends in the third episode, as one does that the system kills for memory."
     def __getitem__(self, i):
         if i == 2: os._exit(9)
         return super().__getitem__(i)
@@ -547,7 +546,8 @@ def test_a_reading_process_that_dies_is_named(backbone, training):
     items = Dying(training.image_set, training.episodes, training.train_classes, training.recipe, 0)
     with pytest.raises(
         RuntimeError,
-        match=r"a process that reads and augments images died .*use fewer --workers and go on with --resume",
+        match=r"a process that reads and augments images died .*"
+        "use fewer --workers and go on with --resume",
     ):
         list(online_steps(backbone, items, 2, workers=1))
 
@@ -627,7 +627,7 @@ def test_processes_get_their_part_of_every_step(source, backbone, training, tmp_
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(steps, tmp_path):
-    "The system refuses to write beyond a size: the sentence names file and step, nothing half-written stays."
+    "A write beyond a size limit: the message names file and step, nothing half-written stays."
     path, before = tmp_path / "last.pt", []
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     def report(step, losses):
@@ -637,7 +637,8 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(steps, tmp_path):
     try:
         with pytest.raises(
             OSError,
-            match=r"last\.pt could not be written after step 4 .*the one before it is whole: make room and go on with --resume",
+            match=r"last\.pt could not be written after step 4 .*"
+            "the one before it is whole: make room and go on with --resume",
         ):
             fit({"a": model()}, {"a": PLAIN}, steps, SHORT, 0, path, 2, report)
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -822,7 +823,8 @@ def test_a_file_of_a_method_that_is_not_known(tmp_path):
     save_checkpoint(tmp_path / "m.pt", **as_file("CANet", model()))
     with pytest.raises(
         ValueError,
-        match=r"m\.pt was trained with a method that is not known here .there is no method 'CANet'; choose one of PFENet, .*; train again\.",
+        match=r"m\.pt was trained with a method that is not known here "
+        r".there is no method 'CANet'; choose one of PFENet, .*; train again\.",
     ):
         load_model(tmp_path / "m.pt")
 
@@ -842,7 +844,8 @@ def test_steps_without_the_supports_background_are_refused(method, steps):
     before = copy.deepcopy(net.state_dict())
     with pytest.raises(
         ValueError,
-        match=r"compares the support's high features with their background: make them with whole=True\.",
+        match=r"compares the support's high features with their background: "
+        r"make them with whole=True\.",
     ):
         fit({"a": net}, {"a": method}, steps, SHORT, 0)
     assert same(net.state_dict(), before)
@@ -910,7 +913,7 @@ def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, 
 
 
 def test_cached_steps_hold_the_whole_supports_too(backbone, training, tmp_path):
-    "The same files, whether asked for or not; the same features as online, but for half precision on disk."
+    "The same files with whole supports and without; online features, but for half precision."
     without = list(cached_steps(tmp_path, backbone, training, 2, views=1))
     files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")}
     made = list(cached_steps(tmp_path, backbone, training, 2, views=1, whole=True))
