@@ -7,7 +7,7 @@ __all__ = ['Choice', 'read_source', 'choice_mask', 'model_or_none', 'ChoiceCache
            'load_choice', 'choose_centre', 'describe_centre', 'prediction_picture', 'show_choice', 'LatestOnly',
            'FoldModels', 'load_fold_models', 'make_episode_job']
 
-# %% ../../nbs/51a_explorer_choice.ipynb #94f8273e
+# %% ../../nbs/51a_explorer_choice.ipynb #a2f2bb8c
 import threading
 import traceback
 from collections import deque
@@ -46,7 +46,7 @@ from celp_nb.app.explorer_state import (
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes
 from ..data.images import ImageSet, read_image
-from ..data.transforms import known_mask
+from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, known_mask
 from celp_nb.engine.backbones import (
     Backbone,
     backbone_fingerprint,
@@ -92,14 +92,14 @@ def choice_mask(
     if shape == "classes": return known_mask(class_map, classes)
     return drawn_mask(shape, read_corners(corners, len(class_map)), class_map)
 
-# %% ../../nbs/51a_explorer_choice.ipynb #105cb52b
+# %% ../../nbs/51a_explorer_choice.ipynb #c9248130
 @lru_cache(4)
 def model_or_none(
     path: str,  # a checkpoint, or "" for none
     backbone: Backbone,
 ) -> tuple[FewShotModel | None, int, str]:  # model, side in pixels, description
     "Load a trained model, or return none and the reason."
-    side = 161 if backbone.name == "tiny" else 473
+    side = SAMPLES_SIDE if backbone.name == "tiny" else PASCAL_SIDE
     if not path:
         return None, side, "no checkpoint, so no prediction, and prototypes of unreduced features"
     try:

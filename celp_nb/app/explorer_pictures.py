@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'VIRIDIS', 'REGION_TINT', 'KNOWN_TINT', 'CANDIDATE_TINT', 'PREDICTION_TINT', 'PngWithCaption',
-           'EpisodeInputs', 'nearest_upsample', 'palette_png', 'map_png', 'tinted_png', 'photo_png', 'pseudo_png',
-           'prediction_png', 'map_pictures', 'EpisodeImages', 'read_episode', 'segment_episode', 'episode_iou',
-           'input_pictures', 'scored_picture', 'episode_pictures']
+           'nearest_upsample', 'palette_png', 'map_png', 'tinted_png', 'photo_png', 'pseudo_png', 'prediction_png',
+           'map_pictures', 'EpisodeImages', 'read_episode', 'segment_episode', 'episode_iou', 'input_pictures',
+           'scored_picture', 'episode_pictures']
 
-# %% ../../nbs/51_explorer_pictures.ipynb #517d1c6c
+# %% ../../nbs/51_explorer_pictures.ipynb #156a42db
 import io
 from typing import NamedTuple
 
@@ -19,12 +19,14 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from .explorer_state import KnownPositions, SliderMaps
-from ..conditioning import Features, SupportFeatures, support_prior
+from ..conditioning import support_prior
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes
 from ..data.images import ImageSet, read_image
-from ..data.transforms import at_native_size, binary_mask, known_mask
+from ..data.transforms import binary_mask, known_mask
+from ..engine.backbones import Backbone
 from ..engine.feature_bank import FeatureBank, episode_inputs
+from ..engine.segmenter import Segmenter
 from ..metrics import pixel_counts, ratio
 from ..viz import OKABE_ITO, overlay
 
@@ -180,18 +182,17 @@ def read_episode(
         support_mask=binary_mask(data.read_mask(s), cls),
     )
 
-# %% ../../nbs/51_explorer_pictures.ipynb #306eef47
-EpisodeInputs = tuple[Features, Features | SupportFeatures, Tensor]
-
-
+# %% ../../nbs/51_explorer_pictures.ipynb #f8deb266
 def segment_episode(
     model: FewShotModel,
-    inputs: EpisodeInputs,  # query, support and support masks, of `episode_inputs`
+    backbone: Backbone,
+    side: int,  # S
     episode: EpisodeImages,
 ) -> Tensor:  # (H, W) bool
     "Predict the query's mask at the size of the photograph."
-    logits = model(*inputs)
-    return at_native_size(logits, *episode.target.shape).argmax(0).bool()
+    segmenter = Segmenter(model, backbone, side)
+    segmenter.set_support([episode.support], [episode.support_mask])
+    return torch.from_numpy(segmenter.predict(episode.query).mask)
 
 
 def episode_iou(
@@ -237,7 +238,7 @@ def scored_picture(
     png = photo_png(episode.query, prediction.numpy(), PREDICTION_TINT)
     return png, f"{method}: prediction in orange, IoU {percent:.1f} %"
 
-# %% ../../nbs/51_explorer_pictures.ipynb #9d4d6349
+# %% ../../nbs/51_explorer_pictures.ipynb #68c90867
 @torch.no_grad()
 def episode_pictures(
     memory: FeatureBank,
@@ -249,11 +250,10 @@ def episode_pictures(
 ) -> dict[str, PngWithCaption]:  # by the picture's name
     "Draw support, query, support prior and every model's prediction."
     episode = read_episode(data, episodes, e, classes)
-    inputs = episode_inputs(memory, episodes.shots(1), e)
-    query, support, masks = inputs
+    query, support, masks = episode_inputs(memory, episodes.shots(1), e)
     prior = support_prior(query.high, support.high, masks)[0, 0]
     pictures = input_pictures(episode, prior, memory.side)
     for method, model in models.items():
-        prediction = segment_episode(model, inputs, episode)
+        prediction = segment_episode(model, memory.backbone, memory.side, episode)
         pictures[method] = scored_picture(method, prediction, episode)
     return pictures
