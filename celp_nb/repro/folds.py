@@ -57,7 +57,7 @@ def add_folders(train: ImageSet, data: DataConfig) -> ImageSet:
         train = merge(train, open_data(folder, "train", data.skip_unreadable))
     return train
 
-# %% ../../nbs/42_folds.ipynb #5c869a9b
+# %% ../../nbs/42_folds.ipynb #ef93772f
 SKIP_RARE = "With skip_rare all such classes are left out."
 
 
@@ -83,7 +83,8 @@ def warn_of_rare(
     if rare:
         warnings.warn(
             f"{data.name}: {len(rare)} classes are present in fewer than {least} images and are "
-            f"not {use}: {', '.join(rare[:6])}{', …' if len(rare) > 6 else ''}."
+            f"not {use}: {', '.join(rare[:6])}{', …' if len(rare) > 6 else ''}.",
+            stacklevel=2,
         )
 
 
@@ -123,7 +124,7 @@ def split_classes(
             )
     return classes, test
 
-# %% ../../nbs/42_folds.ipynb #94e434da
+# %% ../../nbs/42_folds.ipynb #9f503e7d
 def hold_out(
     classes: list[int],  # to train on
     seed: int,
@@ -131,8 +132,8 @@ def hold_out(
     "Training classes that a checkpoint is chosen by. Raises ValueError for a single class."
     if len(classes) < 2:
         raise ValueError(
-            f"select is 'train', but there are only {len(classes)} training classes, so none can be "
-            "held out; use select 'last'."
+            f"select is 'train', but there are only {len(classes)} training classes, so none can "
+            "be held out; use select 'last'."
         )
     rng = np.random.default_rng(seed)
     return sorted(rng.choice(classes, max(1, len(classes) // 5), replace=False).tolist())
