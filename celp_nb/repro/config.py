@@ -7,113 +7,104 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'RE
            'OptimisationConfig', 'EvaluationConfig', 'RuntimeConfig', 'RunConfig', 'flat_config', 'change_config',
            'make_config', 'config_from_json', 'read_config', 'write_config', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #8cc4beb1
+# %% ../../nbs/40_config.ipynb #d54d5cd7
 import difflib
 import json
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Annotated, Literal
 
-from tyro.conf import arg
-
-from ..data.episodes import atomic_file
-from ..engine.methods import METHODS, Method, find_method
-from ..pfenet import COCO_BINS
-
-# %% ../../nbs/40_config.ipynb #b6b1ee55
+# %% ../../nbs/40_config.ipynb #9510c270
 @dataclass(frozen=True)
 class DataConfig:
     "Images, classes and sizes."
 
+    # "samples", or a folder: VOC layout, COCO layout (with annotations/), or PASCAL-5i (with
+    # VOCdevkit/ and sbd/)
     folder: Annotated[str, arg(name="data")] = "samples"
-    """"samples", or a folder: VOC layout, COCO layout (with annotations/), or PASCAL-5i
-    (with VOCdevkit/ and sbd/)"""
+    # further folders, added to the training images; their classes that --data lacks are training
+    # classes of every fold
     extra: tuple[str, ...] = ()
-    """further folders, added to the training images; their classes that --data lacks are
-    training classes of every fold"""
+    # parts that the classes are cut into
     n_folds: int = 4
-    "parts that the classes are cut into"
+    # folds to run; by default all
     folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"])] = None
-    "folds to run; by default all"
+    # training classes per fold, drawn by the seed; by default all
     classes: int | None = None
-    "training classes per fold, drawn by the seed; by default all"
+    # training images per fold, drawn by the seed; classes left with fewer than two are left out; by
+    # default all
     photographs: int | None = None
-    """training images per fold, drawn by the seed; classes left with fewer than two are left
-    out; by default all"""
+    # of the square that an image is fitted into in evaluation, 8n+1 pixels; by default 161 for the
+    # samples, 473 for a folder
     side: int | None = None
-    """of the square that an image is fitted into in evaluation, 8n+1 pixels; by default 161 for
-    the samples, 473 for a folder"""
+    # side of the square training crop, 8n+1 pixels; by default 113 for the samples, 473 for a
+    # folder
     crop: int | None = None
-    """side of the square training crop, 8n+1 pixels; by default 113 for the samples, 473 for a
-    folder"""
+    # usual long side of the images in pixels: training scales them by side / reference; by default
+    # 161 for the samples, 473 for a folder
     reference: int | None = None
-    """usual long side of the images in pixels: training scales them by side / reference; by
-    default 161 for the samples, 473 for a folder"""
+    # range of the random scale factor in training
     scale: tuple[float, float] = (0.9, 1.1)
-    "range of the random scale factor in training"
+    # leave unreadable images out, with a count, instead of stopping
     skip_unreadable: bool = False
-    "leave unreadable images out, with a count, instead of stopping"
+    # leave classes that are in too few images for an episode out, with a count, instead of
+    # stopping; test classes stay hidden in training all the same
     skip_rare: bool = False
-    """leave classes that are in too few images for an episode out, with a count, instead of
-    stopping; test classes stay hidden in training all the same"""
 
-# %% ../../nbs/40_config.ipynb #03a9bdcf
+# %% ../../nbs/40_config.ipynb #29a7c27e
 @dataclass(frozen=True)
 class ModelConfig:
     "Backbone and methods."
 
+    # frozen feature extractor; by default tiny for the samples, resnet50 for a folder
     backbone: str | None = None
-    "frozen feature extractor; by default tiny for the samples, resnet50 for a folder"
+    # of the backbone: a file, imagenet, or random; by default its own: bundled for tiny,
+    # torchvision's ImageNet weights for the others
     weights: str | None = None
-    """of the backbone: a file, imagenet, or random; by default its own: bundled for tiny,
-    torchvision's ImageNet weights for the others"""
+    # trained side by side on the same episodes; a changed setting follows the name: "PFENet+CE
+    # delta=0.4 known=class"
     methods: tuple[str, ...] = tuple(METHODS)
-    """trained side by side on the same episodes; a changed setting follows the name:
-    "PFENet+CE delta=0.4 known=class" """
+    # channels of the decoder; by default 64 for the samples, 256 for a folder
     width: int | None = None
-    "channels of the decoder; by default 64 for the samples, 256 for a folder"
+    # share of the reduced features' channels dropped in training; the paper's is 0.5
     dropout: float = 0.1
-    "share of the reduced features' channels dropped in training; the paper's is 0.5"
+    # scales of a PFENet decoder: positions, or shares of the map
     bins: tuple[float, ...] = COCO_BINS
-    "scales of a PFENet decoder: positions, or shares of the map"
+    # similarity threshold of Eq. (2) and Eq. (4), in (-1, 1)
     delta: float = Method.delta
-    "similarity threshold of Eq. (2) and Eq. (4), in (-1, 1)"
+    # fewest similar positions of a centre, Eq. (3)
     sigma: int = Method.sigma
-    "fewest similar positions of a centre, Eq. (3)"
+    # weight of the contrast loss in the methods that have one, Eq. (13)
     contrast: float = Method.contrast
-    "weight of the contrast loss in the methods that have one, Eq. (13)"
 
-# %% ../../nbs/40_config.ipynb #863bc385
+# %% ../../nbs/40_config.ipynb #e2885bab
 @dataclass(frozen=True)
 class OptimisationConfig:
     "Training steps, learning rates, and the checkpoint that is kept."
 
+    # training steps per fold; by default 400 for the samples, 5000 for a folder
     iterations: int | None = None
-    "training steps per fold; by default 400 for the samples, 5000 for a folder"
+    # passes over the training images of a fold, instead of iterations
     epochs: int | None = None
-    "passes over the training images of a fold, instead of iterations"
+    # episodes per step, over all processes
     batch: int = 4
-    "episodes per step, over all processes"
+    # parts that the episodes of a step are worked through in, where memory is short: the losses are
+    # the means of the parts' losses
     accumulate: int = 1
-    """parts that the episodes of a step are worked through in, where memory is short: the losses
-    are the means of the parts' losses"""
+    # of the convolutions; by default sgd for the samples, adamw for a folder
     optimiser: Literal["sgd", "adamw"] | None = None
-    "of the convolutions; by default sgd for the samples, adamw for a folder"
+    # learning rate of the first step; by default 0.2 for the samples, 0.0005 for a folder; with sgd
+    # the published code's is 0.025
     lr: float | None = None
-    """learning rate of the first step; by default 0.2 for the samples, 0.0005 for a folder; with
-    sgd the published code's is 0.025"""
+    # of the convolutions
     weight_decay: float = 1e-4
-    "of the convolutions"
+    # learning rate of a transformer's AdamW, the same at every step; by default 0.001 for the
+    # samples, 0.0001 (the paper's) for a folder
     transformer_lr: float | None = None
-    """learning rate of a transformer's AdamW, the same at every step; by default 0.001 for the
-    samples, 0.0001 (the paper's) for a folder"""
+    # checkpoint that is kept: the last; the best on training classes held out for it; the best on
+    # the test fold, as the published code does: a flattered score
     select: Literal["last", "train", "test"] = "last"
-    """checkpoint that is kept: the last; the best on training classes held out for it; the best
-    on the test fold, as the published code does: a flattered score"""
+    # times that a training is scored for --select
     checks: int = 10
-    "times that a training is scored for --select"
 
-# %% ../../nbs/40_config.ipynb #29cc33b9
+# %% ../../nbs/40_config.ipynb #314e5fd7
 EvaluationProtocol = Literal["pairs", "turns"]
 VoidPixels = Literal["hidden", "seen"]
 
@@ -122,56 +113,56 @@ VoidPixels = Literal["hidden", "seen"]
 class EvaluationConfig:
     "Episodes of the test classes, and what is scored on them."
 
+    # supports per episode in evaluation; training has one
     shots: tuple[int, ...] = (1, 5)
-    "supports per episode in evaluation; training has one"
+    # episodes per class; by default 40 for the samples, 200 for a folder
     pairs: int | None = None
-    "episodes per class; by default 40 for the samples, 200 for a folder"
+    # pairs: that many episodes of each class; turns: as many in total, with every image as the
+    # query in turn, as the published code does
     protocol: EvaluationProtocol = "pairs"
-    """pairs: that many episodes of each class; turns: as many in total, with every image as the
-    query in turn, as the published code does"""
+    # void pixels of a query; seen: a transformer's attention excludes them, as in the published
+    # code, which takes them from the ground truth
     void: VoidPixels = "hidden"
-    """void pixels of a query; seen: a transformer's attention excludes them, as in the published
-    code, which takes them from the ground truth"""
+    # score trivial predictors too
     trivial: bool = True
-    "score trivial predictors too"
+    # with several shots, score votes over as many single passes too (Table 7): with v-k a pixel is
+    # foreground where at least k passes agree
     voting: bool = False
-    """with several shots, score votes over as many single passes too (Table 7): with v-k a pixel
-    is foreground where at least k passes agree"""
 
-# %% ../../nbs/40_config.ipynb #12ba777a
+# %% ../../nbs/40_config.ipynb #f3624a55
 @dataclass(frozen=True)
 class RuntimeConfig:
     "Random seed, hardware, caches."
 
+    # of initial weights, episodes, augmentation, dropout and centres
     seed: int = 0
-    "of initial weights, episodes, augmentation, dropout and centres"
+    # auto: the GPU where there is one
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    "auto: the GPU where there is one"
+    # of the backbone, and of the decoder in training; by default float32 for the samples, auto for
+    # a folder: bf16 where the hardware has it
     precision: Literal["auto", "float32", "bf16"] | None = None
-    """of the backbone, and of the decoder in training; by default float32 for the samples, auto
-    for a folder: bf16 where the hardware has it"""
+    # processes that read and augment; by default none on a CPU; on a GPU as many as the machine has
+    # cores, up to 8
     workers: int | None = None
-    """processes that read and augment; by default none on a CPU; on a GPU as many as the machine
-    has cores, up to 8"""
+    # pass the decoders through torch.compile; needs a C++ compiler
     compile: bool = False
-    "pass the decoders through torch.compile; needs a C++ compiler"
+    # fixed augmentations of each image whose features are kept on disk, for speed; 0: each
+    # augmentation is fresh
     cache_views: int = 0
-    """fixed augmentations of each image whose features are kept on disk, for speed; 0: each
-    augmentation is fresh"""
+    # folder for them; by default a subfolder of the cache folder
     cache: str | None = None
-    "folder for them; by default a subfolder of the cache folder"
+    # memory for features in evaluation, in gigabytes
     cache_gb: float = 4.0
-    "memory for features in evaluation, in gigabytes"
+    # write losses for TensorBoard too; needs pip install 'celp_nb[tensorboard]'
     tensorboard: bool = False
-    "write losses for TensorBoard too; needs pip install 'celp_nb[tensorboard]'"
 
-# %% ../../nbs/40_config.ipynb #9a51f7ba
+# %% ../../nbs/40_config.ipynb #5a2a94f2
 @dataclass(frozen=True)
 class RunConfig:
     "What decides the outcome of a run."
 
+    # row of the paper's tables to start from, see celp presets; other options replace its settings
     preset: str | None = None
-    "row of the paper's tables to start from, see celp presets; other options replace its settings"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     optimisation: OptimisationConfig = OptimisationConfig()

@@ -6,44 +6,8 @@
 __all__ = ['check_folder', 'open_run', 'train_run', 'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run',
            'replay']
 
-# %% ../../nbs/43_runs.ipynb #f04f12f0
-import time
-from collections.abc import Callable
-from pathlib import Path
-
-import pandas as pd
-from accelerate import PartialState
-
-from ..contrast import FewShotModel
-from ..data.episodes import Episodes, atomic_file
-from ..engine.checkpoints import changed_settings
-from celp_nb.repro.config import (
-    RESUMABLE_FIELDS,
-    RunConfig,
-    change_config,
-    flat_config,
-    read_config,
-    write_config,
-)
-from .defaults import resolve
-from celp_nb.repro.fold_evaluation import (
-    episode_pictures,
-    evaluate_fold,
-    first_of_each_class,
-    fold_scores,
-    score_fold,
-)
-from .fold_training import train_fold, trained_models
-from .folds import Fold, read_episode_list
-from celp_nb.repro.report import (
-    Progress,
-    predictions_figure,
-    progress_display,
-    report_text,
-    save_figure,
-    write_table,
-)
-from .setup import Setup, prepare
+# %% ../../nbs/43_runs.ipynb #52955ec6
+#| export
 
 # %% ../../nbs/43_runs.ipynb #6a4d3a89
 def check_folder(
@@ -93,7 +57,7 @@ def train_run(config: RunConfig, folder: str | Path, resume: bool = False) -> No
     watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
     for fold in setup.folds: train_fold(setup, fold, folder, watch)
 
-# %% ../../nbs/43_runs.ipynb #1f1c06d4
+# %% ../../nbs/43_runs.ipynb #dfac61f3
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
     "The scores of a run so far."
     path = Path(folder) / "results.csv"
@@ -123,7 +87,7 @@ def finish_fold(
     began: float,  # `time.time()` of its start
 ) -> None:
     "Evaluate a fold and write results, table and picture anew."
-    config, folder = setup.config, Path(folder)
+    folder, config = Path(folder), setup.config
     new = evaluate_fold(setup, fold, models, folder, watch)
     new = new.assign(seconds=round(time.time() - began, 1))
     if not setup.accelerator.is_main_process: return
@@ -135,8 +99,8 @@ def finish_fold(
     text = report_text(results, *sizes, config.optimisation.checks)
     with atomic_file(folder / "table.md", "w") as f: f.write(text)
     if fold is setup.folds[0]:
-        path, shots = folder / f"fold{fold.number}" / "episodes.csv", max(config.evaluation.shots)
-        episodes = read_episode_list(path, setup.val, fold, shots)
+        path = folder / f"fold{fold.number}" / "episodes.csv"
+        episodes = read_episode_list(path, setup.val, fold, max(config.evaluation.shots))
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
 
 # %% ../../nbs/43_runs.ipynb #f0f094a4
