@@ -6,8 +6,23 @@
 __all__ = ['COMMANDS', 'PAGE', 'GOES_ON', 'help_text', 'page_server', 'explore_command', 'print_message', 'Terminated',
            'terminable', 'interruption_text', 'parse_and_call', 'run_safely', 'main']
 
-# %% ../../nbs/53_cli.ipynb #281110e2
+# %% ../../nbs/53_cli.ipynb #14822a07
 import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import tyro
+from tyro.conf import arg, subcommand
 
 # %% ../../nbs/53_cli.ipynb #1c3c3384
 COMMANDS = {

@@ -8,7 +8,7 @@ __all__ = ['Settings', 'Name', 'Resume', 'AllFolds', 'starting_config', 'run_fol
            'PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command', 'predict_command',
            'command_functions']
 
-# %% ../../nbs/53_celp_commands.ipynb #25e622e7
+# %% ../../nbs/53_celp_commands.ipynb #dc6b8302
 import argparse
 import os
 from collections.abc import Callable, Sequence
@@ -16,6 +16,17 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from ..pfenet import PASCAL_BINS
+from celp_nb.repro.config import (
+    EvaluationProtocol,
+    RunConfig,
+    VoidPixels,
+    change_config,
+    make_config,
+)
 
 # %% ../../nbs/53_celp_commands.ipynb #2c96e057
 def starting_config(

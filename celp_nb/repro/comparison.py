@@ -8,11 +8,27 @@ __all__ = ['EXPECTED_FOLDS', 'DATA_LABELS', 'OPTIONAL', 'SELECTION_TEXTS', 'UNCO
            'group_lines', 'run_text', 'comparison_text', 'setting_notes', 'run_notes', 'changed_from_preset',
            'read_table', 'settings_columns', 'read_runs']
 
-# %% ../../nbs/41_results_beside_paper.ipynb #5eacb215
+# %% ../../nbs/41_results_beside_paper.ipynb #0d5e8756
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from ..engine.methods import METHODS
+from .config import RESUMABLE_FIELDS, RunConfig, flat_config, read_config
+from celp_nb.repro.presets import (
+    PAPER_BACKBONES,
+    PAPER_DATA,
+    PAPER_FOLDS,
+    PAPER_METHODS,
+    find_preset,
+    markdown_grid,
+    paper_scores,
+    preset_config,
+)
 
 # %% ../../nbs/41_results_beside_paper.ipynb #db521b0f
 EXPECTED_FOLDS = [0, 1, 2, 3]

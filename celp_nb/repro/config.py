@@ -7,9 +7,18 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'RE
            'OptimisationConfig', 'EvaluationConfig', 'RuntimeConfig', 'RunConfig', 'flat_config', 'change_config',
            'make_config', 'config_from_json', 'read_config', 'write_config', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #d54d5cd7
+# %% ../../nbs/40_config.ipynb #8cc4beb1
 import difflib
 import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ..data.episodes import atomic_file
+from ..engine.methods import METHODS, Method, find_method
+from ..pfenet import COCO_BINS
 
 # %% ../../nbs/40_config.ipynb #9510c270
 @dataclass(frozen=True)

@@ -7,12 +7,29 @@ __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'f
            'check_choices', 'check_numbers', 'check_methods', 'has_bf16', 'resolve_runtime', 'absolute',
            'resolve_weights', 'resolve']
 
-# %% ../../nbs/40_defaults.ipynb #eb8dd1fa
+# %% ../../nbs/40_defaults.ipynb #c84f638a
 import os
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
+
+import torch
+
+from ..data.transforms import round_side
+from ..engine.backbones import BACKBONES
+from ..engine.methods import DECODERS, find_method
+from celp_nb.repro.config import (
+    SECTIONS,
+    SETTING_PLACES,
+    ModelConfig,
+    RunConfig,
+    RuntimeConfig,
+    change_config,
+    flat_config,
+    make_config,
+)
+from ..similarity import check_delta
 
 # %% ../../nbs/40_defaults.ipynb #9e09b971
 SAMPLES_DEFAULTS = make_config(

@@ -6,9 +6,37 @@
 __all__ = ['evaluate_together', 'all_predictors', 'score_fold', 'fold_scores', 'evaluate_fold', 'drawn_pseudo_mask',
            'episode_pictures', 'first_of_each_class']
 
-# %% ../../nbs/43_fold_evaluation.ipynb #915a62dd
+# %% ../../nbs/43_fold_evaluation.ipynb #5fe76d5d
 from collections.abc import Callable
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from ..contrast import FewShotModel
+from ..data.episodes import Episodes, write_episodes
+from ..data.images import ImageSet, read_image
+from ..data.transforms import at_native_size, binary_mask, known_mask, padding_of
+from celp_nb.engine.evaluation import (
+    CUTS,
+    Predictor,
+    VotingPredictor,
+    all_foreground,
+    best_prior,
+    prior_predictors,
+    scores,
+    voting,
+)
+from ..engine.feature_bank import FeatureBank, episode_inputs, evaluate
+from ..latent import sample_latent
+from .config import EvaluationConfig
+from .folds import Fold, read_episode_list
+from .report import Progress, write_table
+from .setup import Setup
+from ..viz import OKABE_ITO, overlay
 
 # %% ../../nbs/43_fold_evaluation.ipynb #5c685081
 def evaluate_together(

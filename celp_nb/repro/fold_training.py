@@ -7,8 +7,30 @@ __all__ = ['LossReport', 'steps_of', 'selection_episodes', 'checkpoint_scorer', 
            'write_model', 'trained_models', 'write_losses', 'tensorboard_report', 'loss_report', 'fit_fold',
            'write_fold', 'train_fold']
 
-# %% ../../nbs/43_fold_training.ipynb #52955ec6
-#| export
+# %% ../../nbs/43_fold_training.ipynb #7e304713
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate.tracking import TensorBoardTracker
+
+from ..contrast import FewShotModel
+from ..data.episodes import Episodes, pairs_per_class
+from ..data.images import ImageSet, cache_folder
+from ..data.training_set import TrainingEpisodes
+from ..data.transforms import Recipe
+from ..engine.checkpoints import Trained, load_model, save_checkpoint
+from ..engine.evaluation import scores
+from ..engine.feature_bank import FeatureBank
+from ..engine.methods import DECODERS, Step
+from ..engine.steps import cached_steps, online_steps
+from ..engine.training import Optimisation, fit
+from .config import OptimisationConfig
+from .fold_evaluation import evaluate_together
+from .folds import Fold
+from .report import Progress, loss_curves, loss_figure, save_figure, write_table
+from .setup import Setup, evaluation_memory, new_models, precision_of, process_share
 
 # %% ../../nbs/43_fold_training.ipynb #400fcf02
 def steps_of(

@@ -7,8 +7,26 @@ __all__ = ['SKIP_RARE', 'open_data', 'open_splits', 'add_folders', 'frequent_cla
            'split_classes', 'hold_out', 'shown_in_training', 'training_episodes', 'evaluation_episodes', 'Fold',
            'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #52955ec6
-#| export
+# %% ../../nbs/42_folds.ipynb #771dc6db
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..bundled.scenes import samples
+from ..data.benchmarks import open_folder
+from celp_nb.data.episodes import (
+    Episodes,
+    class_images,
+    fold_classes,
+    images_in_turn,
+    pairs_per_class,
+    read_episodes,
+)
+from ..data.images import ImageSet, merge
+from .config import DataConfig, EvaluationConfig, RunConfig
 
 # %% ../../nbs/42_folds.ipynb #ff3c8cf6
 def open_data(

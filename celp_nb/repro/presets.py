@@ -8,12 +8,22 @@ __all__ = ['PAPER', 'PAPER_FOLDS', 'LR_FACTOR', 'EVERY_ROW', 'OF_DATA', 'SIDES',
            'unequal_means', 'Preset', 'preset_name', 'make_preset', 'find_preset', 'preset_config', 'check_preset',
            'most_steps', 'markdown_grid', 'preset_row', 'presets_table']
 
-# %% ../../nbs/41_presets.ipynb #b13c7737
+# %% ../../nbs/41_presets.ipynb #86a0d39b
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import pandas as pd
+
+import celp_nb
+from ..data.benchmarks import COCO_COUNTS, PASCAL_COUNTS
+from ..data.coco import COCO_CLASSES
+from ..data.voc import PASCAL_CLASSES
+from ..engine.methods import METHODS
+from ..pfenet import COCO_BINS, PASCAL_BINS
+from .config import RunConfig, make_config
 
 # %% ../../nbs/41_presets.ipynb #0f8da2c5
 PAPER = Path(celp_nb.__file__).parent / "paper"

@@ -7,8 +7,22 @@ __all__ = ['COLOURS', 'Progress', 'SELECTED', 'draw_curves', 'progress_display',
            'save_figure', 'write_table', 'markdown_table', 'value_range', 'data_warning', 'report_text',
            'predictions_figure']
 
-# %% ../../nbs/42_report.ipynb #1c0893af
+# %% ../../nbs/42_report.ipynb #4f38d7c9
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import fastprogress.core
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from fastprogress.fastprogress import master_bar, progress_bar
+from matplotlib.figure import Figure
+
+from ..data.episodes import atomic_file
+from .comparison import figure_text
+from .presets import markdown_grid
+from ..viz import OKABE_ITO, show_images
 
 # %% ../../nbs/42_report.ipynb #f9c20bce
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]

@@ -6,8 +6,44 @@
 __all__ = ['check_folder', 'open_run', 'train_run', 'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run',
            'replay']
 
-# %% ../../nbs/43_runs.ipynb #52955ec6
-#| export
+# %% ../../nbs/43_runs.ipynb #f04f12f0
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from accelerate import PartialState
+
+from ..contrast import FewShotModel
+from ..data.episodes import Episodes, atomic_file
+from ..engine.checkpoints import changed_settings
+from celp_nb.repro.config import (
+    RESUMABLE_FIELDS,
+    RunConfig,
+    change_config,
+    flat_config,
+    read_config,
+    write_config,
+)
+from .defaults import resolve
+from celp_nb.repro.fold_evaluation import (
+    episode_pictures,
+    evaluate_fold,
+    first_of_each_class,
+    fold_scores,
+    score_fold,
+)
+from .fold_training import train_fold, trained_models
+from .folds import Fold, read_episode_list
+from celp_nb.repro.report import (
+    Progress,
+    predictions_figure,
+    progress_display,
+    report_text,
+    save_figure,
+    write_table,
+)
+from .setup import Setup, prepare
 
 # %% ../../nbs/43_runs.ipynb #6a4d3a89
 def check_folder(
@@ -103,7 +139,7 @@ def finish_fold(
         episodes = read_episode_list(path, setup.val, fold, max(config.evaluation.shots))
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
 
-# %% ../../nbs/43_runs.ipynb #f0f094a4
+# %% ../../nbs/43_runs.ipynb #9bcbeed2
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -113,7 +149,8 @@ def run(
 
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
     episodes, iterations, seed, selection, commit, seconds. Raises ValueError, FileNotFoundError,
-    FileExistsError or RuntimeError before any work; FloatingPointError when a loss is not finite."""
+    FileExistsError or RuntimeError before any work; FloatingPointError for a loss that is not
+    finite."""
     setup = open_run(resolve(config), folder, resume)
     done = set(read_results(folder).fold)
     stages = 2 * sum(f.number not in done for f in setup.folds)

@@ -6,8 +6,31 @@
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
            'prepare', 'new_models']
 
-# %% ../../nbs/42_setup.ipynb #281110e2
+# %% ../../nbs/42_setup.ipynb #b14042d0
 import importlib.util
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+import celp_nb
+from ..contrast import FewShotModel
+from ..data.images import ImageSet
+from celp_nb.engine.backbones import (
+    Backbone,
+    backbone_fingerprint,
+    feature_channels,
+    load_backbone,
+)
+from ..engine.feature_bank import FeatureBank, feature_bank
+from ..engine.methods import Method, build_model
+from ..engine.steps import ProcessShare, own_episodes
+from ..engine.training import accelerator_for
+from .config import RunConfig, RuntimeConfig, method_of
+from .folds import Fold, add_folders, draw_fold, open_splits, warn_of_all_rare
+from .presets import check_preset, find_preset
 
 # %% ../../nbs/42_setup.ipynb #05f48f15
 class Setup(NamedTuple):
