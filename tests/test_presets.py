@@ -1,7 +1,6 @@
 "The paper's numbers, its rows as runs, and results set beside them."
 import json
 import os
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from celp_nb.repro.config import (
     flat_config,
     make_config,
     read_config,
+    write_config,
 )
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.presets import (
@@ -310,7 +310,7 @@ def test_other_data_are_shown_with_a_warning():
 
 def write_run(folder, config, table):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(asdict(config)))
+    write_config(folder, config)
     table.to_csv(folder / "results.csv", index=False)
     return folder
 
@@ -323,7 +323,8 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
         folds=(0, 1, 2, 3),
     )
     runs = [
-        write_run(tmp_path / f"s{s}", change_config(base, seed=s), results(seeds=(s,))) for s in (0, 1)
+        write_run(tmp_path / f"s{s}", change_config(base, seed=s), results(seeds=(s,)))
+        for s in (0, 1)
     ]
     other = write_run(
         tmp_path / "short",
@@ -349,18 +350,15 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
 
 
 def test_readers_are_none_on_a_cpu_and_not_fewer(monkeypatch):
-    assert (
-        resolve(make_config(device="cpu")).workers == 0
-        and resolve(make_config(device="cpu", workers=3)).workers == 3
-    )
+    assert resolve(make_config(device="cpu")).runtime.workers == 0
+    assert resolve(make_config(device="cpu", workers=3)).runtime.workers == 3
     with pytest.raises(ValueError, match="workers is -1; it must be 0 or more"):
         resolve(make_config(workers=-1))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("os.cpu_count", lambda: 12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert (
-        resolve(make_config(precision="float32")).workers == 3
-    )  # each of four processes has a quarter of the cores
+    resolved = resolve(make_config(precision="float32"))
+    assert resolved.runtime.workers == 3  # each of four processes has a quarter of the cores
 
 
 # --- settings

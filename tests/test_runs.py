@@ -9,7 +9,6 @@ import torch
 
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import MIN_PIXELS
-from celp_nb.engine import checkpoints as engine_checkpoints
 from celp_nb.engine import steps as engine_steps
 from celp_nb.engine import training as engine_training
 from celp_nb.engine.checkpoints import changed_settings, load_checkpoint
@@ -94,7 +93,9 @@ def test_fewer_classes_and_photographs_are_among_more():
 
 
 def test_rare_classes_are_left_out_where_that_is_asked_for():
-    "One class of the fold in too few evaluation images for five shots, one other in a single training image."
+    """One class of the fold is in too few evaluation images for five shots.
+
+    Another is in a single training image."""
     sets = {split: samples(split) for split in ("train", "val")}
     for split, cls, n in (("val", 2, 5), ("train", 7, 1)):
         pixels = sets[split].pixels.copy()
@@ -116,7 +117,8 @@ def test_rare_classes_are_left_out_where_that_is_asked_for():
     ):
         repro_folds.draw_fold(change_config(config, skip_rare=False), *sets.values(), 0)
     with pytest.raises(ValueError, match="evaluation split: class 2 .* With skip_rare"):
-        repro_folds.draw_fold(change_config(config, skip_rare=False), samples("train"), sets["val"], 0)
+        stops = change_config(config, skip_rare=False)
+        repro_folds.draw_fold(stops, samples("train"), sets["val"], 0)
     with pytest.warns(
         UserWarning, match="1 classes are present in fewer than 6 images and are not tested"
     ):
@@ -218,12 +220,13 @@ def test_checking_changes_no_training(chosen, tmp_path):
 
 
 def test_parts_of_a_step_add_up(tmp_path):
-    "Without dropout a step in parts is the mean of its parts: near the whole one, which weighs pixels and not parts."
+    """Without dropout a step in parts is the mean of its parts.
+
+    It is near the whole step, which weighs pixels and not parts."""
     losses = {}
     for parts in (1, 2):
-        repro_runs.train_run(
-            change_config(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0), tmp_path / str(parts)
-        )
+        config = change_config(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0)
+        repro_runs.train_run(config, tmp_path / str(parts))
         losses[parts] = pd.read_csv(tmp_path / str(parts) / "fold0/losses.csv")
     assert losses[1].main.tolist() != losses[2].main.tolist()
     np.testing.assert_allclose(losses[1].main, losses[2].main, rtol=0.03)
