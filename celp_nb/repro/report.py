@@ -24,7 +24,7 @@ from .comparison import figure_text
 from .presets import markdown_grid
 from ..viz import OKABE_ITO, show_images
 
-# %% ../../nbs/42_report.ipynb #f9c20bce
+# %% ../../nbs/42_report.ipynb #06148499
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
 
 #: called with the steps done, a comment, and a function that makes curves: name → (x, y)
@@ -42,7 +42,7 @@ def draw_curves(
     if hasattr(bar, "graph_ax"):
         for line, colour in zip(bar.graph_ax.lines, COLOURS): line.set_color(colour)
         bar.graph_ax.set(title=title, xlabel="step", ylabel="loss")
-        bar.graph_ax.legend()
+        bar.graph_ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         bar.graph_out.update(bar.graph_ax.figure)
 
 # %% ../../nbs/42_report.ipynb #3cc6f87f
