@@ -1,4 +1,7 @@
-"""The command `celp` as a user meets it: mistakes cost a sentence, a small job leaves everything, predictions are files."""
+"""The command `celp` as a user meets it.
+
+Mistakes cost a sentence, a small job leaves everything, predictions are files."""
+
 import json
 import re
 import shutil
@@ -20,6 +23,7 @@ from celp_nb.engine.backbones import BACKBONES, read_weights
 from celp_nb.engine.evaluation import scores
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.pfenet import PASCAL_BINS, PFENet
+from celp_nb.repro.config import flat_config
 from celp_nb.repro.published import (
     PFENET_NAMES,
     RESNET_NAMES,
@@ -28,11 +32,16 @@ from celp_nb.repro.published import (
     turned,
 )
 
-SMALL = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --n-folds 2 --shots 1 2"
+SMALL = (
+    "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 "
+    "--n-folds 2 --shots 1 2"
+)
 
 
 def write_folder(root, classes=6, each=4):
-    "Samples in VOC layout: `each` images of every class and split, other classes painted over with background."
+    """Samples in VOC layout: `each` images of every class and split.
+
+    Other classes are painted over with background."""
     for split in ("train", "val"):
         data = samples(split)
         chosen = sorted(
@@ -77,6 +86,11 @@ def here(home, tmp_path, monkeypatch):
     return tmp_path
 
 
+def squeezed(table):
+    "A markdown table with single blanks in its cells."
+    return re.sub(" +", " ", table)
+
+
 def refused(capsys, line, *said):
     "The command ends with status 1 and one line on stderr that says all of this."
     status = main(line if isinstance(line, list) else line.split())
@@ -91,7 +105,10 @@ def refused(capsys, line, *said):
 
 
 def test_help_is_there_without_loading_pytorch():
-    code = "import sys; from celp_nb.app.cli import main; s = main(['--help']); sys.exit(s or 'torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = (
+        "import sys; from celp_nb.app.cli import main; s = main(['--help']); "
+        "sys.exit(s or 'torch' in sys.modules or 'matplotlib' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(name in done.stdout for name in COMMANDS)
@@ -225,7 +242,7 @@ def test_a_side_that_does_not_fit_is_rounded_and_said(capsys, home, here):
         main(f"train --data {home}/scenes {SMALL} --side 60 --folds 0 --iterations 1".split()) == 0
     )
     assert "side 60 is not of the form 8n+1; 57 is used" in capsys.readouterr().err
-    assert json.loads((here / "runs/scenes/config.json").read_text())["side"] == 57
+    assert json.loads((here / "runs/scenes/config.json").read_text())["data"]["side"] == 57
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(capsys, home, here):
@@ -243,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(capsys, home, here):
 def test_debug_shows_the_traceback(monkeypatch, here):
     monkeypatch.setenv("CELP_DEBUG", "1")
     with pytest.raises(FileNotFoundError):
-        main("run --data nowhere --backbone tiny".split())
+        main(["run", "--data", "nowhere", "--backbone", "tiny"])
 
 
 # --- the job
@@ -276,7 +293,7 @@ def test_a_run_leaves_everything(home):
         and (results.iterations == 2).all()
         and results.miou.between(0, 100).all()
     )
-    table = (run / "table.md").read_text()
+    table = squeezed((run / "table.md").read_text())
     assert "`scenes`" in table and "not PASCAL-5i" in table and "| PFENet+CE | 2 |" in table
     mean = results[(results.method == "all foreground") & (results.shots == 1)].miou.mean()
     assert re.search(rf"\| all foreground \| 1 \|.*\| {mean:.1f} \|", table)
@@ -299,7 +316,7 @@ def test_a_run_leaves_everything(home):
         assert len(lists) == 2 * 3 and set(lists.class_id) == (
             {1, 2, 3} if fold == 0 else {4, 5, 6}
         )
-    assert json.loads((run / "config.json").read_text())["data"] == str(home / "scenes")
+    assert json.loads((run / "config.json").read_text())["data"]["folder"] == str(home / "scenes")
 
 
 def test_a_run_folder_that_exists_is_refused(capsys, home, monkeypatch):
@@ -333,7 +350,7 @@ def test_training_and_evaluating_apart_gives_the_same_scores(home, here, capsys)
     options = f"--data {home}/scenes {SMALL}"
     assert main(f"train {options}".split()) == 0
     assert not (here / "runs/scenes/results.csv").exists()
-    assert main("evaluate runs/scenes".split()) == 0
+    assert main(["evaluate", "runs/scenes"]) == 0
     scores = ["fold", "method", "shots", "miou", "fb_iou", "confusion"]
     one, other = (pd.read_csv(f / "runs/scenes/results.csv")[scores] for f in (home, here))
     pd.testing.assert_frame_equal(one, other, rtol=1e-6)
@@ -342,10 +359,9 @@ def test_training_and_evaluating_apart_gives_the_same_scores(home, here, capsys)
 def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     results = pd.read_csv("runs/scenes/results.csv")
-    assert (
-        main("evaluate runs/scenes --fold 1 --episodes runs/scenes/fold1/episodes.csv".split()) == 0
-    )
-    out = capsys.readouterr().out
+    line = "evaluate runs/scenes --fold 1 --episodes runs/scenes/fold1/episodes.csv"
+    assert main(line.split()) == 0
+    out = squeezed(capsys.readouterr().out)
     for r in results[
         (results.fold == 1) & results.method.isin(["PFENet", "PFENet+CE"])
     ].itertuples():
@@ -362,7 +378,7 @@ def test_an_episode_list_is_replayed_and_one_of_another_fold_refused(home, monke
 
 @pytest.fixture(scope="module")
 def official(home):
-    "A file with the names of the authors' PFENet on a deep-stem ResNet-50, width 8, and random numbers."
+    "A file with the names of the authors' PFENet on a deep-stem ResNet-50, and random numbers."
     torch.manual_seed(0)
     state = {
         published_name(name, turned(PFENET_NAMES)): value
@@ -382,11 +398,12 @@ def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
     before = sorted(home.rglob("*"))
     assert (
         main(
-            f"evaluate --published {official} --data scenes --fold 1 --shots 1 2 --pairs 1 --side 65".split()
+            f"evaluate --published {official} --data scenes --fold 1 --shots 1 2 --pairs 1 "
+            "--side 65".split()
         )
         == 0
     )
-    table = capsys.readouterr().out
+    table = squeezed(capsys.readouterr().out)
     assert "| method | shots | fold 1 |" in table
     backbone, model = load_published(read_weights(official))
     val, test = voc_layout(home / "scenes", "val"), [3, 4]  # of six classes and four folds
@@ -404,7 +421,8 @@ def test_a_published_checkpoint_is_scored(home, official, monkeypatch, capsys):
     assert expected.miou.between(1, 99).all()
     cell = lambda x: "–" if np.isnan(x) else f"{x:.1f}"
     assert [row for row in table.splitlines() if "official" in row] == [
-        f"| official | {r.shots} | {r.miou:.1f} | {r.miou:.1f} | {r.fb_iou:.1f} | {cell(r.confusion)} |"
+        f"| official | {r.shots} | {r.miou:.1f} | {r.miou:.1f} | {r.fb_iou:.1f} "
+        f"| {cell(r.confusion)} |"
         for r in expected.itertuples()
     ]
     assert sorted(home.rglob("*")) == before  # nothing is written
@@ -419,7 +437,8 @@ def test_a_published_checkpoint_is_asked_what_the_options_say(home, official, mo
     monkeypatch.setattr("celp_nb.repro.published.evaluate", spied)
     assert (
         main(
-            f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 --side 65 --protocol turns --void seen".split()
+            f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 "
+            "--side 65 --protocol turns --void seen".split()
         )
         == 0
     )
@@ -502,62 +521,54 @@ def test_an_unknown_preset_is_named_with_the_nearest(capsys, here, form):
 
 
 def given(monkeypatch, line):
-    "The settings and the folder with which a command line starts a run."
+    "The settings, by flat names, and the folder with which a command line starts a run."
     from celp_nb.repro import runs as repro_runs
 
-    told = []
+    started = []
     monkeypatch.setattr(
-        repro_runs, "train_run", lambda config, folder, resume: told.append((config, str(folder)))
+        repro_runs,
+        "train_run",
+        lambda config, folder, resume: started.append((flat_config(config), str(folder))),
     )
     assert main(line.split()) == 0
-    return told[0]
+    return started[0]
+
+
+def values(config, *names):
+    return tuple(config[name] for name in names)
 
 
 def test_options_replace_what_a_preset_says(monkeypatch, capsys, here):
     config, folder = given(monkeypatch, "train --preset pascal-cyctr-ce-resnet50 --data D")
-    assert (
-        config.epochs,
-        config.iterations,
-        config.batch,
-        config.lr,
-        config.methods,
-        config.folds,
-        folder,
-    ) == (200, None, 4, 0.025, ("CyCTR+CE",), None, "runs/pascal-cyctr-ce-resnet50")
+    assert values(config, "epochs", "iterations", "batch", "lr") == (200, None, 4, 0.025)
+    assert values(config, "methods", "folds") == (("CyCTR+CE",), None)
+    assert folder == "runs/pascal-cyctr-ce-resnet50"
     config, folder = given(
         monkeypatch,
         "train --data D --iterations 300 --preset=coco-pfenet-ce-resnet50 --lr 0.1 --name mine",
     )
-    assert (config.epochs, config.iterations, config.batch, config.lr, config.side, folder) == (
-        None,
-        300,
-        8,
-        0.1,
-        641,
-        "runs/mine",
+    assert values(config, "epochs", "iterations", "batch", "lr") == (None, 300, 8, 0.1)
+    assert (config["side"], folder) == (641, "runs/mine")
+    config, _ = given(
+        monkeypatch, "train --data D --iterations=300 --preset coco-pfenet-ce-resnet50"
     )
-    assert (
-        given(monkeypatch, "train --data D --iterations=300 --preset coco-pfenet-ce-resnet50")[
-            0
-        ].epochs
-        is None
-    )
+    assert config["epochs"] is None
     config, folder = given(monkeypatch, "train --data D --epochs 3")
-    assert (config.epochs, config.iterations, config.preset, folder) == (3, None, None, "runs/D")
-    assert (
-        given(monkeypatch, "train --preset pascal-pfenet-vgg16 --data D --epochs 3")[0].epochs == 3
-    )
+    assert values(config, "epochs", "iterations", "preset") == (3, None, None)
+    assert folder == "runs/D"
+    config, _ = given(monkeypatch, "train --preset pascal-pfenet-vgg16 --data D --epochs 3")
+    assert config["epochs"] == 3
 
 
 def test_folds_are_asked_for_one_by_one_or_all(monkeypatch, capsys, here):
-    for said, folds in [
+    for options, folds in [
         ("--fold 2", (2,)),
         ("--folds 0 3", (0, 3)),
         ("--fold 0 3", (0, 3)),
         ("--all-folds", None),
         ("", None),
     ]:
-        assert given(monkeypatch, f"train --data D {said}")[0].folds == folds
+        assert given(monkeypatch, f"train --data D {options}")[0]["folds"] == folds
     refused(capsys, "run --data nowhere --fold 1 --all-folds", "--all-folds", "--fold 1")
 
 
@@ -582,7 +593,7 @@ def test_data_that_is_whole_says_what_to_run_next(monkeypatch, capsys, here):
         "prepare_pascal",
         lambda root: (asked.append(str(root)), (samples("train"), samples("val")))[1],
     )
-    assert main("data pascal --root D".split()) == 0
+    assert main(["data", "pascal", "--root", "D"]) == 0
     out = capsys.readouterr().out
     assert (
         asked == ["D"]
@@ -594,7 +605,10 @@ def test_data_that_is_whole_says_what_to_run_next(monkeypatch, capsys, here):
 def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
     root = write_folder(here / "mini", classes=20, each=2)
     (root / "classes.txt").write_text("\n".join(PASCAL_CLASSES))
-    small = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 --shots 1"
+    small = (
+        "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 "
+        "--shots 1"
+    )
     assert main(f"run --preset pascal-pfenet-ce-resnet50 --data mini --fold 1 {small}".split()) == 0
     run = here / "runs/pascal-pfenet-ce-resnet50"
     results = pd.read_csv(run / "results.csv")
@@ -620,7 +634,7 @@ def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
             and f"{results.miou[0]:.1f}" in out
         )
     results.assign(backbone="resnet50").to_csv(here / "results.csv", index=False)
-    assert main("table results.csv".split()) == 0
+    assert main(["table", "results.csv"]) == 0
     assert "70.6" in capsys.readouterr().out, "fold 1 of Ours+PFENet in Table 1"
 
 
@@ -634,7 +648,7 @@ def test_a_table_of_nothing_is_refused(home, here, capsys):
 
 @pytest.fixture
 def photo(home, here):
-    "A support, its mask (0 and 1) and a query in the working folder; the query is cut so that it is no square."
+    "A support, its mask (0 and 1) and a query, cut so that it is no square, in the working folder."
     data = samples("val")
     i, j = np.flatnonzero(data.pixels[:, 0] >= MIN_PIXELS)[:2]
     shutil.copy(data.image_paths[i], here / "support.jpg")
@@ -646,7 +660,10 @@ def photo(home, here):
 def line(
     home, mask="mask.png", support="support.jpg", query="query.png", more="", method="PFENet+CE"
 ):
-    return f"predict {home}/runs/scenes/fold0/{method}.pt --support {support} --mask {mask} --query {query} --out out/answer.png {more}"
+    return (
+        f"predict {home}/runs/scenes/fold0/{method}.pt --support {support} --mask {mask} "
+        f"--query {query} --out out/answer.png {more}"
+    )
 
 
 def test_predict_writes_a_mask_and_an_overlay(home, photo, capsys):
@@ -738,14 +755,20 @@ def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
     monkeypatch.setattr(
         repro_tables,
         "run",
-        lambda config, folder, resume: asked.append((config, folder.as_posix(), resume)),
+        lambda config, folder, resume: asked.append(
+            (flat_config(config), folder.as_posix(), resume)
+        ),
     )
     monkeypatch.setattr(repro_tables, "table_text", lambda name, folders: f"table {name}")
-    assert main("table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9".split()) == 0
-    assert [c.methods for c, _, _ in asked] == [
-        ("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8")
-    ] and {(c.seed, c.folds, c.iterations, c.epochs) for c, _, _ in asked} == {(3, (1, 2), 9, None)}
-    assert (
-        asked[0][1:] == ("runs/samples-table-5-seed-3", True)
-        and capsys.readouterr().out == "table 5\n"
+    line = "table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9"
+    assert main(line.split()) == 0
+    ((config, folder, resume),) = asked
+    assert values(config, "methods", "seed", "folds", "iterations", "epochs") == (
+        ("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8"),
+        3,
+        (1, 2),
+        9,
+        None,
     )
+    assert (folder, resume) == ("runs/samples-table-5-seed-3", True)
+    assert capsys.readouterr().out == "table 5\n"

@@ -1,7 +1,6 @@
 "The paper's numbers, its rows as runs, and results set beside them."
 import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,22 +10,33 @@ import pytest
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.coco import COCO_CLASSES
 from celp_nb.data.voc import PASCAL_CLASSES
-from celp_nb.repro.config import RunConfig, resolve
-from celp_nb.repro.presets import (
-    PRESETS,
+from celp_nb.repro.comparison import (
     changed_from_preset,
-    check_preset,
     compare_with_paper,
     comparison_text,
+    read_runs,
+)
+from celp_nb.repro.config import (
+    SECTIONS,
+    RunConfig,
+    change_config,
+    flat_config,
+    make_config,
+    read_config,
+    write_config,
+)
+from celp_nb.repro.defaults import resolve
+from celp_nb.repro.presets import (
+    PRESETS,
+    check_preset,
     most_steps,
     paper_ablations,
     paper_scores,
     preset_config,
     presets_table,
-    read_runs,
     unequal_means,
 )
-from celp_nb.repro.runs import prepare
+from celp_nb.repro.setup import prepare
 
 SHARED = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -127,7 +137,7 @@ def test_there_is_a_preset_for_each_row_of_ours():
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_preset_resolves_to_what_section_5_2_says(name, tmp_path):
     backbone, method, width, of_data = EXPECTED[name]
-    c = asdict(resolve(replace(preset_config(name), data=str(tmp_path))))
+    c = flat_config(resolve(change_config(preset_config(name), data=str(tmp_path))))
     assert {k: c[k] for k in (*ALL, *of_data)} == {**ALL, **of_data}
     assert (c["preset"], c["backbone"], c["methods"], c["width"]) == (
         name,
@@ -171,12 +181,12 @@ def test_an_unknown_preset_is_refused_with_the_nearest():
     ):
         preset_config("pascal-pfenet-r50")
     with pytest.raises(ValueError, match="no preset 'x'"):
-        prepare(RunConfig(preset="x"))
+        prepare(make_config(preset="x"))
 
 
 def test_a_preset_is_refused_on_other_classes():
     pascal, coco = (
-        replace(preset_config(name), data="/there")
+        change_config(preset_config(name), data="/there")
         for name in ("pascal-pfenet-resnet50", "coco-cyctr-resnet50")
     )
     check_preset(pascal, PASCAL_CLASSES)
@@ -187,7 +197,11 @@ def test_a_preset_is_refused_on_other_classes():
         (coco, PASCAL_CLASSES, "80 classes"),
         (pascal, PASCAL_CLASSES[::-1], "in this order"),
         (pascal, PASCAL_CLASSES[:19], "20 classes"),
-        (replace(pascal, data="samples"), samples("val").class_names, "the bundled samples do not"),
+        (
+            change_config(pascal, data="samples"),
+            samples("val").class_names,
+            "the bundled samples do not",
+        ),
     ]:
         with pytest.raises(ValueError, match=said) as raised:
             check_preset(config, names)
@@ -275,10 +289,11 @@ def test_seeds_are_averaged_and_their_range_given():
 
 def test_other_data_are_shown_with_a_warning():
     text = comparison_text(compare_with_paper(results("voc-mini")))
-    assert (
-        "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for orientation."
-        in text
+    warning = (
+        "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for "
+        "orientation."
     )
+    assert warning in text
     assert "| paper " in text and "64.1" in text
     own = comparison_text(compare_with_paper(results()))
     assert "Warning" not in own and "Not started from a preset" in own
@@ -295,24 +310,25 @@ def test_other_data_are_shown_with_a_warning():
 
 def write_run(folder, config, table):
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(asdict(config)))
+    write_config(folder, config)
     table.to_csv(folder / "results.csv", index=False)
     return folder
 
 
 def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
-    base = replace(
+    base = change_config(
         preset_config("pascal-pfenet-ce-resnet50"),
         data=str(tmp_path),
         precision="bf16",
         folds=(0, 1, 2, 3),
     )
     runs = [
-        write_run(tmp_path / f"s{s}", replace(base, seed=s), results(seeds=(s,))) for s in (0, 1)
+        write_run(tmp_path / f"s{s}", change_config(base, seed=s), results(seeds=(s,)))
+        for s in (0, 1)
     ]
     other = write_run(
         tmp_path / "short",
-        replace(base, epochs=None, iterations=300, side=241),
+        change_config(base, epochs=None, iterations=300, side=241),
         results(seeds=(0,), selection="last"),
     )
     c = compare_with_paper(read_runs([*runs, other]))
@@ -323,11 +339,9 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
         and "side 241, iterations 300." in text
         and "preset pascal-pfenet-ce-resnet50" in text
     )
-    assert (
-        changed_from_preset(asdict(base)) == {}
-        and changed_from_preset(asdict(RunConfig(n_folds=2))) == {"n_folds": 2}
-        and changed_from_preset(asdict(replace(base, bins=(1.0, 0.5)))) == {"bins": (1.0, 0.5)}
-    )
+    assert changed_from_preset(base) == {}
+    assert changed_from_preset(make_config(n_folds=2)) == {"n_folds": 2}
+    assert changed_from_preset(change_config(base, bins=(1.0, 0.5))) == {"bins": (1.0, 0.5)}
     with pytest.raises(FileNotFoundError, match="gone"):
         read_runs([tmp_path / "gone"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -336,15 +350,75 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
 
 
 def test_readers_are_none_on_a_cpu_and_not_fewer(monkeypatch):
-    assert (
-        resolve(RunConfig(device="cpu")).workers == 0
-        and resolve(RunConfig(device="cpu", workers=3)).workers == 3
-    )
+    assert resolve(make_config(device="cpu")).runtime.workers == 0
+    assert resolve(make_config(device="cpu", workers=3)).runtime.workers == 3
     with pytest.raises(ValueError, match="workers is -1; it must be 0 or more"):
-        resolve(RunConfig(workers=-1))
+        resolve(make_config(workers=-1))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("os.cpu_count", lambda: 12)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert (
-        resolve(RunConfig(precision="float32")).workers == 3
-    )  # each of four processes has a quarter of the cores
+    resolved = resolve(make_config(precision="float32"))
+    assert resolved.runtime.workers == 3  # each of four processes has a quarter of the cores
+
+
+# --- settings
+
+
+def test_a_setting_is_known_by_its_flat_name():
+    config = make_config(data="DIR", seed=3, width=64, shots=(2,), iterations=5)
+    assert (config.data.folder, config.runtime.seed, config.model.width) == ("DIR", 3, 64)
+    assert (config.evaluation.shots, config.optimisation.iterations) == ((2,), 5)
+    assert make_config(**flat_config(config)) == config
+    changed = change_config(config, width=None, preset="x")
+    assert changed.preset == "x" and changed.data is config.data
+    assert {k for k, v in flat_config(changed).items() if v != flat_config(config)[k]} == {
+        "preset",
+        "width",
+    }
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest():
+    for make in (make_config, lambda **s: change_config(RunConfig(), **s)):
+        with pytest.raises(ValueError, match="no setting 'iteration'; the nearest is 'iterations'"):
+            make(iteration=3)
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("protocol", "turn"),
+        ("void", "visible"),
+        ("select", "best"),
+        ("optimiser", "adam"),
+        ("device", "tpu"),
+        ("precision", "fp16"),
+    ],
+)
+def test_a_value_that_is_no_choice_is_named_with_the_choices(name, value):
+    with pytest.raises(ValueError, match=f"there is no {name} '{value}'; choose one of "):
+        resolve(make_config(**{name: value}))
+
+
+def test_settings_of_an_earlier_version_are_refused_in_a_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"data": "samples", "preset": null, "seed": 0}')
+    for read in (read_config, lambda folder: read_runs([folder])):
+        write_results(tmp_path)
+        with pytest.raises(ValueError, match="config.json .* of an earlier version") as raised:
+            read(tmp_path)
+        assert "start a new one" in str(raised.value) and "\n" not in str(raised.value)
+    for damaged in ('{"data": {}', "[]", '{"data": {"folder": "x"}}', '{"data": {"other": 1}}'):
+        (tmp_path / "config.json").write_text(damaged)
+        with pytest.raises(ValueError, match="holds no settings of a run"):
+            read_config(tmp_path)
+
+
+def write_results(folder):
+    results().to_csv(folder / "results.csv", index=False)
+
+
+def test_written_settings_are_grouped(tmp_path):
+    base = preset_config("coco-cyctr-resnet50")
+    write_run(tmp_path / "run", base, results())
+    written = json.loads((tmp_path / "run/config.json").read_text())
+    assert list(written) == ["preset", *SECTIONS] and written["optimisation"]["epochs"] == 50
+    assert read_config(tmp_path / "run") == base

@@ -9,15 +9,17 @@ import torch
 
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import MIN_PIXELS
-from celp_nb.engine import checkpoints as engine_checkpoints
 from celp_nb.engine import steps as engine_steps
 from celp_nb.engine import training as engine_training
 from celp_nb.engine.checkpoints import changed_settings, load_checkpoint
+from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import report as repro_report
 from celp_nb.repro import runs as repro_runs
-from celp_nb.repro.config import RunConfig, resolve
+from celp_nb.repro import setup as repro_setup
+from celp_nb.repro.config import change_config, make_config
+from celp_nb.repro.defaults import resolve
 
-TINY = RunConfig(
+TINY = make_config(
     folds=(0,),
     crop=57,
     side=97,
@@ -30,8 +32,13 @@ TINY = RunConfig(
 )
 
 
+def prepared(**settings):
+    "A small run with other settings, prepared."
+    return repro_setup.prepare(resolve(change_config(TINY, **settings)))
+
+
 def test_epochs_are_passes_over_the_training_images_of_the_fold():
-    fold = repro_runs.prepare(replace(TINY, iterations=None, epochs=3)).folds[0]
+    fold = prepared(iterations=None, epochs=3).folds[0]
     pixels = samples("train").pixels[:, 5:]  # fold 0 tests classes 1 to 5
     images = int((pixels >= MIN_PIXELS).any(1).sum())
     assert fold.iterations == 3 * images // 4 and len(fold.training.cls) == 4 * fold.iterations
@@ -40,11 +47,11 @@ def test_epochs_are_passes_over_the_training_images_of_the_fold():
 
 def test_epochs_and_iterations_exclude_each_other():
     with pytest.raises(ValueError, match="iterations 4 and epochs 3 both say how long to train"):
-        repro_runs.prepare(replace(TINY, epochs=3))
+        prepared(epochs=3)
 
 
 def test_held_out_classes_are_in_no_training_episode_and_not_known():
-    setup = repro_runs.prepare(replace(TINY, select="train"))
+    setup = prepared(select="train")
     fold = setup.folds[0]
     assert len(fold.held) == 3 and not set(fold.held) & {
         *fold.train_classes,
@@ -52,26 +59,25 @@ def test_held_out_classes_are_in_no_training_episode_and_not_known():
         *fold.training.cls.tolist(),
     }
     assert sorted([*fold.held, *fold.train_classes]) == list(range(6, 21))
-    assert repro_runs.prepare(replace(TINY, select="train")).folds[0].held == fold.held
-    assert repro_runs.prepare(TINY).folds[0].held == []
+    assert prepared(select="train").folds[0].held == fold.held
+    assert prepared().folds[0].held == []
 
 
 def test_fewer_classes_and_photographs_are_among_more():
     train = samples("train")
-    few, more = (
-        repro_runs.shown_in_training(RunConfig(classes=n), train, list(range(6, 21)))
-        for n in (3, 8)
-    )
+
+    def shown(seed=0, **settings):
+        data = make_config(**settings).data
+        return repro_folds.shown_in_training(data, train, list(range(6, 21)), seed)
+
+    few, more = (shown(classes=n) for n in (3, 8))
     assert (
         len(few[0]) == 3
         and len(more[0]) == 8
         and set(few[0]) < set(more[0])
         and few[1] is train.pixels
     )
-    few, more = (
-        repro_runs.shown_in_training(RunConfig(photographs=n), train, list(range(6, 21)))
-        for n in (30, 90)
-    )
+    few, more = (shown(photographs=n) for n in (30, 90))
     in_use = lambda pixels: set(np.flatnonzero((pixels[:, 5:] >= MIN_PIXELS).any(1)))
     assert (
         len(in_use(few[1])) == 30
@@ -79,54 +85,51 @@ def test_fewer_classes_and_photographs_are_among_more():
         and in_use(few[1]) < in_use(more[1])
     )
     assert few[0] == [c for c in range(6, 21) if (few[1][:, c - 1] >= MIN_PIXELS).sum() >= 2]
-    assert (
-        repro_runs.shown_in_training(RunConfig(photographs=30, seed=1), train, list(range(6, 21)))[
-            0
-        ]
-        != []
-        != in_use(few[1])
-    )
+    assert shown(photographs=30, seed=1)[0] != [] != in_use(few[1])
     with pytest.raises(
         ValueError, match="of 1 training images no class is in two; use more photographs"
     ):
-        repro_runs.shown_in_training(RunConfig(photographs=1), train, [6, 7])
+        repro_folds.shown_in_training(make_config(photographs=1).data, train, [6, 7], 0)
 
 
 def test_rare_classes_are_left_out_where_that_is_asked_for():
-    "One class of the fold in too few evaluation images for five shots, one other in a single training image."
+    """One class of the fold is in too few evaluation images for five shots.
+
+    Another is in a single training image."""
     sets = {split: samples(split) for split in ("train", "val")}
     for split, cls, n in (("val", 2, 5), ("train", 7, 1)):
         pixels = sets[split].pixels.copy()
         pixels[np.flatnonzero(pixels[:, cls - 1] >= MIN_PIXELS)[n:], cls - 1] = 0
         sets[split] = replace(sets[split], pixels=pixels)
-    config = resolve(RunConfig(folds=(0,), skip_rare=True))
-    fold = repro_runs.draw_fold(config, sets["train"], sets["val"], 0)
+    config = resolve(make_config(folds=(0,), skip_rare=True))
+    fold = repro_folds.draw_fold(config, sets["train"], sets["val"], 0)
     assert (
         fold.test_classes == [1, 3, 4, 5]
         and fold.train_classes == [6, *range(8, 21)]
         and set(fold.training.cls) == set(fold.train_classes)
         and set(fold.evaluation.cls) == {1, 3, 4, 5}
     )
-    assert repro_runs.draw_fold(
-        replace(config, shots=(1, 4)), sets["train"], sets["val"], 0
+    assert repro_folds.draw_fold(
+        change_config(config, shots=(1, 4)), sets["train"], sets["val"], 0
     ).test_classes == [1, 2, 3, 4, 5]
     with pytest.raises(
         ValueError, match="training split: class 7 .* With skip_rare all such classes are left out"
     ):
-        repro_runs.draw_fold(replace(config, skip_rare=False), *sets.values(), 0)
+        repro_folds.draw_fold(change_config(config, skip_rare=False), *sets.values(), 0)
     with pytest.raises(ValueError, match="evaluation split: class 2 .* With skip_rare"):
-        repro_runs.draw_fold(replace(config, skip_rare=False), samples("train"), sets["val"], 0)
+        stops = change_config(config, skip_rare=False)
+        repro_folds.draw_fold(stops, samples("train"), sets["val"], 0)
     with pytest.warns(
         UserWarning, match="1 classes are present in fewer than 6 images and are not tested"
     ):
-        repro_runs.warn_of_rare(sets["val"], range(1, 21), 6, "tested")
+        repro_folds.warn_of_rare(sets["val"], range(1, 21), 6, "tested")
     with pytest.raises(ValueError, match="there is none to test"):
-        repro_runs.draw_fold(replace(config, shots=(500,)), *sets.values(), 0)
+        repro_folds.draw_fold(change_config(config, shots=(500,)), *sets.values(), 0)
 
 
 def test_a_run_on_fewer_trains_on_nothing_else():
-    fold = repro_runs.prepare(
-        RunConfig(folds=(0,), classes=4, photographs=60, iterations=50, pairs=2)
+    fold = repro_setup.prepare(
+        resolve(make_config(folds=(0,), classes=4, photographs=60, iterations=50, pairs=2))
     ).folds[0]
     assert (
         set(fold.train_classes) == set(fold.training.cls.tolist())
@@ -141,7 +144,7 @@ def chosen(tmp_path_factory):
     "Runs that choose a checkpoint, by how."
     place = tmp_path_factory.mktemp("chosen")
     for select in ("train", "test"):
-        repro_runs.run(replace(TINY, select=select, checks=4, lr=2.0), place / select)
+        repro_runs.run(change_config(TINY, select=select, checks=4, lr=2.0), place / select)
     return place
 
 
@@ -164,7 +167,7 @@ def test_the_best_checkpoint_is_kept_beside_the_last(select, chosen):
 
 
 def test_choosing_is_written_into_the_results(chosen):
-    setup = repro_runs.prepare(replace(TINY, select="train"))
+    setup = prepared(select="train")
     held = [setup.train.class_names[k - 1] for k in setup.folds[0].held]
     said = load_checkpoint(chosen / "train/fold0/PFENet+CE.pt")["selected"]
     assert said == f"best of 4 checkpoints on held-out training classes {', '.join(held)}"
@@ -188,7 +191,7 @@ def test_the_best_on_the_test_fold_is_the_score_that_was_chosen(chosen):
 
 def test_a_resumed_run_has_each_check_once_and_the_same_best(chosen, tmp_path, monkeypatch):
     "Stopped between a check and the checkpoint, it asks again."
-    config = replace(TINY, select="test", checks=4, lr=2.0)
+    config = change_config(TINY, select="test", checks=4, lr=2.0)
     class Stop(Exception): pass
     def stop(*_): raise Stop
     with monkeypatch.context() as m:
@@ -208,7 +211,7 @@ def test_a_resumed_run_has_each_check_once_and_the_same_best(chosen, tmp_path, m
 
 def test_checking_changes_no_training(chosen, tmp_path):
     "The last weights of a run that looked at the test fold are those of a run that did not."
-    repro_runs.train_run(replace(TINY, lr=2.0), tmp_path / "plain")
+    repro_runs.train_run(change_config(TINY, lr=2.0), tmp_path / "plain")
     a, b = (
         load_checkpoint(tmp_path / "plain/fold0/PFENet+CE.pt")["model"],
         load_checkpoint(chosen / "test/fold0/PFENet+CE.last.pt")["model"],
@@ -217,12 +220,13 @@ def test_checking_changes_no_training(chosen, tmp_path):
 
 
 def test_parts_of_a_step_add_up(tmp_path):
-    "Without dropout a step in parts is the mean of its parts: near the whole one, which weighs pixels and not parts."
+    """Without dropout a step in parts is the mean of its parts.
+
+    It is near the whole step, which weighs pixels and not parts."""
     losses = {}
     for parts in (1, 2):
-        repro_runs.train_run(
-            replace(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0), tmp_path / str(parts)
-        )
+        config = change_config(TINY, accumulate=parts, methods=("PFENet",), dropout=0.0)
+        repro_runs.train_run(config, tmp_path / str(parts))
         losses[parts] = pd.read_csv(tmp_path / str(parts) / "fold0/losses.csv")
     assert losses[1].main.tolist() != losses[2].main.tolist()
     np.testing.assert_allclose(losses[1].main, losses[2].main, rtol=0.03)
@@ -232,14 +236,14 @@ def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(
         ValueError, match="a batch of 4 episodes cannot be worked through in 3 equal parts"
     ):
-        repro_runs.prepare(replace(TINY, accumulate=3))
+        prepared(accumulate=3)
 
 
 def test_losses_go_to_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    repro_runs.train_run(replace(TINY, tensorboard=True), tmp_path / "run")
+    repro_runs.train_run(change_config(TINY, tensorboard=True), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run/fold0/tensorboard")).Reload()
     table = pd.read_csv(tmp_path / "run/fold0/losses.csv")
     for name in ("main", "auxiliary", "contrast"):
@@ -249,9 +253,9 @@ def test_losses_go_to_tensorboard(tmp_path):
 
 
 def test_tensorboard_that_is_missing_is_named_before_any_work(monkeypatch, tmp_path):
-    monkeypatch.setattr(repro_runs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(repro_setup.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'celp_nb\[tensorboard\]'"):
-        repro_runs.train_run(replace(TINY, tensorboard=True), tmp_path / "run")
+        repro_runs.train_run(change_config(TINY, tensorboard=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -259,7 +263,7 @@ def test_other_settings_are_all_listed(tmp_path):
     repro_runs.train_run(TINY, tmp_path / "run")
     with pytest.raises(ValueError, match="was begun with other settings") as said:
         repro_runs.train_run(
-            replace(TINY, seed=3, lr=0.5, workers=1), tmp_path / "run", resume=True
+            change_config(TINY, seed=3, lr=0.5, workers=1), tmp_path / "run", resume=True
         )
     assert "lr = 0.2 then and 0.5 now, seed = 0 then and 3 now" in str(
         said.value
@@ -276,7 +280,7 @@ def test_differences_names_what_is_new_and_what_is_gone():
 
 def test_views_are_kept_in_the_cache_folder_and_a_damaged_one_is_made_anew(monkeypatch, tmp_path):
     monkeypatch.setenv("CELP_CACHE", str(tmp_path / "cache"))
-    config = replace(TINY, cache_views=1)
+    config = change_config(TINY, cache_views=1)
     repro_runs.train_run(config, tmp_path / "a")
     views = sorted((tmp_path / "cache/views").rglob("*.pt"))
     assert views
@@ -300,7 +304,8 @@ def test_views_are_kept_in_the_cache_folder_and_a_damaged_one_is_made_anew(monke
 def test_settings_beside_the_results_are_those_that_ran(tmp_path):
     repro_runs.train_run(TINY, tmp_path / "run")
     kept = json.loads((tmp_path / "run/config.json").read_text())
-    assert kept["precision"] == "float32" and kept["iterations"] == 4 and kept["select"] == "last"
+    assert kept["runtime"]["precision"] == "float32"
+    assert kept["optimisation"]["iterations"] == 4 and kept["optimisation"]["select"] == "last"
 
 
 def test_what_folds_have_in_common_is_said_once():
