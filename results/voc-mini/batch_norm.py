@@ -1,15 +1,20 @@
-"""PFENet with and without CE on voc-mini, the backbone's batch norm in training mode: as PFENet itself, which CELP's code freezes.
+"""PFENet with and without CE on voc-mini, the backbone's batch norm in training mode.
 
-    OMP_NUM_THREADS=1 python results/voc-mini/batch_norm.py --out runs/vm-batchnorm-s0 --seed 0 --folds 0 2
+    OMP_NUM_THREADS=1 python results/voc-mini/batch_norm.py --out runs/vm-batchnorm-s0 --folds 0 2
     python results/collect.py results/voc-mini runs/vm-batchnorm-s0
 
-The regime and the very views and episodes of vm-main; but features cannot be kept: in training each batch norm takes the statistics of the step's own images (queries together, supports together) and moves its running ones towards
-them, which hold at test time. A run folder like that of `celp run`, for `collect.py`; what it calls its backbone tells it from others.
+PFENet itself trains so; CELP's code freezes batch norm. The regime, the views and the episodes are
+those of vm-main, but features cannot be cached: in training each batch norm takes the statistics of
+the step's own images (queries together, supports together) and moves its running ones towards them,
+which are used at test time. Writes a run folder like that of `celp run`, for `collect.py`; its name
+for the backbone distinguishes it from other runs.
 """
+
 import argparse
 import json
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -32,140 +37,145 @@ from celp_nb.engine.feature_bank import feature_bank
 from celp_nb.engine.methods import Step
 from celp_nb.engine.steps import drawn_views, fixed_view
 from celp_nb.engine.training import Optimisation, fit
-from celp_nb.repro.config import resolve
+from celp_nb.repro.config import RunConfig, change_config
+from celp_nb.repro.defaults import resolve
+from celp_nb.repro.fold_evaluation import evaluate_fold
+from celp_nb.repro.folds import Fold
 from celp_nb.repro.report import progress_display, write_table
-from celp_nb.repro.runs import (
-    evaluate_fold,
-    method_of,
-    new_models,
-    precision_of,
-    prepare,
-    read_results,
-)
+from celp_nb.repro.runs import read_results
+from celp_nb.repro.setup import Setup, new_models, precision_of, prepare
 from celp_nb.repro.tables import DEVELOPMENT_DEFAULTS
 
-parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-)
-parser.add_argument("--shared", type=Path, default=Path("../shared"))
-parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
-parser.add_argument("--methods", nargs="+", default=["PFENet", "PFENet+CE"])
-parser.add_argument("--iterations", type=int, default=DEVELOPMENT_DEFAULTS.iterations)
-args = parser.parse_args()
-weights = args.shared / "weights/resnet50_imagenet_fp16.pth"
-config = resolve(
-    replace(
+NAME = "resnet50, batch norm in training mode"
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    steps = DEVELOPMENT_DEFAULTS.optimisation.iterations
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--methods", nargs="+", default=["PFENet", "PFENet+CE"])
+    parser.add_argument("--iterations", type=int, default=steps)
+    return parser.parse_args()
+
+
+def config_of(args: argparse.Namespace) -> RunConfig:  # resolved
+    "The regime of voc-mini with the settings of the command line."
+    config = change_config(
         DEVELOPMENT_DEFAULTS,
         data=str(args.shared / "data/voc-mini"),
-        weights=str(weights),
+        weights=str(args.shared / "weights/resnet50_imagenet_fp16.pth"),
         seed=args.seed,
         folds=tuple(args.folds),
         methods=tuple(args.methods),
         iterations=args.iterations,
         trivial=False,
     )
-)
+    return resolve(config)
 
 
-def unfolded() -> Backbone:
+def unfolded_backbone(weights: str) -> Backbone:
     "ResNet-50 with its batch norm as layers."
     build, cut, _, unused = BACKBONES["resnet50"]
-    return (
-        Backbone(
-            "resnet50", *cut(load_weights_(build(), read_weights(weights), str(weights), unused))
-        )
-        .requires_grad_(False)
-        .to(memory_format=torch.channels_last)
-    )
+    net = load_weights_(build(), read_weights(weights), weights, unused)
+    backbone = Backbone("resnet50", *cut(net)).requires_grad_(False)
+    return backbone.to(memory_format=torch.channels_last)
 
 
-def steps(backbone: Backbone, episodes: TrainingEpisodes):
+def training_item(items: TrainingEpisodes, i: int, views: int) -> tuple:
+    "Images, masks and known mask of an episode, from the fixed views that `cached_steps` takes."
+    episodes = items.episodes
+    cls, images = int(episodes.cls[i]), [int(episodes.query[i]), *episodes.support[i].tolist()]
+    drawn = [
+        fixed_view(items, j, cls, view) for j, view in zip(images, drawn_views(items, i, views))
+    ]
+    squares, maps = zip(*drawn)
+    masks = binary_mask(torch.stack(maps), cls)
+    return torch.stack(squares), masks, known_mask(maps[0], items.train_classes)
+
+
+def step_features(backbone: Backbone, images, masks, precision) -> tuple:
+    "Features of a step, of its queries together and of its supports together."
+    backbone.train()
+    with autocast(images.device, precision):
+        query = image_features(backbone, images[:, 0])
+        support = support_features(backbone, images[:, 1], masks[:, 1])
+    backbone.eval()
+    return tuple(type(f)(*(x.float() for x in f)) for f in (query, support))
+
+
+def steps_of(backbone: Backbone, items: TrainingEpisodes, config: RunConfig) -> Iterator[Step]:
     "The steps of `cached_steps`, each with features of its own."
-    def row(i):
-        c, images = (
-            int(episodes.episodes.cls[i]),
-            [int(episodes.episodes.query[i]), *episodes.episodes.support[i].tolist()],
-        )
-        seen, maps = zip(
-            *(
-                fixed_view(episodes, j, c, v)
-                for j, v in zip(images, drawn_views(episodes, i, config.cache_views))
-            )
-        )
-        return (
-            torch.stack(seen),
-            binary_mask(torch.stack(maps), c),
-            known_mask(maps[0], episodes.train_classes),
-        )
-    for step in range(len(episodes) // config.batch):
-        images, masks, known = default_collate(
-            [row(i) for i in range(step * config.batch, (step + 1) * config.batch)]
-        )
-        backbone.train()
-        with autocast(images.device, precision_of(config)):
-            query, support = (
-                image_features(backbone, images[:, 0]),
-                support_features(backbone, images[:, 1], masks[:, 1]),
-            )
-        backbone.eval()
-        query, support = (type(f)(*(x.float() for x in f)) for f in (query, support))
-        yield Step(
-            query,
-            type(support)(*(x[:, None] for x in support)),
-            masks[:, 1:],
-            masks[:, 0].long(),
-            known,
-        )
+    batch, views = config.optimisation.batch, config.runtime.cache_views
+    for first in range(0, len(items) - batch + 1, batch):
+        rows = [training_item(items, i, views) for i in range(first, first + batch)]
+        images, masks, known = default_collate(rows)
+        precision = precision_of(config.runtime)
+        query, support = step_features(backbone, images, masks, precision)
+        one_shot = type(support)(*(x[:, None] for x in support))
+        yield Step(query, one_shot, masks[:, 1:], masks[:, 0].long(), known)
 
 
-args.out.mkdir(parents=True, exist_ok=True)
-with atomic_file(args.out / "config.json", "w") as f:
-    f.write(json.dumps(asdict(config), indent=1) + "\n")
-setup = prepare(config)
-watch = progress_display(2 * len(setup.folds))
-for fold in setup.folds:
-    if fold.number in set(read_results(args.out).fold): continue
-    began, backbone, models = time.time(), unfolded(), new_models(setup)
-    items = TrainingEpisodes(
-        setup.train,
-        fold.training,
-        fold.train_classes,
-        Recipe(config.crop, round(config.crop * config.reference / config.side), config.scale),
-        config.seed,
+def train(setup: Setup, fold: Fold, backbone: Backbone, tick) -> dict:
+    "Train the methods of a run on a fold, on features of a backbone in training mode."
+    config, models = setup.config, new_models(setup)
+    data, opt = config.data, config.optimisation
+    recipe = Recipe(data.crop, round(data.crop * data.reference / data.side), data.scale)
+    seed = config.runtime.seed
+    items = TrainingEpisodes(setup.train, fold.training, fold.train_classes, recipe, seed)
+
+    def report(step, losses):
+        words = (f"{m} {of_method['main']:.3f}" for m, of_method in losses.items())
+        tick(step + 1, "  ".join(words))
+
+    optimisation = Optimisation(
+        fold.iterations,
+        opt.batch,
+        opt.lr,
+        weight_decay=opt.weight_decay,
+        optimiser=opt.optimiser,
     )
-    tick = watch(f"fold {fold.number} train", fold.iterations)
     fit(
         models,
-        {m: method_of(config, m) for m in models},
-        lambda first: steps(backbone, items),
-        Optimisation(
-            fold.iterations,
-            config.batch,
-            config.lr,
-            weight_decay=config.weight_decay,
-            optimiser=config.optimiser,
-        ),
-        config.seed,
-        report=lambda step, told: tick(
-            step + 1, "  ".join(f"{m} {losses['main']:.3f}" for m, losses in told.items())
-        ),
+        setup.methods,
+        lambda first: steps_of(backbone, items, config),
+        optimisation,
+        seed,
+        report=report,
         accelerator=setup.accelerator,
     )
-    mine = setup._replace(
-        memory=feature_bank(backbone.eval(), setup.val, config.side, precision=precision_of(config))
-    )
-    (args.out / f"fold{fold.number}").mkdir(exist_ok=True)
-    new = evaluate_fold(mine, fold, models, args.out, watch).assign(
-        backbone="resnet50, batch norm in training mode", seconds=round(time.time() - began, 1)
-    )
-    old = read_results(args.out)
-    write_table(
-        args.out / "results.csv",
-        pd.concat([old, new]).sort_values("fold", kind="stable") if len(old) else new,
-    )
-    print(
-        new[["fold", "method", "shots", "miou", "confusion"]].round(1).to_string(index=False),
-        flush=True,
-    )
+    return models
+
+
+def run_fold(setup: Setup, fold: Fold, folder: Path, watch) -> None:
+    "Train and evaluate a fold, and add its scores to the results."
+    began, config = time.time(), setup.config
+    backbone = unfolded_backbone(config.model.weights)
+    models = train(setup, fold, backbone, watch(f"fold {fold.number} train", fold.iterations))
+    precision = precision_of(config.runtime)
+    memory = feature_bank(backbone.eval(), setup.val, config.data.side, precision=precision)
+    (folder / f"fold{fold.number}").mkdir(exist_ok=True)
+    new = evaluate_fold(setup._replace(memory=memory), fold, models, folder, watch)
+    new = new.assign(backbone=NAME, seconds=round(time.time() - began, 1))
+    old = read_results(folder)
+    results = pd.concat([old, new]).sort_values("fold", kind="stable") if len(old) else new
+    write_table(folder / "results.csv", results)
+    columns = ["fold", "method", "shots", "miou", "confusion"]
+    print(new[columns].round(1).to_string(index=False), flush=True)
+
+
+if __name__ == "__main__":
+    args = read_arguments()
+    config = config_of(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with atomic_file(args.out / "config.json", "w") as f:
+        f.write(json.dumps(asdict(config), indent=1) + "\n")
+    setup = prepare(config)
+    watch = progress_display(2 * len(setup.folds))
+    for fold in setup.folds:
+        if fold.number not in set(read_results(args.out).fold):
+            run_fold(setup, fold, args.out, watch)
