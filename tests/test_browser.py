@@ -132,10 +132,10 @@ explorer_choice.map_pictures = held(explorer_choice.map_pictures)"""
 
 def chapter(folder):
     "The notebook, with a cell before its last code cell that lets a test hold the pictures back."
-    nb = nbformat.read(ROOT / "nbs/52_explorer.ipynb", 4)
+    nb = nbformat.read(ROOT / "nbs/51_explorer.ipynb", 4)
     at = max(i for i, cell in enumerate(nb.cells) if cell.cell_type == "code")
     nb.cells.insert(at, nbformat.v4.new_code_cell(HOLD))
-    nbformat.write(nb, folder / "52_explorer.ipynb")
+    nbformat.write(nb, folder / "51_explorer.ipynb")
 
 
 def wait_for_kernel(port):
@@ -196,7 +196,7 @@ def lab(browser, tmp_path_factory):
         f"--ServerApp.root_dir={folder}",
         "--LabApp.extension_manager=readonly",
     ]
-    for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/52_explorer.ipynb"):
+    for url in serve(command, folder, f"http://127.0.0.1:{port}/lab/tree/51_explorer.ipynb"):
         page = browser.new_page()
         page.goto(url)
         page.locator(".jp-Notebook").wait_for()

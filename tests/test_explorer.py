@@ -431,7 +431,7 @@ def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     installed(monkeypatch, "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=False)
     assert command[2] == "jupyterlab" and command[-1] == "--no-browser"
-    assert command[3].endswith("52_explorer.ipynb")
+    assert command[3].endswith("51_explorer.ipynb")
 
 
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):

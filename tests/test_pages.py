@@ -23,7 +23,7 @@ STEMS = {path.stem for path in pages.notebooks()}
 @pytest.mark.parametrize("text, expected", [
     ("see *03_latent_prototypes*.", "see [03_latent_prototypes](03_latent_prototypes.ipynb)."),
     ("*05_losses* and", "[05_losses](05_losses.ipynb) and"),
-    ("`A0_scenes` draws", "[A0_scenes](A0_scenes.ipynb) draws"),
+    ("`A2_scenes` draws", "[A2_scenes](A2_scenes.ipynb) draws"),
     ("[04](02_similarity.ipynb) and [`02_similarity`](x)", None),
     ("*99_nothing*, **02_similarity**, 02_similarity", None),
 ])
@@ -61,9 +61,9 @@ def test_front_page_links_to_the_site_and_else_to_the_repository():
     text = pages.front_page(sorted(STEMS), "https://host/repo", "main")
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text)
     notebooks = {target.removesuffix(".ipynb") for target in targets if target.endswith(".ipynb")}
-    assert {"20_episodes", "A0_scenes"} <= notebooks <= STEMS
+    assert {"20_episodes", "A2_scenes"} <= notebooks <= STEMS
     assert all(t.endswith(".ipynb") or t.startswith(("https://", "#")) for t in targets)
-    assert "[52_explorer](52_explorer.ipynb) in a browser" in " ".join(text.split())
+    assert "[51_explorer](51_explorer.ipynb) in a browser" in " ".join(text.split())
 
 
 def test_contents_hold_every_notebook_once_by_wing():

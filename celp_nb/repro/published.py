@@ -8,7 +8,7 @@ __all__ = ['PFENET_PARTS', 'DECODER_NAMES', 'PFENET_NAMES', 'SEPARATE_NAMES', 'C
            'recognise', 'is_used', 'backbone_parameters', 'untrained_model', 'check_complete', 'load_published',
            'score_published']
 
-# %% ../../nbs/46_published.ipynb #d3968f93
+# %% ../../nbs/46_published.ipynb #7ba8a83a
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,13 @@ from ..cyctr import CyCTR
 from ..data.episodes import fold_classes
 from ..engine.backbones import BACKBONES, Backbone, load_backbone, load_weights_, read_weights
 from ..engine.evaluation import scores
-from ..engine.feature_bank import evaluate, feature_bank
+from ..engine.feature_bank import evaluate
 from ..engine.training import accelerator_for
 from ..pfenet import PASCAL_BINS, PFENet
-from .config import RunConfig, resolve
-from .runs import evaluation_episodes, open_data
+from .config import RunConfig
+from .defaults import resolve
+from .folds import evaluation_episodes, open_data
+from .setup import evaluation_memory
 
 # %% ../../nbs/46_published.ipynb #bad510a5
 PFENET_PARTS = ("init_merge", "alpha_conv", "beta_conv", "inner_cls", "res1", "res2", "cls")
@@ -184,7 +186,7 @@ def load_published(
     body = {ours: state[name] for ours, name in of_backbone.items()}
     return load_backbone(kind.backbone, body), model.eval()
 
-# %% ../../nbs/46_published.ipynb #001db5a2
+# %% ../../nbs/46_published.ipynb #3f0a91ee
 def score_published(
     path: str | Path,  # of a published checkpoint
     config: RunConfig,  # data and evaluation, bins and device; the first fold; the rest is not read
@@ -192,17 +194,16 @@ def score_published(
     """Score a published checkpoint on a fold: method, shots, miou, fb_iou, confusion, in percent.
 
     Raises ValueError or FileNotFoundError before any work."""
-    c = resolve(config)
-    fold, n_folds, shots, side, cache_gb = c.folds[0], c.n_folds, c.shots, c.side, c.cache_gb
-    bins, device, void_seen = c.bins, accelerator_for(c.device).device, c.void == "seen"
-
-    backbone, model = load_published(read_weights(Path(path)), bins)
-    val = open_data(c.data, "val", c.skip_unreadable)
-    test = fold_classes(len(val.class_names), fold, n_folds, val.interleaved)
+    config = resolve(config)
+    data, evaluation, fold = config.data, config.evaluation, config.data.folds[0]
+    backbone, model = load_published(read_weights(Path(path)), config.model.bins)
+    val = open_data(data.folder, "val", data.skip_unreadable)
+    test = fold_classes(len(val.class_names), fold, data.n_folds, val.interleaved)
     training = [k for k in range(1, len(val.class_names) + 1) if k not in test]
-    episodes = evaluation_episodes(c, val, test)
-    memory = feature_bank(backbone.to(device), val, side, cache_gb)._replace(void_seen=void_seen)
+    episodes = evaluation_episodes(evaluation, val, test, config.runtime.seed)
+    device = accelerator_for(config.runtime.device).device
+    memory = evaluation_memory(config, backbone.to(device), val)
     models = {Path(path).stem: model.to(device)}
-    table = scores(evaluate(models, memory, val, episodes, training, shots))
+    table = scores(evaluate(models, memory, val, episodes, training, evaluation.shots))
     table.insert(0, "fold", fold)
     return table

@@ -6,7 +6,7 @@
 __all__ = ['check_folder', 'open_run', 'train_run', 'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run',
            'replay']
 
-# %% ../../nbs/43_runs.ipynb #f04f12f0
+# %% ../../nbs/43_runs.ipynb #4faa73d5
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ from celp_nb.repro.config import (
 )
 from .defaults import resolve
 from celp_nb.repro.fold_evaluation import (
-    episode_pictures,
+    row_of_pictures,
     evaluate_fold,
     first_of_each_class,
     fold_scores,
@@ -93,7 +93,7 @@ def train_run(config: RunConfig, folder: str | Path, resume: bool = False) -> No
     watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
     for fold in setup.folds: train_fold(setup, fold, folder, watch)
 
-# %% ../../nbs/43_runs.ipynb #dfac61f3
+# %% ../../nbs/43_runs.ipynb #b73bfe28
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
     "The scores of a run so far."
     path = Path(folder) / "results.csv"
@@ -106,7 +106,7 @@ def save_predictions(
 ) -> None:
     "Write the picture of the first episode of each class."
     chosen = first_of_each_class(episodes)
-    rows = [episode_pictures(setup, fold, models, episodes, e) for e in chosen]
+    rows = [row_of_pictures(setup, fold, models, episodes, e) for e in chosen]
     title = (
         f"{setup.val.name} val, fold {fold.number}, {fold.iterations} steps, "
         f"seed {setup.config.runtime.seed}, 1 shot: first episode of each class"

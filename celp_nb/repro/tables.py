@@ -7,7 +7,7 @@ __all__ = ['CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_
            'ONE_DELTA_PER_IMAGE', 'TABLES', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'VARIED_SETTINGS', 'Row', 'Table',
            'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_text']
 
-# %% ../../nbs/45_tables.ipynb #f012a598
+# %% ../../nbs/45_tables.ipynb #7deaab15
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..engine.methods import METHODS, find_method
+from ..engine.methods import METHODS, check_choice, find_method
 from celp_nb.repro.comparison import (
     compare_with_paper,
     comparison_text,
@@ -29,7 +29,6 @@ from celp_nb.repro.config import (
     make_config,
     read_config,
 )
-from .defaults import check_choice
 from .presets import PRESETS, markdown_grid, paper_ablations, preset_config
 from .report import value_range
 from .runs import read_results, run
