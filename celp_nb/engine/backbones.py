@@ -230,12 +230,12 @@ def freeze_(
                 parent.add_module(norm_name, nn.Identity())
     return net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-# %% ../../nbs/30_backbones.ipynb #0317ca87
+# %% ../../nbs/30_backbones.ipynb #e5702f4d
 def find_weights(
     name: str,  # one of `BACKBONES`
     weights: str | Path | dict | None,  # as of `load_backbone`, but not "random"
 ) -> tuple[dict, str]:  # state dict, and where it comes from
-    "The state dict that `load_backbone` is asked for. Raises as `load_backbone` does."
+    "The state dict that `load_backbone` needs. Raises as `load_backbone` does."
     own = BACKBONES[name][2]
     if isinstance(weights, dict): return weights, "the given state dict"
     if weights not in (None, "imagenet"): return read_weights(weights), str(weights)

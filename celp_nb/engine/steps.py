@@ -244,7 +244,7 @@ def cached_steps(
         query, support = (type(f)(*map(single, f)) for f in (query, support))
         yield Step(query, support, *(m.to(device) for m in masks))
 
-# %% ../../nbs/33_steps.ipynb #3da0d34f
+# %% ../../nbs/33_steps.ipynb #0438c6b0
 def cached_call(shared: dict, name: object, make: Callable[[], Tensor]) -> Tensor:
     "What is kept in `shared` under a name, made if need be."
     if name not in shared: shared[name] = make()
@@ -266,7 +266,7 @@ def draw_pseudo_masks(
     delta = image_delta(high, known, method.share) if method.share else method.delta
     return sample_latent(high, known, generator, delta=delta, sigma=method.sigma)[0]
 
-
+# %% ../../nbs/33_steps.ipynb #dd7a4711
 def shared_inputs(
     model: FewShotModel,
     method: Method,

@@ -27,10 +27,10 @@ from celp_nb.repro.config import (
 )
 from .defaults import resolve
 from celp_nb.repro.fold_evaluation import (
-    row_of_pictures,
     evaluate_fold,
     first_of_each_class,
     fold_scores,
+    row_of_pictures,
     score_fold,
 )
 from .fold_training import train_fold, trained_models
