@@ -183,7 +183,7 @@ def save_state(
             "the one before it is whole: make room and go on with --resume."
         ) from e
 
-# %% ../../nbs/32_checkpoints.ipynb #23b2b83f
+# %% ../../nbs/32_checkpoints.ipynb #41b7fe53
 def changed_settings(before: dict, now: dict) -> str:
     "Which settings differ, old and new, in words; empty where none does."
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
@@ -205,13 +205,13 @@ def resume_state(
             f"{checkpoint} is not a checkpoint to go on from; give one that fit wrote, "
             "or a new path."
         )
+    for n in models: check_names(checkpoint, saved["models"].get(n, {}), models[n])
     if saved["settings"] != settings:
         changed = changed_settings(saved["settings"], settings)
         raise ValueError(
             f"{checkpoint} was written with other settings ({changed}); "
             "use the same, or a new folder."
         )
-    for n in models: check_names(checkpoint, saved["models"].get(n, {}), models[n])
     for n in models:
         models[n].load_state_dict(saved["models"][n])
         for own, state in zip(optimisers[n], saved["optimisers"][n], strict=True):

@@ -8,7 +8,7 @@ __all__ = ['PFENET_PARTS', 'DECODER_NAMES', 'PFENET_NAMES', 'SEPARATE_NAMES', 'C
            'recognise', 'is_used', 'backbone_parameters', 'untrained_model', 'check_complete', 'load_published',
            'score_published']
 
-# %% ../../nbs/46_published.ipynb #7ba8a83a
+# %% ../../nbs/46_published.ipynb #03eb7e12
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from ..engine.evaluation import scores
 from ..engine.feature_bank import evaluate
 from ..engine.training import accelerator_for
 from ..pfenet import PASCAL_BINS, PFENet
-from .config import RunConfig
+from .config import RunConfig, change_config
 from .defaults import resolve
 from .folds import evaluation_episodes, open_data
 from .setup import evaluation_memory
@@ -186,7 +186,7 @@ def load_published(
     body = {ours: state[name] for ours, name in of_backbone.items()}
     return load_backbone(kind.backbone, body), model.eval()
 
-# %% ../../nbs/46_published.ipynb #3f0a91ee
+# %% ../../nbs/46_published.ipynb #29a7f7a1
 def score_published(
     path: str | Path,  # of a published checkpoint
     config: RunConfig,  # data and evaluation, bins and device; the first fold; the rest is not read
@@ -194,7 +194,7 @@ def score_published(
     """Score a published checkpoint on a fold: method, shots, miou, fb_iou, confusion, in percent.
 
     Raises ValueError or FileNotFoundError before any work."""
-    config = resolve(config)
+    config = resolve(change_config(config, precision="float32"))
     data, evaluation, fold = config.data, config.evaluation, config.data.folds[0]
     backbone, model = load_published(read_weights(Path(path)), config.model.bins)
     val = open_data(data.folder, "val", data.skip_unreadable)

@@ -6,7 +6,7 @@
 __all__ = ['check_folder', 'open_run', 'train_run', 'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run',
            'replay']
 
-# %% ../../nbs/43_runs.ipynb #4faa73d5
+# %% ../../nbs/43_runs.ipynb #6fcce7f0
 import time
 from collections.abc import Callable
 from pathlib import Path
