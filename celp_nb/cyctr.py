@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEYS', 'nearest', 'sine_position', 'sample_points', 'position_grid', 'DeformableAttention', 'with_fallback',
            'choose_keys', 'cycle_consistent', 'CycleAttention', 'feed_forward', 'Layer', 'draw_keys', 'Transformer',
-           'CyCTR', 'with_published_attention']
+           'CyCTR']
 
 # %% ../nbs/07_cyctr.ipynb #268588ce
 import math
@@ -305,9 +305,3 @@ class CyCTR(nn.Module):
         y = self.supp_init_merge(torch.cat([support, v], 1))
         y = y + self.supp_beta_conv(y)
         return dice(self.supp_cls(y), cond.support_mask[:T].flatten(0, 1).long())
-
-# %% ../nbs/07_cyctr.ipynb #108d7184
-def with_published_attention(decoder: CyCTR) -> CyCTR:  # the same object
-    "The decoder, with both defects of the published attention, for comparisons alone."
-    decoder.transformer._published = True
-    return decoder

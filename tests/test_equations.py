@@ -33,10 +33,10 @@ from celp_nb.contrast import (
     two_path_losses,
 )
 from celp_nb.engine.backbones import episode_features, load_backbone
+from celp_nb.engine.steps import image_delta
 from celp_nb.latent import (
     candidates,
     draw_centre,
-    image_delta,
     pseudo_mask,
     sample_latent,
     similar_region,

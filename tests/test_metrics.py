@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celp_nb.metrics import COUNTS, error_counts, near_edge, pixel_counts, summarise
+from celp_nb.engine.evaluation import error_counts, near_edge
+from celp_nb.metrics import COUNTS, pixel_counts, summarise
 
 
 @st.composite

@@ -14,8 +14,9 @@ import torch
 
 from celp_nb.conditioning import Features, SupportFeatures
 from celp_nb.contrast import two_path_losses
-from celp_nb.cyctr import DeformableAttention, with_published_attention
+from celp_nb.cyctr import DeformableAttention
 from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.methods import with_published_attention
 from celp_nb.latent import DELTA, sample_latent
 from celp_nb.losses import cross_entropy, dice
 from celp_nb.repro.published import (

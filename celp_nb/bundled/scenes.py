@@ -6,7 +6,7 @@
 __all__ = ['GROUNDS', 'SEED', 'SPLITS', 'Patch', 'render_object', 'render_ground', 'Scene', 'render_scene', 'bundled_scene',
            'write_samples', 'samples']
 
-# %% ../../nbs/A2_scenes.ipynb #aa39f8b5
+# %% ../../nbs/A2_scenes.ipynb #813d238b
 import colorsys
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter
 import celp_nb
 from .catalogue import ObjectClass, bundled_classes, lighting, value_noise
 from .outlines import OUTLINES, cosine_wave, soft_step
-from ..data.episodes import MIN_PIXELS, atomic_file
+from ..data.episodes import atomic_file
 from ..data.images import ImageSet, write_png_mask
 from ..data.transforms import SAMPLES_SIDE
 from ..data.voc import voc_layout

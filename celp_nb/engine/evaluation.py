@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Predictor', 'CUTS', 'VotingPredictor', 'Query', 'queries_of', 'has_enough', 'queries_in', 'no_channels', 'reductions',
-           'compared_channels', 'all_foreground', 'prior_predictors', 'best_prior', 'voting', 'Truth', 'read_truth',
-           'count_row', 'segment_plainly', 'evaluate_plainly', 'scores']
+           'compared_channels', 'all_foreground', 'prior_predictors', 'best_prior', 'voting', 'near_edge',
+           'error_counts', 'Truth', 'read_truth', 'count_row', 'segment_plainly', 'evaluate_plainly', 'scores']
 
-# %% ../../nbs/36_evaluation.ipynb #aaf0076a
+# %% ../../nbs/36_evaluation.ipynb #94647947
 from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..conditioning import Conditioning
@@ -24,7 +25,7 @@ from ..data.images import ImageSet, read_image
 from ..data.transforms import binary_mask, known_mask
 from .backbones import Backbone
 from .segmenter import Segmenter
-from ..metrics import error_counts, near_edge, pixel_counts, summarise
+from ..metrics import pixel_counts, summarise
 from ..ops import STRIDE
 
 # %% ../../nbs/36_evaluation.ipynb #1ce021a2
@@ -126,6 +127,29 @@ def voting(
 ) -> dict[str, VotingPredictor]:  # "v-1" … "v-K"
     "The votes of Table 7."
     return {f"v-{k}": VotingPredictor(model, k) for k in range(1, shots + 1)}
+
+# %% ../../nbs/36_evaluation.ipynb #99734cc4
+def near_edge(target: Tensor, reach: int) -> Tensor:  # (H, W) uint8, pixels ≥ 1 → (H, W) bool
+    "True where the square of `reach` pixels around holds both target (1) and something else."
+    steps = torch.tensor([-reach, reach + 1])
+    rows, columns = ((torch.arange(n)[:, None] + steps).clamp(0, n) for n in target.shape)
+    sums = F.pad((target == 1).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    box = lambda i, j: sums[rows[:, i]][:, columns[:, j]]
+    inside = box(1, 1) - box(0, 1) - box(1, 0) + box(0, 0)
+    pixels = (rows[:, 1] - rows[:, 0])[:, None] * (columns[:, 1] - columns[:, 0])
+    return (inside > 0) & (inside < pixels)
+
+# %% ../../nbs/36_evaluation.ipynb #d46d7665
+def error_counts(prediction: Tensor, target: Tensor, known: Tensor, near: Tensor) -> dict[str, int]:
+    """False and missed pixels at the target's edge, and the pixels of known objects.
+
+    The masks are those of `pixel_counts`, the prediction bool; `near` is that of `near_edge`.
+    """
+    return {
+        "edge_false": int((near & prediction & (target == 0)).sum()),
+        "edge_missed": int((near & ~prediction & (target == 1)).sum()),
+        "known": int((known == 1).sum()),
+    }
 
 # %% ../../nbs/36_evaluation.ipynb #8d181453
 class Truth(NamedTuple):

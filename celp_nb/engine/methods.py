@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['DECODERS', 'METHODS', 'KNOWN_MASKS', 'LATENT_CONDITIONINGS', 'Decoder', 'Method', 'check_choice', 'read_setting',
-           'check_method', 'find_method', 'build_model', 'Step']
+           'check_method', 'find_method', 'with_published_attention', 'build_model', 'Step']
 
-# %% ../../nbs/31_methods.ipynb #9269e923
+# %% ../../nbs/31_methods.ipynb #54faa5b3
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple, get_args, get_type_hints
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..conditioning import Features, SupportFeatures
 from ..contrast import FewShotModel, latent_conditioning, masked_latent_conditioning
-from ..cyctr import CyCTR, with_published_attention
+from ..cyctr import CyCTR
 from ..latent import DELTA, SIGMA
 from ..losses import cross_entropy, dice
 from ..ops import VOID
@@ -124,6 +124,12 @@ def find_method(
     except ValueError as error:
         raise ValueError(f"method {name!r}: {error}") from None
     return method
+
+# %% ../../nbs/31_methods.ipynb #108d7184
+def with_published_attention(decoder: CyCTR) -> CyCTR:  # the same object
+    "The decoder, with both defects of the published attention, for comparisons alone."
+    decoder.transformer._published = True
+    return decoder
 
 # %% ../../nbs/31_methods.ipynb #4717c1de
 def build_model(

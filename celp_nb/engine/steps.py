@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['ProcessShare', 'checked_once', 'own_episodes', 'read_ahead', 'online_steps', 'View', 'fixed_view', 'make_view',
-           'view_features', 'views_folder', 'drawn_views', 'cached_episode', 'cached_steps', 'cached_call',
-           'draw_pseudo_masks', 'shared_inputs']
+           'view_features', 'views_folder', 'drawn_views', 'cached_episode', 'cached_steps', 'image_delta',
+           'cached_call', 'draw_pseudo_masks', 'shared_inputs']
 
-# %% ../../nbs/33_steps.ipynb #ab7dd355
+# %% ../../nbs/33_steps.ipynb #5c546354
 import hashlib
 import json
 import warnings
@@ -30,8 +30,9 @@ from ..data.transforms import augment, binary_mask, known_mask
 from .backbones import Backbone, autocast, backbone_fingerprint, episode_features
 from .checkpoints import is_undamaged, save_checkpoint
 from .methods import KNOWN_MASKS, Method, Step
-from ..latent import image_delta, sample_latent
+from ..latent import BLOCK, sample_latent
 from ..ops import keep_foreground
+from ..similarity import known_positions, similarity_rows
 
 # %% ../../nbs/33_steps.ipynb #8afbcb8e
 ProcessShare = tuple[int, int]  # number of this process, and how many there are
@@ -243,6 +244,21 @@ def cached_steps(
         query, support, *masks = default_collate(rows)
         query, support = (type(f)(*map(single, f)) for f in (query, support))
         yield Step(query, support, *(m.to(device) for m in masks))
+
+# %% ../../nbs/33_steps.ipynb #c41c5a6e
+@torch.no_grad()
+def image_delta(
+    high: Tensor,  # (B, C_h, h, w) float, high features of the query
+    known: Tensor,  # (B, H, W) integer {0, 1, 255}, as of `sample_latent`
+    share: float,  # of the cosines between unknown positions that exceed δ, in (0, 1)
+) -> Tensor:  # (B,) float32 in (-1, 1); nearly 1 where every position is known
+    "One δ per image, so that a region is about `share` of the unknown part: a quantile of D."
+    B, _, h, w = high.shape
+    at_map = known_positions(known, (h, w))
+    rows = torch.arange(0, h * w, -(-h * w // BLOCK), device=high.device).expand(B, -1)
+    one_known = at_map.gather(1, rows).unsqueeze(2) | at_map.unsqueeze(1)
+    D = similarity_rows(high, rows).masked_fill(one_known, torch.nan)
+    return D.flatten(1).nanquantile(1 - share, dim=1).nan_to_num(1.0).clamp(-0.9999, 0.9999)
 
 # %% ../../nbs/33_steps.ipynb #0438c6b0
 def cached_call(shared: dict, name: object, make: Callable[[], Tensor]) -> Tensor:

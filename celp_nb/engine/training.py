@@ -278,7 +278,7 @@ def step_all(
         )
     return losses
 
-# %% ../../nbs/34_training.ipynb #ff1b728d
+# %% ../../nbs/34_training.ipynb #b98216af
 def fit(
     models: dict[str, FewShotModel],  # name → model, trained in place
     methods: dict[str, Method],  # the same names → settings
@@ -308,9 +308,8 @@ def fit(
     for step, data in zip(range(start, opt.iterations), source):
         lr, number, done = opt.lr_at(step), seed * 1_000_003 + step, step + 1
         try:
-            losses = step_all(
-                objectives, optimisers, methods, data, lr, number, accelerator, parts
-            )
+            parties = objectives, optimisers, methods
+            losses = step_all(*parties, data, lr, number, accelerator, parts)
         except FloatingPointError as e:
             last = f" The last good checkpoint is {checkpoint}." if is_kept() else ""
             raise FloatingPointError(f"step {step}: {e}{last}") from e
