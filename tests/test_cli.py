@@ -438,7 +438,7 @@ def test_a_published_checkpoint_is_asked_what_the_options_say(home, official, mo
     assert (
         main(
             f"evaluate --published {official} --data scenes --fold 1 --shots 1 --pairs 2 "
-            "--side 65 --protocol turns --void seen".split()
+            "--side 65 --protocol per_image --void padding".split()
         )
         == 0
     )

@@ -60,10 +60,10 @@ def test_each_difference_that_is_a_setting_is_a_run():
         (c.optimisation.select, c.evaluation.protocol, c.evaluation.void) for c in runs
     }
     assert settings == {
-        ("last", "pairs", "hidden"),
-        ("test", "pairs", "hidden"),
-        ("last", "turns", "hidden"),
-        ("last", "pairs", "seen"),
+        ("last", "pairs", "ignore"),
+        ("test", "pairs", "ignore"),
+        ("last", "per_image", "ignore"),
+        ("last", "pairs", "padding"),
     }
     full = table_runs("differences", "full", data="DIR").values()
     widths = {(c.model.methods[0].startswith("CyCTR"), c.model.width) for c in full}
@@ -160,16 +160,16 @@ def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
         "as published": 1,
         "the episode's class alone is known": 2,
     }
-    in_turn = make_config(methods=("PFENet+CE",), protocol="turns")
+    in_turn = make_config(methods=("PFENet+CE",), protocol="per_image")
     b = written(tmp_path / "b", in_turn, {"PFENet+CE": 5})
     assert labelled("differences", scored_run(b)).row.tolist() == ["images in turn"]
 
 
 def test_a_row_differs_in_one_thing_only(tmp_path):
     scores = {"CyCTR+CE": 6, "CyCTR+CE attention=published": 7}
-    config = make_config(methods=tuple(scores), void="seen")
+    config = make_config(methods=tuple(scores), void="padding")
     rows = labelled("differences", scored_run(written(tmp_path / "c", config, scores)))
-    assert rows.row.tolist() == ["CyCTR+CE, void seen at test time"]
+    assert rows.row.tolist() == ["CyCTR+CE, void as padding at test time"]
 
 
 def test_episodes_of_a_table_are_those_of_its_rows(tmp_path):

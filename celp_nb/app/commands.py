@@ -182,7 +182,7 @@ def table_command(
     settings = {"data": data, "backbone": backbone, "weights": weights, "folds": fold}
     print_table(runs, scale, seeds, {**settings, "iterations": iterations})
 
-# %% ../../nbs/52_celp_commands.ipynb #f1ea3bef
+# %% ../../nbs/52_celp_commands.ipynb #da8196e4
 @dataclass(frozen=True)
 class PublishedEvaluation:
     "For --published alone."
@@ -193,12 +193,12 @@ class PublishedEvaluation:
     shots: tuple[int, ...] = (1, 5)
     # episodes per class; by default 40 for the samples, 200 for a folder
     pairs: int | None = None
-    # pairs: that many episodes of each class; turns: as many in total, with every image as the
+    # pairs: that many episodes of each class; per_image: as many in total, with every image as the
     # query in turn, as the published code does
     protocol: EvaluationProtocol = "pairs"
-    # void pixels of a query; seen: a transformer's attention excludes them, as in the published
+    # void pixels of a query; padding: a transformer's attention excludes them, as in the published
     # code, which takes them from the ground truth
-    void: VoidPixels = "hidden"
+    void: VoidPixels = "ignore"
     # of the square that an image is fitted into; by default 161 for the samples, 473 for a folder
     side: int | None = None
     # scales that a PFENet was trained with, which its file does not say: by default 60 30 15 8; for

@@ -9,7 +9,7 @@ __all__ = ['Stages', 'TINY_WEIGHTS', 'BACKBONES', 'dilate_', 'Backbone', 'tiny_l
            'support_features', 'feature_channels', 'autocast', 'episode_features', 'backbone_or_tiny',
            'photograph_or_sample']
 
-# %% ../../nbs/30_backbones.ipynb #3cf22e56
+# %% ../../nbs/30_backbones.ipynb #f5e8792b
 import hashlib
 import os
 from collections import OrderedDict
@@ -26,7 +26,7 @@ from torchvision.models.resnet import BasicBlock
 import celp_nb
 from ..conditioning import Features, SupportFeatures
 from ..data.images import open_image
-from ..data.transforms import fit_square
+from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, fit_square
 from ..ops import keep_foreground, resize
 
 # %% ../../nbs/30_backbones.ipynb #00bc5abc
@@ -333,7 +333,7 @@ def episode_features(
     if whole: of_support = SupportFeatures(*of_support, shots(high[B : -B * K]))
     return Features(mid[:B], high[:B]), of_support
 
-# %% ../../nbs/30_backbones.ipynb #9a3a98b8
+# %% ../../nbs/30_backbones.ipynb #55a0bab6
 @lru_cache(4)
 def backbone_or_tiny(
     name: str,
@@ -358,6 +358,6 @@ def photograph_or_sample(
     weights, photo = os.environ.get("CELP_WEIGHTS", ""), os.environ.get("CELP_PHOTO", "")
     backbone, words = backbone_or_tiny("resnet50" if weights else "tiny", weights)
     image = np.array(open_image(Path(photo)).convert("RGB")) if photo else sample
-    side = 161 if backbone.name == "tiny" else 473
+    side = SAMPLES_SIDE if backbone.name == "tiny" else PASCAL_SIDE
     x, padding = fit_square(image, np.zeros(image.shape[:2], np.uint8), side)
     return backbone, x[None], padding[None], f"{words}; {photo or 'a bundled sample'}"

@@ -113,9 +113,9 @@ class OptimisationConfig:
     # times that a training is scored for --select
     checks: int = 10
 
-# %% ../../nbs/40_config.ipynb #314e5fd7
-EvaluationProtocol = Literal["pairs", "turns"]
-VoidPixels = Literal["hidden", "seen"]
+# %% ../../nbs/40_config.ipynb #2f100f33
+EvaluationProtocol = Literal["pairs", "per_image"]
+VoidPixels = Literal["ignore", "padding"]
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ class EvaluationConfig:
     shots: tuple[int, ...] = (1, 5)
     # episodes per class; by default 40 for the samples, 200 for a folder
     pairs: int | None = None
-    # pairs: that many episodes of each class; turns: as many in total, with every image as the
+    # pairs: that many episodes of each class; per_image: as many in total, with every image as the
     # query in turn, as the published code does
     protocol: EvaluationProtocol = "pairs"
-    # void pixels of a query; seen: a transformer's attention excludes them, as in the published
+    # void pixels of a query; padding: a transformer's attention excludes them, as in the published
     # code, which takes them from the ground truth
-    void: VoidPixels = "hidden"
+    void: VoidPixels = "ignore"
     # score trivial predictors too
     trivial: bool = True
     # with several shots, score votes over as many single passes too (Table 7): with v-k a pixel is

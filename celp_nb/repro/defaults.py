@@ -6,7 +6,7 @@
 __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'fill_defaults', 'setting_choices', 'check_choices',
            'check_numbers', 'check_methods', 'has_bf16', 'resolve_runtime', 'absolute', 'resolve_weights', 'resolve']
 
-# %% ../../nbs/40a_defaults.ipynb #ef944740
+# %% ../../nbs/40a_defaults.ipynb #fdecd3ce
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from ..data.transforms import round_side
+from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, round_side
 from ..engine.backbones import BACKBONES
 from ..engine.methods import DECODERS, check_choice, find_method
 from celp_nb.repro.config import (
@@ -29,12 +29,12 @@ from celp_nb.repro.config import (
 )
 from ..similarity import check_delta
 
-# %% ../../nbs/40a_defaults.ipynb #9e09b971
+# %% ../../nbs/40a_defaults.ipynb #670cc17a
 SAMPLES_DEFAULTS = make_config(
     backbone="tiny",
-    side=161,
+    side=SAMPLES_SIDE,
     crop=113,
-    reference=161,
+    reference=SAMPLES_SIDE,
     iterations=400,
     optimiser="sgd",
     lr=0.2,
@@ -46,9 +46,9 @@ SAMPLES_DEFAULTS = make_config(
 
 FOLDER_DEFAULTS = make_config(
     backbone="resnet50",
-    side=473,
-    crop=473,
-    reference=473,
+    side=PASCAL_SIDE,
+    crop=PASCAL_SIDE,
+    reference=PASCAL_SIDE,
     iterations=5000,
     optimiser="adamw",
     lr=5e-4,

@@ -160,7 +160,7 @@ def shown_in_training(
         )
     return left, pixels
 
-# %% ../../nbs/42_folds.ipynb #2faceed7
+# %% ../../nbs/42_folds.ipynb #47bae107
 def training_episodes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -189,7 +189,7 @@ def evaluation_episodes(
 ) -> Episodes:  # with as many supports as the most shots
     "The evaluation episodes of a fold. Raises ValueError for a class with too few images."
     draw, n = pairs_per_class, evaluation.pairs
-    if evaluation.protocol == "turns": draw, n = images_in_turn, evaluation.pairs * len(test)
+    if evaluation.protocol == "per_image": draw, n = images_in_turn, evaluation.pairs * len(test)
     try:
         return draw(val.pixels, test, n, max(evaluation.shots), seed, class_names=val.class_names)
     except ValueError as e:

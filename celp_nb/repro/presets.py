@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'PAPER_FOLDS', 'LR_FACTOR', 'EVERY_ROW', 'OF_DATA', 'SIDES',
            'unequal_means', 'Preset', 'preset_name', 'make_preset', 'find_preset', 'preset_config', 'check_preset',
            'most_steps', 'markdown_grid', 'preset_row', 'presets_table']
 
-# %% ../../nbs/41_presets.ipynb #86a0d39b
+# %% ../../nbs/41_presets.ipynb #8084f1b3
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ import pandas as pd
 import celp_nb
 from ..data.benchmarks import COCO_COUNTS, PASCAL_COUNTS
 from ..data.coco import COCO_CLASSES
+from ..data.transforms import COCO_SIDE, PASCAL_SIDE
 from ..data.voc import PASCAL_CLASSES
 from ..engine.methods import METHODS
 from ..pfenet import COCO_BINS, PASCAL_BINS
@@ -54,7 +55,7 @@ def unequal_means(
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../../nbs/41_presets.ipynb #49dbd91b
+# %% ../../nbs/41_presets.ipynb #fbf6d72e
 LR_FACTOR = 10  # by which the published code multiplies the learning rates of section 5.2
 
 EVERY_ROW = {
@@ -87,10 +88,10 @@ OF_DATA = {
     },
 }
 SIDES = {
-    ("pascal", "PFENet"): 473,
-    ("pascal", "CyCTR"): 473,
-    ("coco", "PFENet"): 641,
-    ("coco", "CyCTR"): 473,
+    ("pascal", "PFENet"): PASCAL_SIDE,
+    ("pascal", "CyCTR"): PASCAL_SIDE,
+    ("coco", "PFENet"): COCO_SIDE,
+    ("coco", "CyCTR"): PASCAL_SIDE,
 }
 WIDTHS = {"PFENet": 256, "CyCTR": 384}
 

@@ -62,7 +62,7 @@ def code_version() -> str:  # a commit, with "+" where files differ from it; or 
     except (OSError, subprocess.CalledProcessError):
         return celp_nb.__version__
 
-# %% ../../nbs/42b_setup.ipynb #2bf6d24b
+# %% ../../nbs/42b_setup.ipynb #553e458d
 def precision_of(runtime: RuntimeConfig) -> torch.dtype | None:  # None: float32
     "A run's precision as PyTorch names it."
     return torch.bfloat16 if runtime.precision == "bf16" else None
@@ -81,7 +81,7 @@ def evaluation_memory(
     "An empty memory for the features of the images that a run is evaluated on."
     runtime, side = config.runtime, config.data.side
     memory = feature_bank(backbone, data, side, runtime.cache_gb, precision_of(runtime))
-    return memory._replace(void_seen=config.evaluation.void == "seen")
+    return memory._replace(void_seen=config.evaluation.void == "padding")
 
 # %% ../../nbs/42b_setup.ipynb #1588936f
 def check_tensorboard(runtime: RuntimeConfig) -> None:
