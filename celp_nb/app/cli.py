@@ -49,7 +49,7 @@ def help_text() -> str:
         "celp COMMAND --help lists a command's options; celp --version says the version."
     )
 
-# %% ../../nbs/53_cli.ipynb #5277bc7b
+# %% ../../nbs/53_cli.ipynb #52961f5b
 PAGE = {
     "cells": [
         {
@@ -68,7 +68,7 @@ PAGE = {
     "nbformat_minor": 5,
 }
 
-
+# %% ../../nbs/53_cli.ipynb #fe5563ea
 def page_server(
     folder: Path,  # where a notebook may be written
     port: int,
@@ -134,7 +134,7 @@ def interruption_text(command: str, stop: KeyboardInterrupt) -> str:
     if command not in GOES_ON: return f"{word}."
     return f"{word}; the same command{GOES_ON[command]} goes on from the last checkpoint."
 
-# %% ../../nbs/53_cli.ipynb #42a684dc
+# %% ../../nbs/53_cli.ipynb #d86cd681
 def parse_and_call(argv: Sequence[str]) -> None:
     "Read the options of a command and call its function. Raises SystemExit for unreadable ones."
     functions: dict[str, Callable] = {"explore": explore_command}
@@ -154,7 +154,7 @@ def parse_and_call(argv: Sequence[str]) -> None:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
-
+# %% ../../nbs/53_cli.ipynb #920056e8
 def run_safely(argv: Sequence[str]) -> int:  # exit status
     "Call a command and print its mistakes as one line each."
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed

@@ -205,7 +205,7 @@ class PublishedEvaluation:
     # COCO 1 0.5 0.25 0.125
     bins: tuple[float, ...] | None = None
 
-# %% ../../nbs/52_celp_commands.ipynb #4c2fa72e
+# %% ../../nbs/52_celp_commands.ipynb #240ddab0
 def check_form(
     folder: Path | None,
     episodes: Path | None,
@@ -232,7 +232,7 @@ def check_form(
             f"{fold} --episodes {folder / f'fold{fold}' / 'episodes.csv'}."
         )
 
-
+# %% ../../nbs/52_celp_commands.ipynb #1b8eb523
 def published_table(file: Path, fold: int, options: PublishedEvaluation):  # as of `runs.replay`
     "The scores of a published checkpoint on a fold."
     from celp_nb.repro.published import score_published

@@ -143,7 +143,7 @@ def compare_with_paper(
             rows.append(beside_the_row(grid, paper).assign(metric=metric, **facts))
     return pd.concat(rows, ignore_index=True)
 
-# %% ../../nbs/41a_comparison.ipynb #bc421a38
+# %% ../../nbs/41a_comparison.ipynb #24e17165
 def figure_text(x: float, form: str = ".1f") -> str:
     "A number as tables show it, a dash for none."
     return "–" if pd.isna(x) else format(x, form).replace("-", "−")
@@ -167,7 +167,7 @@ def group_lines(
         lines.append(["difference", *(figure_text(x, "+.1f") for x in t.difference)])
     return lines
 
-
+# %% ../../nbs/41a_comparison.ipynb #9600a450
 def run_text(part: pd.DataFrame) -> str:  # rows of one run
     "The table of one run with its notes, markdown."
     folds = sorted({*EXPECTED_FOLDS, *part.fold} - {"mean"})
@@ -190,7 +190,7 @@ def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     runs = comparison.groupby(["run", "data", "backbone"], sort=False)
     return "\n".join(run_text(part) for _, part in runs)
 
-# %% ../../nbs/41a_comparison.ipynb #6842d60c
+# %% ../../nbs/41a_comparison.ipynb #d482e760
 SELECTION_TEXTS = {
     "": "checkpoint not stated",
     "last": "last checkpoint",
@@ -213,7 +213,7 @@ def setting_notes(part: pd.DataFrame) -> list[str]:
     if f.changed: notes.append(f"Settings that are not the row's: {f.changed}.")
     return notes
 
-
+# %% ../../nbs/41a_comparison.ipynb #3202f637
 def run_notes(part: pd.DataFrame) -> list[str]:
     "What to know before reading a run's table as a comparison."
     f, notes = part.iloc[0], setting_notes(part)
@@ -255,7 +255,7 @@ def changed_from_preset(config: RunConfig) -> dict[str, object]:  # flat name �
     lengths = {k: values[k] for k in ("epochs", "iterations") if values[k] is not None}
     return changed | lengths
 
-# %% ../../nbs/41a_comparison.ipynb #061ddc7b
+# %% ../../nbs/41a_comparison.ipynb #ce7fa28d
 NEEDED = (
     *("data", "backbone", "fold", "method", "shots", "miou", "fb_iou"),
     *("episodes", "iterations", "seed"),
@@ -277,7 +277,7 @@ def read_table(path: Path) -> pd.DataFrame:  # folder of a run, or a file
         )
     return table
 
-
+# %% ../../nbs/41a_comparison.ipynb #57ab8b62
 def settings_columns(path: Path) -> dict[str, str]:
     "Columns from a run's settings; `alike` is the same for runs that may come together."
     if not (path / "config.json").is_file():

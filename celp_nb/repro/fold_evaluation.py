@@ -135,7 +135,7 @@ def evaluate_fold(
     if setup.accelerator.is_main_process: write_table(place / "rows.csv", rows)
     return fold_scores(setup, fold, rows)
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #1f86c900
+# %% ../../nbs/42c_fold_evaluation.ipynb #d12d74e2
 @torch.no_grad()
 def drawn_pseudo_mask(
     setup: Setup,
@@ -152,7 +152,7 @@ def drawn_pseudo_mask(
     pseudo = sample_latent(high, known, generator, delta=model.delta, sigma=model.sigma)[0]
     return (at_native_size((pseudo == 1).float()[None], *size)[0] >= 0.5).cpu().numpy()
 
-
+# %% ../../nbs/42c_fold_evaluation.ipynb #dd079310
 def row_of_pictures(
     setup: Setup,
     fold: Fold,

@@ -54,7 +54,7 @@ def steps_of(
         place, setup.backbone, items, batch, views, start, precision, whole, share
     )
 
-# %% ../../nbs/42d_fold_training.ipynb #89b24426
+# %% ../../nbs/42d_fold_training.ipynb #cbac094e
 def selection_episodes(
     setup: Setup, fold: Fold
 ) -> tuple[ImageSet, FeatureBank, Episodes]:  # images, their memory, episodes with one support
@@ -90,7 +90,7 @@ def checkpoint_scorer(
         return result
     return check
 
-
+# %% ../../nbs/42d_fold_training.ipynb #1bd0f07e
 def add_check(path: Path, step: int, result: dict[str, float]) -> None:
     "Write a line of checks.csv; a resumed run may score a step again, and its line is replaced."
     before = pd.read_csv(path) if path.is_file() else pd.DataFrame({"step": []})
@@ -108,7 +108,7 @@ def selection_words(
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
     return f"best of {optimisation.checks} checkpoints on {chosen_on}"
 
-# %% ../../nbs/42d_fold_training.ipynb #f07abdb9
+# %% ../../nbs/42d_fold_training.ipynb #f6334d33
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
@@ -141,7 +141,7 @@ def write_model(
         train_classes=[setup.train.class_names[k - 1] for k in fold.train_classes],
     )
 
-
+# %% ../../nbs/42d_fold_training.ipynb #1588d642
 def trained_models(
     setup: Setup, fold: Fold, folder: str | Path
 ) -> dict[str, FewShotModel]:  # method → model, in evaluation mode
@@ -194,7 +194,7 @@ def loss_report(
         tick(step + 1, comment, lambda: loss_curves(history))
     return report
 
-# %% ../../nbs/42d_fold_training.ipynb #faed4bd2
+# %% ../../nbs/42d_fold_training.ipynb #bfd22420
 def fit_fold(
     setup: Setup,
     fold: Fold,
@@ -227,7 +227,7 @@ def fit_fold(
         np.linspace(0, fold.iterations, config.checks + 1).round().astype(int)[1:].tolist(),
     )
 
-
+# %% ../../nbs/42d_fold_training.ipynb #76a05594
 def write_fold(
     setup: Setup, fold: Fold, models: dict[str, FewShotModel], trained: Trained, folder: str | Path
 ) -> None:
@@ -246,7 +246,7 @@ def write_fold(
         for m, model in models.items():
             write_model(setup, fold, m, model, model_file(folder, fold.number, m), selected)
 
-
+# %% ../../nbs/42d_fold_training.ipynb #c4eee39b
 def train_fold(
     setup: Setup,
     fold: Fold,

@@ -95,7 +95,7 @@ SIDES = {
 }
 WIDTHS = {"PFENet": 256, "CyCTR": 384}
 
-# %% ../../nbs/41_presets.ipynb #c180db19
+# %% ../../nbs/41_presets.ipynb #8b9bab76
 PAPER_DATA = {"pascal": "PASCAL-5i", "coco": "COCO-20i"}
 PAPER_BACKBONES = {"vgg16_bn": "VGG-16", "resnet50": "ResNet-50", "resnet101": "ResNet-101"}
 PAPER_METHODS = {
@@ -116,7 +116,7 @@ class Preset:
     row: tuple[str, str]     # method and backbone as the tables name them, without reference
     config: RunConfig        # its `data.folder` has to be replaced
 
-
+# %% ../../nbs/41_presets.ipynb #c28a9fdc
 def preset_name(data: str, method: str, backbone: str) -> str:
     "The name of a row's preset."
     method = method.lower().replace("+", "-")

@@ -139,7 +139,7 @@ def markdown_table(
     header = ["method", "shots", *(f"fold {f}" for f in folds)]
     return markdown_grid([*header, "mIoU", "FB-IoU", "known-class confusion"], rows)
 
-# %% ../../nbs/42a_report.ipynb #d3685ef4
+# %% ../../nbs/42a_report.ipynb #0c14f76a
 SELECTED = {
     "last": "last checkpoint",
     "train": "best of {} checkpoints on held-out training classes",
@@ -154,7 +154,7 @@ def value_range(values: pd.Series) -> str:
     "The one value that folds have in common, or smallest and largest: \"160 to 320\"."
     return " to ".join(map(str, sorted({values.min(), values.max()})))
 
-
+# %% ../../nbs/42a_report.ipynb #e516b2c0
 def data_warning(name: str) -> str:
     "What scores on a data set cannot be compared with; nothing for the published ones."
     if name == "samples": return "Scenes drawn by code: the scores say nothing about photographs."

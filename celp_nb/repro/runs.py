@@ -93,7 +93,7 @@ def train_run(config: RunConfig, folder: str | Path, resume: bool = False) -> No
     watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
     for fold in setup.folds: train_fold(setup, fold, folder, watch)
 
-# %% ../../nbs/43_runs.ipynb #b73bfe28
+# %% ../../nbs/43_runs.ipynb #5d96c4ef
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
     "The scores of a run so far."
     path = Path(folder) / "results.csv"
@@ -113,7 +113,7 @@ def save_predictions(
     )
     save_figure(path, predictions_figure(rows, title))
 
-
+# %% ../../nbs/43_runs.ipynb #941bff54
 def finish_fold(
     setup: Setup,
     fold: Fold,
