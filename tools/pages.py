@@ -95,7 +95,7 @@ def contents(stems: list[str]) -> str:
 def front_page(stems: list[str], git_url: str, branch: str) -> str:
     "The README with its links turned from the repository to the site, and the table of contents."
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"\]\(nbs/(\w+\.ipynb)\)", r"](\1)", text)
+    text = re.sub(r"\]\((?:\./)?nbs/(\w+\.ipynb)\)", r"](\1)", text)
     text = linked(text, set(stems))
     text = re.sub(
         r"(?<!!)(\[[^\]]*\])\((?!https?:|#|\w+\.ipynb\))([^)]+)\)",

@@ -131,9 +131,10 @@ def mobilenet_layers(net: tv.MobileNetV2) -> Stages:
     "Cut MobileNetV2 at strides 8 and 16; what follows is dilated as in the ResNets."
     return net.features[:7], dilate_(net.features[7:14], 2), dilate_(net.features[14:18], 4)
 
-# %% ../../nbs/30_backbones.ipynb #cdbc3160
+# %% ../../nbs/30_backbones.ipynb #3c2b4db3
 TINY_WEIGHTS = Path(celp_nb.__file__).parent / "weights" / "tiny.pth"
 _RESNET, _VGG, _MOBILENET = ("fc.",), ("classifier.",), ("classifier.", "features.18.")
+_MOBILENET_WEIGHTS = tv.MobileNet_V2_Weights.IMAGENET1K_V1
 _DEEP_50, _DEEP_101 = lambda: deepen_stem_(tv.resnet50()), lambda: deepen_stem_(tv.resnet101())
 #: name → (build, cut, own weights, unused names)
 BACKBONES = {
@@ -142,9 +143,7 @@ BACKBONES = {
     "resnet50": (tv.resnet50, resnet_layers, tv.ResNet50_Weights.IMAGENET1K_V1, _RESNET),
     "resnet101": (tv.resnet101, resnet_layers, tv.ResNet101_Weights.IMAGENET1K_V1, _RESNET),
     "vgg16_bn": (tv.vgg16_bn, vgg_layers, tv.VGG16_BN_Weights.IMAGENET1K_V1, _VGG),
-    "mobilenet_v2": (
-        tv.mobilenet_v2, mobilenet_layers, tv.MobileNet_V2_Weights.IMAGENET1K_V1, _MOBILENET,
-    ),
+    "mobilenet_v2": (tv.mobilenet_v2, mobilenet_layers, _MOBILENET_WEIGHTS, _MOBILENET),
     "resnet50_deep": (_DEEP_50, resnet_layers, None, _RESNET),
     "resnet101_deep": (_DEEP_101, resnet_layers, None, _RESNET),
     "resnet50_deep_stepped": (_DEEP_50, stepped_resnet_layers, None, _RESNET),
@@ -333,7 +332,7 @@ def episode_features(
     if whole: of_support = SupportFeatures(*of_support, shots(high[B : -B * K]))
     return Features(mid[:B], high[:B]), of_support
 
-# %% ../../nbs/30_backbones.ipynb #55a0bab6
+# %% ../../nbs/30_backbones.ipynb #94c27c81
 @lru_cache(4)
 def backbone_or_tiny(
     name: str,
@@ -347,13 +346,11 @@ def backbone_or_tiny(
         return load_backbone("tiny"), f"tiny with the bundled weights instead of {name}: {error}"
 
 
-def photograph_or_sample(
-    sample: np.ndarray,  # (H, W, 3) uint8, a bundled image
-) -> tuple[Backbone, Tensor, Tensor, str]:
-    """ResNet-50 with $CELP_WEIGHTS and the photograph $CELP_PHOTO, or tiny and the sample.
+def photograph_or_sample(sample: np.ndarray) -> tuple[Backbone, Tensor, Tensor, str]:
+    """ResNet-50 with $CELP_WEIGHTS and the photograph $CELP_PHOTO, or tiny and a sample (H, W, 3).
 
     Returns the backbone; the image (1, 3, S, S) float, ImageNet-normalised; its padding (1, S, S)
-    uint8, 255 where there is no image; and what is used, in words.
+    uint8, VOID where there is no image; and what is used, in words.
     Raises UnreadableImage or FileNotFoundError for a photograph that cannot be read."""
     weights, photo = os.environ.get("CELP_WEIGHTS", ""), os.environ.get("CELP_PHOTO", "")
     backbone, words = backbone_or_tiny("resnet50" if weights else "tiny", weights)
