@@ -109,6 +109,11 @@ def test_pascal5i_refuses_what_is_not_whole(tmp_path):
         data_images.UnreadableImage, match="2008_d.mat: unreadable or truncated mask"
     ):
         data_benchmarks.pascal5i(root, "train", counts=counts)
+    whole = (root / "sbd/cls/2008_e.mat").read_bytes()
+    (root / "sbd/cls/2008_e.mat").write_bytes(b"nothing")
+    with pytest.raises(data_images.UnreadableImage, match=r"2008_d.mat: .* \(and 1 more\) Replace"):
+        data_benchmarks.pascal5i(root, "train", counts=counts)
+    (root / "sbd/cls/2008_e.mat").write_bytes(whole)
     (root / "sbd/cls/2008_d.mat").unlink()
     with pytest.raises(FileNotFoundError, match="2008_d.mat: listed but not there"):
         data_benchmarks.pascal5i(root, "train", counts=counts)

@@ -37,7 +37,7 @@ from celp_nb.engine.feature_bank import (
     upcoming_uses,
 )
 from celp_nb.engine.methods import METHODS, build_model
-from celp_nb.engine.segmenter import Segmenter
+from celp_nb.engine.segmenter import Segmenter, predict
 from celp_nb.pfenet import PFENet
 
 
@@ -1045,3 +1045,11 @@ def test_native_size_cuts_the_padding_off(height, width):
         assert ours[0, i, j].item() == pytest.approx(
             i * 7 / (side - 1) * 8 + j * 7 / (side - 1), abs=1e-3
         )
+
+
+def test_a_mask_of_another_size_is_named_before_a_model_is_read(tmp_path):
+    for name, size in (("photo", (30, 20)), ("mask", (20, 20))):
+        Image.new("L", size, 1).save(tmp_path / f"{name}.png")
+    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
+    with pytest.raises(ValueError, match=r"mask\.png is 20x20 .*photo\.png is 20x30"):
+        predict(tmp_path / "no_model.pt", photo, mask, photo, tmp_path / "out.png")

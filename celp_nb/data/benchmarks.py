@@ -39,7 +39,7 @@ def check_count(
             "its lists are damaged or of another release: download it again."
         )
 
-# %% ../../nbs/24_benchmarks.ipynb #470d6444
+# %% ../../nbs/24_benchmarks.ipynb #0c54fe3f
 def read_sbd_mask(
     paths: Sequence[Path],  # SBD masks (.mat)
     i: int,  # which
@@ -51,7 +51,7 @@ def read_sbd_mask(
         return np.ascontiguousarray(loadmat(paths[i])["GTcls"][0]["Segmentation"][0], np.uint8)
     except Exception as error:  # scipy raises what the bytes happen to provoke
         raise UnreadableImage(
-            f"{paths[i]}: unreadable or truncated mask ({error}). Replace the file."
+            f"{paths[i]}: unreadable or truncated mask ({error})."
         ) from error
 
 

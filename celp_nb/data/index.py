@@ -81,7 +81,7 @@ def cached_arrays(
         )
     return arrays
 
-# %% ../../nbs/21a_index.ipynb #4a8c9b8e
+# %% ../../nbs/21a_index.ipynb #91d4c13f
 def rendered_folder(
     name: str,  # which set and split
 ) -> Path:  # may not exist yet
@@ -99,7 +99,10 @@ def write_missing(
     paths: Sequence[Path],  # n PNG files of one folder
     make_draw: Callable[[], Callable[[int], np.ndarray]],  # gives i -> (H, W) uint8
 ) -> None:
-    """Draw and write the masks that are not in their folder yet."""
+    """Draw and write the masks that are not in their folder yet.
+
+    Raises UnreadableImage naming the first that cannot be drawn, and how many there are.
+    """
     folder = paths[0].parent
     present = set(os.listdir(folder)) if folder.is_dir() else set()
     missing = [i for i, path in enumerate(paths) if path.name not in present]
@@ -110,7 +113,18 @@ def write_missing(
             f"{folder}: rendering {len(missing)} masks; this is done once.", file=sys.stderr
         )
     draw = make_draw()
-    thread_map(lambda i: write_png_mask(paths[i], draw(i)), missing)
+
+    def render(i: int) -> str:  # what is wrong with mask i; "" for nothing
+        try:
+            write_png_mask(paths[i], draw(i))
+        except UnreadableImage as error:
+            return str(error)
+        return ""
+
+    problems = list(filter(None, thread_map(render, missing)))
+    if problems:
+        others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise UnreadableImage(f"{problems[0]}{others} Replace the file.")
 
 # %% ../../nbs/21a_index.ipynb #72246b69
 def temporary_folder() -> Path:

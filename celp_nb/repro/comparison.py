@@ -8,8 +8,9 @@ __all__ = ['EXPECTED_FOLDS', 'DATA_LABELS', 'OPTIONAL', 'SELECTION_TEXTS', 'UNCO
            'group_lines', 'run_text', 'comparison_text', 'setting_notes', 'run_notes', 'changed_from_preset',
            'read_table', 'settings_columns', 'read_runs']
 
-# %% ../../nbs/41a_comparison.ipynb #0d5e8756
+# %% ../../nbs/41a_comparison.ipynb #34ccb925
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -277,12 +278,16 @@ def read_table(path: Path) -> pd.DataFrame:  # folder of a run, or a file
         )
     return table
 
-# %% ../../nbs/41a_comparison.ipynb #57ab8b62
+# %% ../../nbs/41a_comparison.ipynb #2365551c
 def settings_columns(path: Path) -> dict[str, str]:
     "Columns from a run's settings; `alike` is the same for runs that may come together."
-    if not (path / "config.json").is_file():
-        return {"alike": str(path), "selection": "", "preset": "", "changed": ""}
-    config = read_config(path)
+    unknown = {"alike": str(path), "selection": "", "preset": "", "changed": ""}
+    if not (path / "config.json").is_file(): return unknown
+    try:
+        config = read_config(path)
+    except ValueError as e:
+        warnings.warn(f"{e} Its scores are shown without its settings.", stacklevel=2)
+        return unknown
     free = ("seed", "folds", *RESUMABLE_FIELDS)
     fixed = {k: v for k, v in flat_config(config).items() if k not in free}
     return {
@@ -296,7 +301,7 @@ def settings_columns(path: Path) -> dict[str, str]:
 def read_runs(
     paths: Iterable[str | Path],  # folders of runs, or files like their results.csv
 ) -> pd.DataFrame:  # the results of all, for `compare_with_paper`
-    "Results with the settings of their runs. Raises what `read_table` and `read_config` raise."
+    "Results with the settings of their runs. Raises what `read_table` raises."
     tables, names = [], {}
     for path in dict.fromkeys(map(Path, paths)):
         table, columns = read_table(path), settings_columns(path)
