@@ -11,17 +11,14 @@ for the backbone distinguishes it from other runs.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 import torch
 from torch.utils.data import default_collate
 
-from celp_nb.data.episodes import atomic_file
 from celp_nb.data.training_set import TrainingEpisodes
 from celp_nb.data.transforms import Recipe, binary_mask, known_mask
 from celp_nb.engine.backbones import (
@@ -37,7 +34,7 @@ from celp_nb.engine.feature_bank import feature_bank
 from celp_nb.engine.methods import Step
 from celp_nb.engine.steps import drawn_views, fixed_view
 from celp_nb.engine.training import Optimisation, fit
-from celp_nb.repro.config import RunConfig, change_config
+from celp_nb.repro.config import RunConfig, change_config, write_config
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.fold_evaluation import evaluate_fold
 from celp_nb.repro.folds import Fold
@@ -172,8 +169,7 @@ if __name__ == "__main__":
     args = read_arguments()
     config = config_of(args)
     args.out.mkdir(parents=True, exist_ok=True)
-    with atomic_file(args.out / "config.json", "w") as f:
-        f.write(json.dumps(asdict(config), indent=1) + "\n")
+    write_config(args.out, config)
     setup = prepare(config)
     watch = progress_display(2 * len(setup.folds))
     for fold in setup.folds:
