@@ -7,7 +7,7 @@ __all__ = ['MIN_PIXELS', 'fold_classes', 'class_images', 'draw_distinct', 'Episo
            'pairs_per_class', 'images_in_turn', 'atomic_file', 'list_columns', 'write_episodes', 'header_places',
            'episode_of', 'read_episodes']
 
-# %% ../../nbs/20_episodes.ipynb #f7e1f0ee
+# %% ../../nbs/20_episodes.ipynb #b0d59f58
 import csv
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
+
+from .text_files import composed, read_cells
 
 # %% ../../nbs/20_episodes.ipynb #fa112824
 def fold_classes(
@@ -290,7 +292,7 @@ def episode_of(
         )
     return [class_of[name], *(image_of[image] for image in images)]
 
-# %% ../../nbs/20_episodes.ipynb #bc2c878b
+# %% ../../nbs/20_episodes.ipynb #b5dc204f
 def read_episodes(
     path: str | Path,  # a CSV file of `write_episodes`
     image_ids: Sequence[str],  # names of images 0 .. n-1 of the data set to replay it on
@@ -300,26 +302,18 @@ def read_episodes(
 
     Raises FileNotFoundError if there is no such file; ValueError naming file, line and value for a
     missing column, a short line, an unknown image or class, a class number that is not the name's,
-    and an image used twice in an episode.
+    and an image used twice in an episode; and what `read_cells` raises.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such episode list; write one with write_episodes.")
-    image_of = {name: i for i, name in enumerate(image_ids)}
-    class_of = {name: c + 1 for c, name in enumerate(class_names)}
-    rows = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        header = next(reader, [])
-        places = header_places(path, header)
-        for row in filter(None, reader):
-            where = f"{path}, line {reader.line_num}"
-            if len(row) != len(header):
-                raise ValueError(
-                    f"{where}: {len(row)} values where the header names {len(header)} columns; "
-                    "complete the line or delete it."
-                )
-            rows.append(episode_of(where, [row[p] for p in places], image_of, class_of))
+    image_of = {composed(name): i for i, name in enumerate(image_ids)}
+    class_of = {composed(name): c + 1 for c, name in enumerate(class_names)}
+    header, lines = read_cells(path)
+    places, rows = header_places(path, header), []
+    for line, row in lines:
+        cells = [composed(row[place]) for place in places]
+        rows.append(episode_of(f"{path}, line {line}", cells, image_of, class_of))
     if not rows:
         raise ValueError(
             f"{path}: no episodes in it, only the header; write it again with write_episodes."
