@@ -6,11 +6,12 @@
 __all__ = ['GROUNDS', 'SEED', 'SPLITS', 'Patch', 'render_object', 'render_ground', 'Scene', 'render_scene', 'bundled_scene',
            'write_samples', 'samples']
 
-# %% ../../nbs/A2_scenes.ipynb #813d238b
+# %% ../../nbs/A2_scenes.ipynb #efccc420
 import colorsys
 import math
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -340,7 +341,7 @@ def write_samples(
             ids = list(pool.map(write, range(count), chunksize=4))
             (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(ids) + "\n")
 
-# %% ../../nbs/A2_scenes.ipynb #7ed8b7e9
+# %% ../../nbs/A2_scenes.ipynb #0e4d5511
 def samples(
     split: str,  # "train" or "val"
 ) -> ImageSet:  # named "samples"
@@ -354,4 +355,4 @@ def samples(
             f"{root}: the bundled samples are not there; "
             "install from a clone of the repository with `pip install -e .`."
         )
-    return voc_layout(root, split, name="samples")
+    return replace(voc_layout(root, split, name="samples"), benchmark="samples")

@@ -7,7 +7,7 @@ __all__ = ['PASCAL_COUNTS', 'COCO_COUNTS', 'Pairs', 'COCO_SITE', 'COCO_ANNOTATIO
            'fetch', 'pairs_of', 'voc2012_files', 'sbd_files', 'check_pascal_folders', 'as_png_masks', 'pascal5i',
            'as_coco20i', 'coco20i', 'open_folder', 'prepare_pascal', 'prepare_coco', 'index_size', 'inventory']
 
-# %% ../../nbs/24_benchmarks.ipynb #cadd657e
+# %% ../../nbs/24_benchmarks.ipynb #fa697d32
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .coco import COCO_CLASSES, coco_layout, coco_tools
+from .coco import COCO_CLASSES, coco_cache_names, coco_layout
+from .coco_outlines import coco_tools
 from .episodes import MIN_PIXELS
 from .images import ImageSet, UnreadableImage
 from .index import cache_file, checked_set, pixel_index, render_masks, rendered_folder
+from .layouts import folder_layout
 from .voc import PASCAL_CLASSES, voc_layout
 
 # %% ../../nbs/24_benchmarks.ipynb #b7d0ff31
@@ -172,13 +174,13 @@ def as_png_masks(
     png_of = dict(zip(mats, rendered))
     return [png_of.get(image, mask) for image, (_, mask) in files.items()]
 
-# %% ../../nbs/24_benchmarks.ipynb #d929837c
+# %% ../../nbs/24_benchmarks.ipynb #92a08d03
 def pascal5i(
     root: str | Path,  # with VOCdevkit/VOC2012 and sbd/{img,cls,train_noval.txt}, or to put them
     split: str,  # "train" or "val"
     download: bool = False,  # fetch what is missing (VOC 2 GB, SBD 1.4 GB)
     counts: dict[str, int] = PASCAL_COUNTS,  # images that each split must have
-) -> ImageSet:  # named "pascal5i"
+) -> ImageSet:  # named "pascal5i", its benchmark "pascal-5i"
     """PASCAL-5i: VOC 2012 train with SBD train_noval, or VOC 2012 val.
 
     Raises ValueError for another split and if the number of images is not the published one;
@@ -201,17 +203,20 @@ def pascal5i(
     name, classes = f"pascal5i {root} {split}", list(PASCAL_CLASSES)
     masks = as_png_masks(name, files)
     table, readable = pixel_index(name, images, masks, False)
-    return checked_set("pascal5i", list(files), images, masks, sources, classes, table, readable)
+    ids = list(files)
+    found = checked_set("pascal5i", ids, images, masks, sources, classes, table, readable)
+    return replace(found, benchmark="pascal-5i")
 
-# %% ../../nbs/24_benchmarks.ipynb #f8d25780
+# %% ../../nbs/24_benchmarks.ipynb #d2ddc9bd
 def as_coco20i(
     image_set: ImageSet,  # of COCO's 80 classes
     split: str,  # "train" or "val"
     counts: dict[str, int] = COCO_COUNTS,  # annotated images of each whole split
-) -> ImageSet:  # its folds interleaved; named "coco20i" only if it is whole
+) -> ImageSet:  # its folds interleaved; named "coco20i" and the benchmark only if it is whole
     """An open set of COCO's classes with the folds of COCO-20i."""
-    whole = len(image_set.ids) == counts[split]
-    return replace(image_set, interleaved=True, name="coco20i" if whole else image_set.name)
+    if len(image_set.ids) != counts[split]:
+        return replace(image_set, interleaved=True)
+    return replace(image_set, interleaved=True, name="coco20i", benchmark="coco-20i")
 
 
 def coco20i(
@@ -240,17 +245,17 @@ def coco20i(
         )
     return as_coco20i(image_set, split, counts)
 
-# %% ../../nbs/24_benchmarks.ipynb #2ebf99d9
+# %% ../../nbs/24_benchmarks.ipynb #87212e0c
 def open_folder(
     folder: str | Path,
     split: str,  # "train" or "val"
     skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
 ) -> ImageSet:
     """Open a split of a data set in the layout that its folder has; raises what its reader does."""
-    root = Path(folder)
-    if (root / "VOCdevkit").is_dir():
+    root, layout = Path(folder), folder_layout(folder)
+    if layout == "pascal-5i":
         return pascal5i(root, split)
-    if not (root / "annotations").is_dir():
+    if layout == "voc":
         return voc_layout(root, split, skip_unreadable=skip_unreadable)
     image_set = coco_layout(root, f"{split}2014", skip_unreadable=skip_unreadable)
     is_coco = image_set.class_names == COCO_CLASSES
@@ -300,7 +305,7 @@ def prepare_coco(
     check_count(f"COCO-20i val in {root}", len(val.ids), counts["val"])
     return train, val
 
-# %% ../../nbs/24_benchmarks.ipynb #b164eec7
+# %% ../../nbs/24_benchmarks.ipynb #663a0011
 def index_size(
     root: str | Path,  # a data set's folder
 ) -> tuple[int, Path]:  # bytes of all that the cache keeps of it, and the cache folder
@@ -308,7 +313,7 @@ def index_size(
     root = Path(root).expanduser().resolve()
     names = [f"pascal5i {root} {split}" for split in ("train", "val")]
     for split in ("train2014", "val2014"):
-        names += [f"{root} {split}", f"names {root / 'annotations' / f'instances_{split}.json'}"]
+        names += coco_cache_names(root, split)
     files = [cache_file(name) for name in names]
     for name in names:
         files += rendered_folder(name).rglob("*.png")

@@ -7,7 +7,7 @@ __all__ = ['SKIP_RARE', 'open_data', 'open_splits', 'add_folders', 'frequent_cla
            'split_classes', 'hold_out', 'shown_in_training', 'training_episodes', 'evaluation_episodes', 'Fold',
            'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #771dc6db
+# %% ../../nbs/42_folds.ipynb #48cb00cf
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,9 +26,10 @@ from celp_nb.data.episodes import (
     read_episodes,
 )
 from ..data.images import ImageSet, merge
+from ..data.layouts import check_same_classes
 from .config import DataConfig, EvaluationConfig, RunConfig
 
-# %% ../../nbs/42_folds.ipynb #ff3c8cf6
+# %% ../../nbs/42_folds.ipynb #d7bd90f8
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
@@ -42,12 +43,13 @@ def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     "Training and evaluation split of a data set. Raises ValueError where their classes differ."
     train = open_data(data.folder, "train", data.skip_unreadable)
     val = open_data(data.folder, "val", data.skip_unreadable)
-    if train.class_names != val.class_names:
-        raise ValueError(
-            f"{data.folder}: its training split has {len(train.class_names)} classes and its "
-            f"evaluation split {len(val.class_names)}, or they differ in name; list them all in "
-            "classes.txt."
+    if data.folder == "samples" and Path("samples").is_dir():
+        warnings.warn(
+            "--data samples are the bundled scenes, not the folder of that name here; for the "
+            "folder write ./samples.",
+            stacklevel=2,
         )
+    check_same_classes(data.folder, train.class_names, val.class_names)
     return train, val
 
 
@@ -160,7 +162,7 @@ def shown_in_training(
         )
     return left, pixels
 
-# %% ../../nbs/42_folds.ipynb #47bae107
+# %% ../../nbs/42_folds.ipynb #bc5e2daf
 def training_episodes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -177,7 +179,8 @@ def training_episodes(
     try:
         episodes = images_in_turn(pixels, classes, n, 1, config.runtime.seed, class_names=names)
     except ValueError as e:
-        raise ValueError(f"{train.name}, training split: {e} {SKIP_RARE}") from e
+        said = f"{train.name}, training split: {e} {SKIP_RARE} {train.note}"
+        raise ValueError(said.rstrip()) from e
     return episodes, iterations
 
 
@@ -193,7 +196,8 @@ def evaluation_episodes(
     try:
         return draw(val.pixels, test, n, max(evaluation.shots), seed, class_names=val.class_names)
     except ValueError as e:
-        raise ValueError(f"{val.name}, evaluation split: {e} {SKIP_RARE}") from e
+        said = f"{val.name}, evaluation split: {e} {SKIP_RARE} {val.note}"
+        raise ValueError(said.rstrip()) from e
 
 # %% ../../nbs/42_folds.ipynb #9602e346
 class Fold(NamedTuple):
