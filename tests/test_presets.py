@@ -217,6 +217,7 @@ def results(
     folds=(0, 1, 2, 3),
     backbone="resnet50",
     methods=("PFENet+CE",),
+    benchmark="pascal-5i",
     **more,
 ):
     "Scores of 50 + fold + seed (mIoU) and 60 + seed (FB-IoU)."
@@ -224,6 +225,7 @@ def results(
         [
             {
                 "data": data,
+                "benchmark": benchmark,
                 "backbone": backbone,
                 "fold": f,
                 "method": m,
@@ -261,7 +263,7 @@ def test_results_stand_beside_their_row():
     assert np.isnan(at(c, 1, "FB-IoU", 0).paper) and at(
         c, 5, "FB-IoU", "mean"
     ).difference == pytest.approx(60 - 77.0)
-    coco = compare_with_paper(results("coco20i", methods=("CyCTR",)))
+    coco = compare_with_paper(results("coco20i", methods=("CyCTR",), benchmark="coco-20i"))
     assert at(coco, 1, "mIoU", 0, "CyCTR").paper == 36.8 and coco.comparable.all()
     deep = compare_with_paper(results(backbone="resnet101_deep", methods=("PFENet",)))
     assert at(deep, 5, "mIoU", 3, "PFENet").paper == 57.6
@@ -288,7 +290,7 @@ def test_seeds_are_averaged_and_their_range_given():
 
 
 def test_other_data_are_shown_with_a_warning():
-    text = comparison_text(compare_with_paper(results("voc-mini")))
+    text = comparison_text(compare_with_paper(results("voc-mini", benchmark="")))
     warning = (
         "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for "
         "orientation."
@@ -300,9 +302,9 @@ def test_other_data_are_shown_with_a_warning():
     assert "Not started" not in comparison_text(
         compare_with_paper(results(preset="pascal-pfenet-ce-resnet50"))
     )
-    coco = compare_with_paper(results("coco-mini"))
+    coco = compare_with_paper(results("coco-mini", benchmark=""))
     assert at(coco, 1, "mIoU", "mean").paper == 40.2 and not coco.comparable.any()
-    text = comparison_text(compare_with_paper(results("samples", backbone="tiny")))
+    text = comparison_text(compare_with_paper(results("samples", backbone="tiny", benchmark="samples")))
     assert "The paper has no row for PFENet+CE on tiny." in text and "| paper" not in text
     with pytest.raises(ValueError, match="nothing to compare"):
         compare_with_paper(results(methods=("all foreground",)))
@@ -409,7 +411,7 @@ def test_settings_of_an_earlier_version_are_refused_in_a_sentence(tmp_path):
         assert read_runs([tmp_path]).preset.eq("").all()
     for damaged in ('{"data": {}', "[]", '{"data": {"folder": "x"}}', '{"data": {"other": 1}}'):
         (tmp_path / "config.json").write_text(damaged)
-        with pytest.raises(ValueError, match="holds no settings of a run"):
+        with pytest.raises(ValueError, match="holds no settings of a run|not a JSON file"):
             read_config(tmp_path)
 
 

@@ -7,7 +7,7 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'RE
            'OptimisationConfig', 'EvaluationConfig', 'RuntimeConfig', 'RunConfig', 'flat_config', 'change_config',
            'make_config', 'config_from_json', 'read_config', 'write_config', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #8cc4beb1
+# %% ../../nbs/40_config.ipynb #88e888ea
 import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ..data.episodes import atomic_file
+from ..data.text_files import read_json
 from ..engine.methods import METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
@@ -217,7 +218,7 @@ def make_config(**settings: object) -> RunConfig:  # by flat names
     "A run with these settings and defaults for the others. Raises what `change_config` raises."
     return change_config(RunConfig(), **settings)
 
-# %% ../../nbs/40_config.ipynb #b23b9b2c
+# %% ../../nbs/40_config.ipynb #0f75d57e
 def config_from_json(
     values: dict,  # as `json.loads` gives it, of `asdict(config)`
 ) -> RunConfig:
@@ -243,7 +244,8 @@ def read_config(
         raise FileNotFoundError(
             f"there is no {path}; give a folder that celp run or celp train has written."
         )
-    try: return config_from_json(json.loads(path.read_text(encoding="utf-8")))
+    values = read_json(path)
+    try: return config_from_json(values)
     except (ValueError, TypeError, KeyError, AttributeError) as e:
         raise ValueError(f"{path} holds no settings of a run ({e}); start a new one.") from e
 

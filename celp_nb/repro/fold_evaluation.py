@@ -102,7 +102,7 @@ def score_fold(
         lambda e: tick(e + 1),
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #4c506339
+# %% ../../nbs/42c_fold_evaluation.ipynb #b923fc8a
 def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     "A fold's scores in percent, labelled with data, backbone, length, seed, selection and commit."
     config, table = setup.config, scores(rows)
@@ -115,6 +115,7 @@ def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
         seed=config.runtime.seed,
         selection=config.optimisation.select,
         commit=setup.commit,
+        benchmark=setup.val.benchmark,
     )
 
 

@@ -7,7 +7,7 @@ __all__ = ['LossReport', 'steps_of', 'selection_episodes', 'checkpoint_scorer', 
            'write_model', 'trained_models', 'write_losses', 'tensorboard_report', 'loss_report', 'fit_fold',
            'write_fold', 'train_fold']
 
-# %% ../../nbs/42d_fold_training.ipynb #7e304713
+# %% ../../nbs/42d_fold_training.ipynb #4c2fcaef
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from accelerate.tracking import TensorBoardTracker
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes, pairs_per_class
 from ..data.images import ImageSet, cache_folder
+from ..data.text_files import read_columns
 from ..data.training_set import TrainingEpisodes
 from ..data.transforms import Recipe
 from ..engine.checkpoints import Trained, load_model, save_checkpoint
@@ -90,10 +91,11 @@ def checkpoint_scorer(
         return result
     return check
 
-# %% ../../nbs/42d_fold_training.ipynb #1bd0f07e
+# %% ../../nbs/42d_fold_training.ipynb #39d3a4eb
 def add_check(path: Path, step: int, result: dict[str, float]) -> None:
     "Write a line of checks.csv; a resumed run may score a step again, and its line is replaced."
-    before = pd.read_csv(path) if path.is_file() else pd.DataFrame({"step": []})
+    before = pd.DataFrame({"step": []})
+    if path.is_file(): before = pd.DataFrame(read_columns(path, {"step": int}, float))
     new = pd.DataFrame([{"step": step, **result}])
     write_table(path, pd.concat([before[before.step < step], new]).astype({"step": int}))
 

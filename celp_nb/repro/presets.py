@@ -8,7 +8,7 @@ __all__ = ['PAPER', 'PAPER_FOLDS', 'LR_FACTOR', 'EVERY_ROW', 'OF_DATA', 'SIDES',
            'unequal_means', 'Preset', 'preset_name', 'make_preset', 'find_preset', 'preset_config', 'check_preset',
            'most_steps', 'markdown_grid', 'preset_row', 'presets_table']
 
-# %% ../../nbs/41_presets.ipynb #8084f1b3
+# %% ../../nbs/41_presets.ipynb #552a73f9
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ import pandas as pd
 import celp_nb
 from ..data.benchmarks import COCO_COUNTS, PASCAL_COUNTS
 from ..data.coco import COCO_CLASSES
+from ..data.text_files import read_columns
 from ..data.transforms import COCO_SIDE, PASCAL_SIDE
 from ..data.voc import PASCAL_CLASSES
 from ..engine.methods import METHODS
 from ..pfenet import COCO_BINS, PASCAL_BINS
 from .config import RunConfig, make_config
 
-# %% ../../nbs/41_presets.ipynb #0f8da2c5
+# %% ../../nbs/41_presets.ipynb #322905e6
 PAPER = Path(celp_nb.__file__).parent / "paper"
 PAPER_FOLDS = ["fold0", "fold1", "fold2", "fold3"]
 
@@ -36,14 +37,16 @@ def paper_scores() -> pd.DataFrame:
 
     Columns: table, dataset, metric, method, plain, backbone, shot, fold0 to fold3, mean. Scores are
     in percent, NaN where the paper has none; `plain` is the method without reference and star."""
-    scores = pd.read_csv(PAPER / "tables_1_to_4.csv")
+    numbers = {"table": int, "shot": int, **dict.fromkeys([*PAPER_FOLDS, "mean"], float)}
+    scores = pd.DataFrame(read_columns(PAPER / "tables_1_to_4.csv", numbers))
     scores.insert(4, "plain", scores.method.str.replace(r"\*?( \[\d+\])?$", "", regex=True))
     return scores
 
 
 def paper_ablations() -> pd.DataFrame:
     "Tables 5 to 7 of the paper: table, dataset, setting, value, shot, metric, score in percent."
-    return pd.read_csv(PAPER / "tables_5_to_7.csv", dtype={"value": str})
+    numbers = {"table": int, "shot": int, "score": float}
+    return pd.DataFrame(read_columns(PAPER / "tables_5_to_7.csv", numbers))
 
 # %% ../../nbs/41_presets.ipynb #f96063e8
 def unequal_means(

@@ -154,11 +154,15 @@ def value_range(values: pd.Series) -> str:
     "The one value that folds have in common, or smallest and largest: \"160 to 320\"."
     return " to ".join(map(str, sorted({values.min(), values.max()})))
 
-# %% ../../nbs/42a_report.ipynb #e516b2c0
-def data_warning(name: str) -> str:
+# %% ../../nbs/42a_report.ipynb #9fa2475a
+def data_warning(
+    name: str,  # of the data set
+    benchmark: str,  # field of the `ImageSet`, as its reader has set it
+) -> str:
     "What scores on a data set cannot be compared with; nothing for the published ones."
-    if name == "samples": return "Scenes drawn by code: the scores say nothing about photographs."
-    if name in ("pascal5i", "coco20i"): return ""
+    if benchmark == "samples":
+        return "Scenes drawn by code: the scores say nothing about photographs."
+    if benchmark: return ""
     return (
         f"Scores on `{name}` are comparable with those of the same episode lists only; they are "
         "not PASCAL-5i or COCO-20i scores."
@@ -181,7 +185,8 @@ def report_text(
         f"In percent. Trained on the classes that a fold does not test, "
         f"{value_range(results.iterations)} steps of {batch} episodes, crops of {crop} "
         f"and images of {side} pixels, seed {first.seed}, {selected}; "
-        f"{value_range(results.episodes)} episodes a fold. {data_warning(first.data)}\n\n"
+        f"{value_range(results.episodes)} episodes a fold. "
+        f"{data_warning(first.data, first.benchmark)}\n\n"
         + markdown_table(results)
         + note * bool(results.method.str.startswith("prior ≥").any())
     )

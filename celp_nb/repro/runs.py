@@ -6,7 +6,7 @@
 __all__ = ['check_folder', 'open_run', 'train_run', 'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run',
            'replay']
 
-# %% ../../nbs/43_runs.ipynb #6fcce7f0
+# %% ../../nbs/43_runs.ipynb #bc18c584
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +17,7 @@ from accelerate import PartialState
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes, atomic_file
 from ..engine.checkpoints import changed_settings
+from .comparison import read_table
 from celp_nb.repro.config import (
     RESUMABLE_FIELDS,
     RunConfig,
@@ -93,12 +94,12 @@ def train_run(config: RunConfig, folder: str | Path, resume: bool = False) -> No
     watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
     for fold in setup.folds: train_fold(setup, fold, folder, watch)
 
-# %% ../../nbs/43_runs.ipynb #5d96c4ef
+# %% ../../nbs/43_runs.ipynb #afdb5708
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
     "The scores of a run so far."
     path = Path(folder) / "results.csv"
     if not path.is_file(): return pd.DataFrame({"fold": []})
-    return pd.read_csv(path, dtype={"commit": str})
+    return read_table(path)
 
 
 def save_predictions(
@@ -113,7 +114,7 @@ def save_predictions(
     )
     save_figure(path, predictions_figure(rows, title))
 
-# %% ../../nbs/43_runs.ipynb #941bff54
+# %% ../../nbs/43_runs.ipynb #2d979df6
 def finish_fold(
     setup: Setup,
     fold: Fold,
@@ -127,7 +128,7 @@ def finish_fold(
     new = evaluate_fold(setup, fold, models, folder, watch)
     new = new.assign(seconds=round(time.time() - began, 1))
     if not setup.accelerator.is_main_process: return
-    old = read_results(folder)
+    old = read_results(folder).assign(benchmark=setup.val.benchmark)
     results = pd.concat([old[old.fold != fold.number], new]) if len(old) else new
     results = results.sort_values("fold", kind="stable")
     write_table(folder / "results.csv", results)
@@ -139,7 +140,7 @@ def finish_fold(
         episodes = read_episode_list(path, setup.val, fold, max(config.evaluation.shots))
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
 
-# %% ../../nbs/43_runs.ipynb #9bcbeed2
+# %% ../../nbs/43_runs.ipynb #65d67429
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -148,7 +149,7 @@ def run(
     """The main job: train and evaluate every fold.
 
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
-    episodes, iterations, seed, selection, commit, seconds. Raises ValueError, FileNotFoundError,
+    episodes, iterations, seed, selection, commit, benchmark, seconds. Raises ValueError, FileNotFoundError,
     FileExistsError or RuntimeError before any work; FloatingPointError for a loss that is not
     finite."""
     setup = open_run(resolve(config), folder, resume)

@@ -281,7 +281,7 @@ def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
     lines = means.loc[[key for key in order if key in means.index]].reset_index()
     return lines.rename(columns={"row": "", **metrics})
 
-# %% ../../nbs/45_tables.ipynb #563b8105
+# %% ../../nbs/45_tables.ipynb #e0d58f2b
 def _table_note(
     results: pd.DataFrame,  # of `labelled`
     beside_paper: bool,
@@ -295,7 +295,7 @@ def _table_note(
     )
     if not beside_paper: return note + "\n"
     data, warning = results.data.iloc[0], ""
-    if data != "pascal5i":
+    if set(results.get("benchmark", [""])) != {"pascal-5i"}:
         warning = (
             f"Warning: `{data}` is a development set: the two are not comparable, "
             "only how they change.\n"
