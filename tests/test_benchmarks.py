@@ -7,13 +7,17 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
-from folders import SQUARE, blocks, make_coco, make_pascal, one_thread, own_cache  # noqa: F401  autouse fixtures
+from folders import SQUARE, blocks, make_coco, make_pascal, make_voc, one_thread, own_cache  # noqa: F401  autouse fixtures
 
 from celp_nb.data import benchmarks as data_benchmarks
 from celp_nb.data import coco as data_coco
 from celp_nb.data import images as data_images
 from celp_nb.data import index as data_index
 from celp_nb.data import voc as data_voc
+from celp_nb.data.layouts import check_same_classes, folder_layout
+from celp_nb.repro.config import make_config
+from celp_nb.repro.defaults import resolve
+from celp_nb.repro.folds import open_splits
 
 
 def test_coco20i_needs_the_80_classes_and_says_when_it_is_a_part(tmp_path):
@@ -34,10 +38,71 @@ def test_coco20i_needs_the_80_classes_and_says_when_it_is_a_part(tmp_path):
     ):
         image_set = data_benchmarks.coco20i(root, "train")
     assert image_set.interleaved and image_set.name == "coco" and image_set.pixels.shape == (1, 80)
+    assert image_set.benchmark == "", "a part is no benchmark"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         whole = data_benchmarks.coco20i(root, "train", {"train": 1})
-    assert whole.interleaved and whole.name == "coco20i"
+    assert whole.interleaved and whole.name == "coco20i" and whole.benchmark == "coco-20i"
+    assert data_images.subset(whole, [0]).benchmark == ""
+    assert data_images.merge(whole, image_set).benchmark == ""
+
+
+@pytest.mark.parametrize("name", ["pascal5i", "coco20i", "samples", "001", "NA", "1e3", "nan"])
+def test_a_folder_is_what_is_in_it_whatever_it_is_called(tmp_path, name):
+    root = make_voc(tmp_path / name, {"a": blocks(0, 1)})
+    (root / "annotations").mkdir()  # of VOC's boxes, on disks where case does not matter
+    (root / "annotations/a.xml").write_text("<annotation/>")
+    image_set = data_benchmarks.open_folder(root, "train")
+    assert (image_set.name, image_set.benchmark, image_set.interleaved) == (name, "", False)
+    with pytest.raises(FileNotFoundError, match="no such split; there are: train"):
+        data_benchmarks.open_folder(root, "val")
+
+
+def test_the_layout_of_a_folder_is_clear_or_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="none: no such folder"):
+        folder_layout(tmp_path / "none")
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(FileNotFoundError, match="neither VOC layout .* nor COCO layout"):
+        folder_layout(tmp_path)
+    (tmp_path / "annotations/instances_train2014.json").touch()
+    assert folder_layout(tmp_path) == "coco"
+    (tmp_path / "ImageSets").mkdir()
+    with pytest.raises(ValueError, match="has COCO layout .* and VOC layout"):
+        data_benchmarks.open_folder(tmp_path, "train")
+    (tmp_path / "VOCdevkit").mkdir()
+    assert folder_layout(tmp_path) == "pascal-5i"
+
+
+def test_splits_with_other_classes_are_named(tmp_path):
+    names = ["cat", "dog", "cow"]
+    check_same_classes(tmp_path, names, names)
+    voc = make_voc(tmp_path / "voc", {"a": blocks(0, 1)})
+    for val, said in [
+        (["cat", "cow"], "only the training split has dog; list all names in classes.txt"),
+        (["cat", "ox", "cow"], "only the training split has dog; only the evaluation split has ox"),
+        (["cat", "cow", "dog"], "'dog' is class 2 of the training split and 3 of the other"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            check_same_classes(voc, names, val)
+        (tmp_path / "coco/annotations").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "coco/annotations/instances_val2014.json").touch()
+        with pytest.raises(ValueError, match=said.split("; list")[0]) as raised:
+            check_same_classes(tmp_path / "coco", names, val)
+        assert "categories" in str(raised.value) and "classes.txt" not in str(raised.value)
+
+
+def test_data_samples_are_the_bundled_ones_and_a_folder_of_that_name_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train, val = open_splits(make_config(data="samples").data)
+    assert train.benchmark == val.benchmark == "samples"
+    for split in ("train", "val"):
+        make_voc(tmp_path / "samples", {"a": blocks(0, 1)}, split=split)
+    with pytest.warns(UserWarning, match="bundled scenes, not the folder.*write ./samples"):
+        assert open_splits(make_config(data="samples").data)[1].benchmark == "samples"
+    own = open_splits(resolve(make_config(data="./samples")).data)[1]
+    assert (own.name, own.benchmark, own.ids) == ("samples", "", ["a"])
 
 
 def test_missing_extras_are_named(tmp_path, monkeypatch):
@@ -65,6 +130,7 @@ def test_pascal5i_joins_voc_and_sbd(tmp_path):
         train.ids == ["2007_a", "2007_b", "2008_d", "2008_e"]
         and train.class_names == data_voc.PASCAL_CLASSES
         and train.name == "pascal5i"
+        and train.benchmark == "pascal-5i"
     )
     for i, mask in enumerate([blocks(0, 1), blocks(255, 2), blocks(0, 4), blocks(5, 0)]):
         assert (train.read_mask(i) == mask).all(), "an image in both keeps VOC's mask"

@@ -1,6 +1,7 @@
 "The paper's numbers, its rows as runs, and results set beside them."
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,8 @@ from celp_nb.repro.presets import (
     presets_table,
     unequal_means,
 )
+from celp_nb.repro.report import data_warning
+from celp_nb.repro.runs import read_results
 from celp_nb.repro.setup import prepare
 
 SHARED = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -399,6 +402,36 @@ def test_an_unknown_setting_is_refused_with_the_nearest():
 def test_a_value_that_is_no_choice_is_named_with_the_choices(name, value):
     with pytest.raises(ValueError, match=f"there is no {name} '{value}'; choose one of "):
         resolve(make_config(**{name: value}))
+
+
+@pytest.mark.parametrize("name", ["pascal5i", "coco20i", "001", "NA", "1e3", "nan", "True"])
+def test_a_name_is_text_and_no_benchmark(tmp_path, name):
+    results(data=name, benchmark="").to_csv(tmp_path / "results.csv", index=False)
+    found = read_runs([tmp_path])
+    assert set(found.data) == {name} and set(found.benchmark) == {""}
+    c = compare_with_paper(found)
+    assert not c.comparable.any()
+    assert re.search(f"Warning: `{name}` is not .* but a development set", comparison_text(c))
+    assert "not PASCAL-5i or COCO-20i" in data_warning(name, "")
+    older = results(data=name).drop(columns="benchmark")
+    older.to_csv(tmp_path / "results.csv", index=False)
+    assert not compare_with_paper(read_runs([tmp_path])).comparable.any(), "not said: not so"
+
+
+def test_damaged_results_are_named_with_line_and_column(tmp_path):
+    results().to_csv(tmp_path / "results.csv", index=False)
+    text = (tmp_path / "results.csv").read_text()
+    for damaged, message in [
+        (text.replace("50.0", "fifty", 1), "line 2, column miou: 'fifty' is no number"),
+        (text[:-30], r"line 9: \d+ values where the header names 12 columns"),
+        ("<html></html>\n", "holds no results .'backbone' is missing"),
+        ("", "holds no results"),
+    ]:
+        (tmp_path / "results.csv").write_text(damaged)
+        for read in (lambda folder: read_runs([folder]), read_results):
+            with pytest.raises(ValueError, match=message) as raised:
+                read(tmp_path)
+            assert "results.csv" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_settings_of_an_earlier_version_are_refused_in_a_sentence(tmp_path):

@@ -1,6 +1,5 @@
 "The VOC layout: what it reads and what it refuses."
 
-import warnings
 
 import numpy as np
 import pytest
@@ -63,8 +62,7 @@ def test_class_names(tmp_path):
 
 
 def test_pascal_names_only_for_pascal(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with pytest.warns(UserWarning, match="no classes.txt.*VOC's 20 class names are assumed"):
         image_set = data_voc.voc_layout(
             make_voc(tmp_path / "voc", {"2007_000032": blocks(0, 15, 255)}, names=()), "train"
         )
@@ -172,6 +170,68 @@ def test_bad_folders_are_refused_in_one_sentence(tmp_path, damage, error, messag
         if (root / "SegmentationClass").is_dir()
         else True
     )
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("JPEGImages/a.jpg", "is a path or a file; write the name alone.*suffix: a\\."),
+        ("a.jpg", "is a path or a file; .* a\\."),
+        ("JPEGImages\\a.jpg", "is a path or a file; .* a\\."),
+        ("JPEGImages/a.jpg SegmentationClassAug/a.png", "is two paths; write the name alone"),
+        ("/JPEGImages/a.jpg\t/SegmentationClass/a.png", "is two paths; .* a\\."),
+        ("a  1", "VOC's lists of one class, whose second column.* name alone: a\\."),
+        ("a -1", "VOC's lists of one class"),
+        ("# a list", "no such image; add it"),
+    ],
+)
+def test_a_line_that_is_no_bare_name_is_explained(tmp_path, line, message):
+    root = make_voc(tmp_path / "set", {"a": blocks(0, 1)})
+    (root / "ImageSets/Segmentation/train.txt").write_text(f"{line}\n")
+    with pytest.raises(FileNotFoundError, match=message) as raised:
+        data_voc.voc_layout(root, "train")
+    assert line in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_names_may_have_blanks_and_digits(tmp_path):
+    names = ["photo 1", "a -1", "x.jpg", "# 1"]
+    root = make_voc(tmp_path / "set", {name: blocks(0, 1) for name in names})
+    assert data_voc.voc_layout(root, "train").ids == names
+
+
+def test_lists_and_files_may_differ_in_encoding_and_composition(tmp_path):
+    names = ["b\u00e4r", "cafe\u0301"]
+    root = make_voc(tmp_path / "set", {name: blocks(0, k + 1) for k, name in enumerate(names)})
+    (root / "ImageSets/Segmentation/train.txt").write_bytes(
+        "\r\n".join(["ba\u0308r \t", "", "caf\u00e9"]).encode("utf-16")
+    )
+    image_set = data_voc.voc_layout(root, "train")
+    assert image_set.ids == ["b\u00e4r", "caf\u00e9"]
+    assert [int(image_set.read_mask(i).max()) for i in range(2)] == [1, 2]
+    with pytest.raises(ValueError, match="'b\u00e4r' is listed twice, in lines 1 and 2"):
+        (root / "ImageSets/Segmentation/train.txt").write_text("ba\u0308r\nb\u00e4r\n")
+        data_voc.voc_layout(root, "train")
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        ("_background_\ncat\ndog\ncow\n", "classes.txt, line 1: '_background_' is no class"),
+        ("cat\n\n0: Void\ndog\n", "classes.txt, line 3: '0: Void' is no class"),
+        ("__ignore__\n_background_\ncat\n", "line 1: '__ignore__' is no class"),
+        ("# names\ncat\n", "line 1: '# names' is no class name"),
+        ("1\tcat\n", "line 1: '1\tcat' is no class name"),
+        ("cat\ncat \n", "2 class names, 1 of them different"),
+        ("caf\u00e9\ncafe\u0301\n", "2 class names, 1 of them different"),
+        ("\n \n", "0 class names"),
+    ],
+)
+def test_lines_of_classes_txt_that_are_no_class_are_refused(tmp_path, lines, message):
+    root = make_voc(tmp_path / "set", {"a": blocks(0, 1)})
+    (root / "classes.txt").write_text(lines, encoding="utf-8")
+    with pytest.raises(ValueError, match=message) as raised:
+        data_voc.voc_layout(root, "train")
+    assert "classes.txt" in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_missing_root_and_empty_masks(tmp_path):
