@@ -307,7 +307,8 @@ def test_other_data_are_shown_with_a_warning():
     )
     coco = compare_with_paper(results("coco-mini", benchmark=""))
     assert at(coco, 1, "mIoU", "mean").paper == 40.2 and not coco.comparable.any()
-    text = comparison_text(compare_with_paper(results("samples", backbone="tiny", benchmark="samples")))
+    drawn = results("samples", backbone="tiny", benchmark="samples")
+    text = comparison_text(compare_with_paper(drawn))
     assert "The paper has no row for PFENet+CE on tiny." in text and "| paper" not in text
     with pytest.raises(ValueError, match="nothing to compare"):
         compare_with_paper(results(methods=("all foreground",)))

@@ -90,10 +90,11 @@ def read_lines(
             )
     return [(i, composed(line)) for i, line in enumerate(stripped, 1) if line]
 
-# %% ../../nbs/19_text_files.ipynb #bf2bf53c
-NO_CLASS = frozenset(
-    "background bg ignore ignored void unlabelled unlabeled unannotated nolabel nothing".split()
-)
+# %% ../../nbs/19_text_files.ipynb #d6caa63d
+NO_CLASS = {
+    *("background", "bg", "ignore", "ignored", "void", "nothing"),
+    *("unlabelled", "unlabeled", "unannotated", "nolabel"),
+}
 
 
 def is_background(

@@ -140,7 +140,7 @@ def finish_fold(
         episodes = read_episode_list(path, setup.val, fold, max(config.evaluation.shots))
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
 
-# %% ../../nbs/43_runs.ipynb #65d67429
+# %% ../../nbs/43_runs.ipynb #d5a935e3
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -149,9 +149,9 @@ def run(
     """The main job: train and evaluate every fold.
 
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
-    episodes, iterations, seed, selection, commit, benchmark, seconds. Raises ValueError, FileNotFoundError,
-    FileExistsError or RuntimeError before any work; FloatingPointError for a loss that is not
-    finite."""
+    episodes, iterations, seed, selection, commit, benchmark, seconds. Raises ValueError,
+    FileNotFoundError, FileExistsError or RuntimeError before any work; FloatingPointError for a
+    loss that is not finite."""
     setup = open_run(resolve(config), folder, resume)
     done = set(read_results(folder).fold)
     stages = 2 * sum(f.number not in done for f in setup.folds)
