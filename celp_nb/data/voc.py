@@ -6,7 +6,8 @@
 __all__ = ['IMAGE_SUFFIXES', 'PASCAL_CLASSES', 'read_split', 'listed_otherwise', 'find_files', 'read_class_names', 'listed_names',
            'names_from_values', 'voc_layout']
 
-# %% ../../nbs/22_voc.ipynb #fbb37839
+# %% ../../nbs/22_voc.ipynb #bf806ec2
+import os
 import re
 import warnings
 from collections.abc import Sequence
@@ -47,7 +48,7 @@ def read_split(
         raise ValueError(f"{path}: the split is empty; write one image name a line.")
     return list(ids)
 
-# %% ../../nbs/22_voc.ipynb #fa910c4d
+# %% ../../nbs/22_voc.ipynb #82e620c5
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -85,11 +86,12 @@ def find_files(
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; the {what}s are expected there.")
-    files = [path for path in folder.iterdir() if path.suffix.lower() in suffixes]
-    files.sort(key=lambda path: (suffixes.index(path.suffix.lower()), path.name))
-    by_name: dict[str, Path] = {}
-    for path in files:
-        by_name.setdefault(composed(path.stem), path)
+    by_name: dict[str, tuple[int, str]] = {}  # name -> place of its suffix, file
+    for file in os.listdir(folder):
+        stem, suffix = os.path.splitext(file)
+        if suffix.lower() in suffixes:
+            name, found = composed(stem), (suffixes.index(suffix.lower()), file)
+            by_name[name] = min(by_name.get(name, found), found)
     missing = [name for name in ids if composed(name) not in by_name]
     if missing:
         others = f" ({len(missing)} of {len(ids)} {what}s are missing)" if len(missing) > 1 else ""
@@ -98,7 +100,7 @@ def find_files(
             f"{folder / missing[0]}{suffixes[0]}: no such {what}{others}; "
             f"{form or 'add it or take its line out of the split'}."
         )
-    return [by_name[composed(name)] for name in ids]
+    return [folder / by_name[composed(name)][1] for name in ids]
 
 # %% ../../nbs/22_voc.ipynb #2341738d
 PASCAL_CLASSES = [
