@@ -7,7 +7,7 @@ __all__ = ['SKIP_RARE', 'open_data', 'open_splits', 'add_folders', 'frequent_cla
            'split_classes', 'hold_out', 'shown_in_training', 'training_episodes', 'evaluation_episodes', 'Fold',
            'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #771dc6db
+# %% ../../nbs/42_folds.ipynb #a423881e
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,9 +26,10 @@ from celp_nb.data.episodes import (
     read_episodes,
 )
 from ..data.images import ImageSet, merge
+from ..data.masks import check_colours
 from .config import DataConfig, EvaluationConfig, RunConfig
 
-# %% ../../nbs/42_folds.ipynb #ff3c8cf6
+# %% ../../nbs/42_folds.ipynb #3bf783c3
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
@@ -39,7 +40,9 @@ def open_data(
 
 
 def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
-    "Training and evaluation split of a data set. Raises ValueError where their classes differ."
+    """Training and evaluation split of a data set.
+
+    Raises ValueError where their classes differ, or the colours of a number in their masks."""
     train = open_data(data.folder, "train", data.skip_unreadable)
     val = open_data(data.folder, "val", data.skip_unreadable)
     if train.class_names != val.class_names:
@@ -48,6 +51,7 @@ def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
             f"evaluation split {len(val.class_names)}, or they differ in name; list them all in "
             "classes.txt."
         )
+    check_colours(train.colours, val.colours)
     return train, val
 
 
