@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ORIENTATION', 'TURNS', 'DEPTHS', 'CONTRAST', 'UnreadableImage', 'unreadable_by_name', 'stored_mode', 'opened_file',
-           'open_header', 'decode', 'open_image', 'orientation', 'upright', 'declared_range', 'values_range',
+           'open_header', 'decode_image', 'open_image', 'orientation', 'upright', 'declared_range', 'values_range',
            'grey_from_values', 'has_transparency', 'on_white', 'from_lab', 'rgb_pixels', 'photograph_with_notes',
            'file_notes', 'as_photograph', 'read_photograph', 'inspect_photograph']
 
@@ -37,7 +37,7 @@ def unreadable_by_name(
         reason = str(error).rstrip(".") or type(error).__name__
         raise UnreadableImage(f"{name}: unreadable or truncated image ({reason}).") from error
 
-# %% ../../nbs/20a_photographs.ipynb #0558848a
+# %% ../../nbs/20a_photographs.ipynb #755aff9b
 def stored_mode(image: PILImage.Image) -> str:
     """How the file stores a pixel, in Pillow's words, such as "L;4"; "" once it is decoded."""
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
@@ -73,7 +73,7 @@ def open_header(
     return image
 
 
-def decode(image: PILImage.Image) -> PILImage.Image:
+def decode_image(image: PILImage.Image) -> PILImage.Image:
     """Decode an image to its end, keeping how it was stored; raises whatever a decoder raises."""
     if "stored_mode" not in image.info:
         several = image.format != "MPO" and bool(getattr(image, "is_animated", False))
@@ -88,7 +88,7 @@ def open_image(
 ) -> PILImage.Image:  # decoded to the end
     """Open and decode an image file. Raises UnreadableImage naming it if that fails."""
     with unreadable_by_name(name or source), opened_file(source) as file:
-        return decode(open_header(file))
+        return decode_image(open_header(file))
 
 # %% ../../nbs/20a_photographs.ipynb #88e93ce2
 ORIENTATION = 0x0112  # the EXIF tag
@@ -237,14 +237,14 @@ def rgb_pixels(
         )
     return pixels, notes
 
-# %% ../../nbs/20a_photographs.ipynb #10f8d60e
+# %% ../../nbs/20a_photographs.ipynb #811465a4
 def photograph_with_notes(
     image: PILImage.Image,  # as opened, decoded or not
     name: object,  # of its file, for messages
 ) -> tuple[np.ndarray, list[str]]:  # (H, W, 3) uint8, RGB, upright; what is to be said
     """An image as a viewer shows it. Raises UnreadableImage naming it."""
     with unreadable_by_name(name):
-        pixels, notes = rgb_pixels(decode(image), name)
+        pixels, notes = rgb_pixels(decode_image(image), name)
         number = orientation(image)
     return upright(pixels, number), [*file_notes(image, number), *notes]
 
@@ -282,7 +282,7 @@ def read_photograph(
         image = open_image(Path(path))
     return as_photograph(image, path)
 
-# %% ../../nbs/20a_photographs.ipynb #77e45022
+# %% ../../nbs/20a_photographs.ipynb #be565b67
 def inspect_photograph(
     path: Path,  # an image file
 ) -> tuple[tuple[int, int], int | None, list[str]]:  # rows, columns; orientation; notes
@@ -292,8 +292,8 @@ def inspect_photograph(
         whole = image.size
         image.draft("RGB", (1, 1))
         drafted = image.size != whole
-        width, height = whole if drafted else decode(image).size
-        number = orientation(decode(image))
+        width, height = whole if drafted else decode_image(image).size
+        number = orientation(decode_image(image))
         notes = file_notes(image, number)
         plain = image.mode in ("RGB", "L", "1", "CMYK") and not has_transparency(image)
         if not plain or ";16" in image.info["stored_mode"]:
