@@ -63,7 +63,8 @@ def mask_folder(root, a, b, **options):
 @pytest.mark.parametrize("bits, values", [(1, (0, 1)), (2, (0, 1, 2, 3)), (4, (0, 1, 9, 15))])
 def test_stored_numbers_of_few_bits(tmp_path, bits, values):
     mask = blocks(*values)
-    root = mask_folder(tmp_path, packed(mask, bits), packed(mask, bits), names=list("abcdefghijklmno"))
+    content = packed(mask, bits)
+    root = mask_folder(tmp_path, content, content, names=list("abcdefghijklmno"))
     data = voc_layout(root, "train")
     assert (data.read_mask(1) == mask).all() and data.read_mask(1).dtype == np.uint8
     assert data.pixels[1].nonzero()[0].tolist() == [v - 1 for v in values if v]
@@ -288,12 +289,10 @@ def test_a_wide_set_is_read_as_its_twin(twins):
                  [(few, 19, classes), (many, 255, wide)]]
         for x, y in zip(*truth):
             assert_close(x, y, rtol=0, atol=0)
-        photo = read_image(few, i)
-        for make in (
-            lambda m: fit_square(photo, m, 97),
-            lambda m: augment(photo, m, 0, Recipe(97, 161), np.random.default_rng(i)),
-        ):
-            (x, narrow), (y, broad) = make(a), make(b)
+        photo, recipe = read_image(few, i), Recipe(97, 161)
+        squares = [fit_square(photo, m, 97) for m in (a, b)]
+        crops = [augment(photo, m, 0, recipe, np.random.default_rng(i)) for m in (a, b)]
+        for (x, narrow), (y, broad) in (squares, crops):
             assert torch.equal(x, y) and broad.dtype == torch.int32
             assert (relabelled(narrow.numpy()) == broad.numpy()).all()
 

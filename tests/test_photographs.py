@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -146,12 +147,9 @@ def test_values_without_a_known_range_are_refused(tmp_path, values, words):
 def png(width, height, depth, colour, rows):
     "A PNG of a kind that Pillow does not write."
     def chunk(name, body):
-        crc = struct.pack(">I", zlib_crc(name + body))
+        crc = struct.pack(">I", zlib.crc32(name + body))
         return struct.pack(">I", len(body)) + name + body + crc
 
-    import zlib
-
-    zlib_crc = zlib.crc32
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
@@ -160,9 +158,10 @@ def png(width, height, depth, colour, rows):
 
 def test_16_bits_per_colour(tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(png(56, 40, 16, 2, [r.tobytes() for r in (SMOOTH.astype(np.uint16) * 257).astype(">u2")]))
+    whole, part = ((SMOOTH.astype(np.uint16) * factor).astype(">u2") for factor in (257, 16))
+    path.write_bytes(png(56, 40, 16, 2, [row.tobytes() for row in whole]))
     assert (read_photograph(path) == SMOOTH).all()
-    path.write_bytes(png(56, 40, 16, 2, [r.tobytes() for r in (SMOOTH.astype(np.uint16) * 16).astype(">u2")]))
+    path.write_bytes(png(56, 40, 16, 2, [row.tobytes() for row in part]))
     for read in (read_photograph, photographs.inspect_photograph):
         with pytest.raises(UnreadableImage, match="a.png: image of 16 bits per colour"):
             read(path)

@@ -77,7 +77,7 @@ def file_fingerprint(
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
-# %% ../../nbs/21_images.ipynb #4e026348
+# %% ../../nbs/21_images.ipynb #6aa4e933
 def _mask_of_subset(
     read_mask: Callable[[int], np.ndarray],
     indices: np.ndarray,  # (m,) int64
@@ -100,7 +100,7 @@ def subset(
         image_set.class_names,
         image_set.pixels[indices],
         image_set.interleaved,
-        image_set.colours,
+        colours=image_set.colours,
     )
 
 # %% ../../nbs/21_images.ipynb #02550366

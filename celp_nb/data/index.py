@@ -180,7 +180,7 @@ def count_all(
     notes = ["" if isinstance(row, str) else "; ".join(row.notes) for row in results]
     return {**arrays, "problems": np.array(problems), "notes": np.array(notes)}
 
-# %% ../../nbs/21a_index.ipynb #effa036e
+# %% ../../nbs/21a_index.ipynb #222f1eb7
 def report_unreadable(
     name: str,  # of the index
     problems: np.ndarray,  # (n,) text, "" for a readable image
@@ -200,7 +200,8 @@ def report_unreadable(
     others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
     rendered = bad[0].startswith(f"{cache_folder()}{os.sep}")
     mend = "Delete the file (it is rendered again)" if rendered else "Replace the file"
-    raise UnreadableImage(f"{bad[0]}{others} {mend} or pass skip_unreadable=True.")
+    leave_out = "leave it out with --skip-unreadable (in Python skip_unreadable=True)"
+    raise UnreadableImage(f"{bad[0]}{others} {mend} or {leave_out}.")
 
 
 def report_notes(

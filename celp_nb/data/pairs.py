@@ -58,7 +58,7 @@ class PairRecord(NamedTuple):
     triples: bytes  # the mask's palette; empty for grey
     notes: list[str]  # what is to be said of the photograph
 
-# %% ../../nbs/20c_pairs.ipynb #54addf43
+# %% ../../nbs/20c_pairs.ipynb #747484e1
 def count_pixels(
     image_path: Path,
     mask_path: Path,  # PNG of class numbers
@@ -85,7 +85,8 @@ def count_pixels(
     bits = mask_bits(picture) if values[-1] else 0
     values = values[values != void_of(mask)]
     triples = bytes(picture.getpalette() or ()) if picture.mode == "P" else b""
-    return PairRecord(values.astype(np.int32), counts[values].astype(np.int32), bits, triples, notes)
+    pixels = counts[values].astype(np.int32)
+    return PairRecord(values.astype(np.int32), pixels, bits, triples, notes)
 
 # %% ../../nbs/20c_pairs.ipynb #f9f068c1
 def palette_colours(

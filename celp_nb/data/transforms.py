@@ -241,7 +241,7 @@ def as_tensors(
     """The plain tensors of a pair, the image normalised."""
     return normalise(image.as_subclass(Tensor)), mask.as_subclass(Tensor).contiguous()
 
-# %% ../../nbs/25_transforms.ipynb #17c10e32
+# %% ../../nbs/25_transforms.ipynb #9015a272
 def fitted_size(
     height: int,
     width: int,  # of the original image, pixels
@@ -256,7 +256,7 @@ def fit_square(
     mask: np.ndarray,  # (H, W) uint8 or uint16
     side: int,  # pixels
 ) -> tuple[Tensor, Tensor]:  # (3, side, side) float32 normalised; (side, side), as the mask
-    """The evaluation transform: long side to `side`; the rest of the square black, void in masks."""
+    """The evaluation transform: long side to `side`; the rest of the square black, or void."""
     rows, columns = fitted_size(*mask.shape, side)
     image, mask = rescale(*as_pair(image, mask), (rows, columns))
     padding = [0, 0, side - columns, side - rows]  # left, top, right, bottom
