@@ -12,6 +12,7 @@ from folders import blocks, make_voc, own_cache  # noqa: F401  autouse fixture
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from celp_nb.app.explorer_state import decode_upload
 from celp_nb.data import photographs, voc
 from celp_nb.data.images import UnreadableImage, as_photograph, read_image, read_photograph
 
@@ -325,3 +326,15 @@ def test_odd_photographs_are_said_once_for_each_kind(tmp_path):
         assert len(said) == 2 and "d.png: the 16-bit image holds 12-bit" in said[1]
         assert "b.png: its transparent pixels are shown on white (2 of 4" in said[0]
     assert (read_image(data, 1)[:, :28] == 255).all(), "and nothing is said again"
+
+
+# --- the explorer
+
+
+def test_uploads_are_read_as_photographs():
+    content = as_bytes(Image.fromarray(SMOOTH), "PNG", exif=tag(6))
+    assert decode_upload("phone.png", content).shape == (56, 40, 3)
+    content = as_bytes(numbers(257, np.uint16), "PNG")
+    assert (decode_upload("grey.png", content) == AS_GREY).all()
+    with pytest.raises(ValueError, match="'huge.png' cannot be read as an image .*pixels"):
+        decode_upload("huge.png", png(60000, 60000, 8, 0, [b""]))

@@ -6,13 +6,11 @@
 __all__ = ['PASCAL_CLASSES', 'read_split', 'find_files', 'check_mask_files', 'read_class_names', 'listed_names',
            'names_from_values', 'voc_layout']
 
-# %% ../../nbs/22_voc.ipynb #426f6ab1
+# %% ../../nbs/22_voc.ipynb #16cb3a10
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from .images import ImageSet
 from .index import MaskCounts, checked_set, pixel_index
