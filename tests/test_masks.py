@@ -151,10 +151,9 @@ def test_a_number_with_two_colours_is_refused_naming_two_files(tmp_path):
 
 
 def test_colours_that_no_pixel_has_and_those_of_void_may_differ(tmp_path):
-    a, b = with_palette(blocks(0, 1, 255), REDS), with_palette(blocks(0, 2, 255), BLUES)
-    palette = b.getpalette("RGB") + [0] * 768
-    palette[765:768] = [9, 9, 9]
-    b.putpalette(palette[:768])
+    whole = [[*colours, *[(7, 7, 7)] * 252, void] for colours, void in
+             [(REDS, (1, 1, 1)), (BLUES, (2, 2, 2))]]
+    a, b = (with_palette(blocks(0, k + 1, 255), colours) for k, colours in enumerate(whole))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data = voc_layout(mask_folder(tmp_path, a, b), "train")

@@ -110,6 +110,7 @@ def numbers(factor, kind):
     ("unit.tif", numbers(1 / 255, np.float32), None),
     ("bytes.tif", numbers(1, np.float32), None),
     ("large.tif", numbers(257, np.float32), None),
+    ("unit.pfm", numbers(1 / 255, np.float32), None),
 ])
 def test_values_are_divided_by_their_range(tmp_path, name, picture, note):
     picture.save(tmp_path / name)

@@ -152,17 +152,17 @@ def write_png_mask(
     with atomic_file(path) as file:
         image.save(file, "PNG", optimize=optimize)
 
-# %% ../../nbs/20b_masks.ipynb #ad352afc
+# %% ../../nbs/20b_masks.ipynb #3bf57d55
 Colours = dict[int, tuple[tuple[int, int, int], str]]  # number → red, green and blue; a file
 
 
 def used_colours(
     triples: bytes,  # red, green and blue of each number; empty for a grey mask
-    values: Sequence[int],  # numbers in the mask
+    values: Sequence[int],  # numbers in the mask, without void
     name: str,  # of its file
 ) -> Colours:
     """The colours of the numbers that a mask uses."""
-    used = [int(v) for v in values if v != VOID and 3 * v + 2 < len(triples)]
+    used = [int(v) for v in values if 3 * v + 2 < len(triples)]
     return {v: (tuple(triples[3 * v : 3 * v + 3]), name) for v in used}
 
 

@@ -121,7 +121,7 @@ def upright(
     """Pixels as a viewer shows them."""
     return np.ascontiguousarray(TURNS[number](pixels)) if number in TURNS else pixels
 
-# %% ../../nbs/20a_photographs.ipynb #88ad8b0e
+# %% ../../nbs/20a_photographs.ipynb #d04aa096
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a value
 CONTRAST = 1 / 32  # of the range: less would be nearly one grey
 
@@ -130,7 +130,7 @@ def declared_range(
     image: PILImage.Image,  # of mode I, I;16 or F
 ) -> int | None:  # the largest value that may be; None if the file does not say
     """The range of an image's values as its file declares it."""
-    if image.format == "PPM":
+    if image.format == "PPM" and image.mode != "F":
         return 65535  # Pillow has scaled them
     if image.info["stored_mode"].startswith("I;12"):
         return 4095
