@@ -6,7 +6,7 @@
 __all__ = ['SYNONYMS', 'ImageSet', 'read_image', 'cache_folder', 'file_fingerprint', 'subset', 'class_key', 'joint_classes',
            'renumbering', 'merge']
 
-# %% ../../nbs/21_images.ipynb #bcb30d85
+# %% ../../nbs/21_images.ipynb #3fac4e81
 import hashlib
 import os
 import re
@@ -32,7 +32,6 @@ from celp_nb.data.photographs import (  # noqa: F401  some are read from here on
     open_image,
     photograph_with_notes,
     read_photograph,
-    unreadable_by_name,
 )
 
 # %% ../../nbs/21_images.ipynb #44a11c35

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Segmentation', 'check_same_size', 'fit_support', 'Segmenter', 'object_mask', 'photograph', 'predict']
 
-# %% ../../nbs/35_segmenter.ipynb #68406246
+# %% ../../nbs/35_segmenter.ipynb #b7d77f09
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from PIL import Image as PILImage
 from ..contrast import FewShotModel
 from ..data.episodes import atomic_file
 from ..data.images import read_photograph, read_png_mask, void_of
-from ..data.pairs import check_mask_size
+from ..data.pairs import size_advice
 from ..data.transforms import at_native_size, fit_square, padding_of
 from celp_nb.engine.backbones import (
     Backbone,
@@ -41,10 +41,15 @@ class Segmentation(NamedTuple):
         "The photograph with the mask tinted."
         return overlay(self.photograph, self.mask)
 
-# %% ../../nbs/35_segmenter.ipynb #9c41425e
+# %% ../../nbs/35_segmenter.ipynb #b91440de
 def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: str, mask_name: str) -> None:
     "Raise ValueError naming both where a mask has another size than its image."
-    check_mask_size(mask.shape, image.shape, mask_name, image_name)
+    if mask.shape == image.shape[:2]: return
+    size, wanted = ("x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape))
+    raise ValueError(
+        f"{mask_name} is {size} pixels (height x width) but {image_name} is {wanted}; "
+        f"{size_advice(mask.shape, image.shape)}"
+    )
 
 
 def fit_support(
