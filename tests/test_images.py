@@ -83,10 +83,15 @@ def test_merge_keeps_every_pixels_class(names_a, names_b, seed):
         ]
 
 
-def test_merge_refuses_more_classes_than_a_mask_holds():
-    a, b = (fake_set(x, ["1"], [f"{x}{k}" for k in range(130)], 0) for x in "ab")
-    with pytest.raises(ValueError, match="a and b have 260 classes together; at most 254"):
-        data_images.merge(a, b)
+def test_a_union_of_more_than_254_classes_has_masks_of_16_bits():
+    a, b = (fake_set(x, ["1", "2"], [f"{x}{k}" for k in range(130)], 0) for x in "ab")
+    both = data_images.merge(a, b)
+    assert len(both.class_names) == 260
+    for i in range(4):
+        old, new = (a if i < 2 else b).read_mask(i % 2), both.read_mask(i)
+        shift = np.where((old > 0) & (old < 255), 130 * (i > 1), 0)
+        assert new.dtype == np.uint16
+        assert (new == np.where(old == 255, 65535, old.astype(int) + shift)).all()
 
 
 def test_masks_of_every_value_go_through_a_file(tmp_path):

@@ -84,10 +84,12 @@ def test_an_index_of_an_earlier_format_is_made_anew(tmp_path, monkeypatch):
     with np.load(path) as stored:
         arrays = dict(stored)
     mark = str(arrays.pop("mark"))
-    assert mark.split()[0] == str(data_index.CACHE_FORMAT)
-    wrong = np.zeros_like(arrays["counts"])
-    np.savez(path, mark=np.array(mark.split()[1]), problems=arrays["problems"], counts=wrong)
-    assert (data_voc.voc_layout(root, "train").pixels == [40 * 28, 0, 0]).all()
+    number, fingerprint = mark.split()
+    assert number == str(data_index.CACHE_FORMAT)
+    arrays["pixels"] = np.zeros_like(arrays["pixels"])
+    for earlier in (fingerprint, f"{data_index.CACHE_FORMAT - 1} {fingerprint}"):
+        np.savez(path, mark=np.array(earlier), **arrays)
+        assert (data_voc.voc_layout(root, "train").pixels == [40 * 28, 0, 0]).all()
 
 
 # --- rendered masks

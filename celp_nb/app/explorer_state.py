@@ -6,30 +6,31 @@
 __all__ = ['ExplorerImage', 'prepare_image', 'decode_upload', 'read_corners', 'drawn_mask', 'KnownPositions', 'rank_similarities',
            'ranked_count', 'SliderMaps', 'slider_maps', 'draw_candidate', 'reduced_features', 'latent_prediction']
 
-# %% ../../nbs/50_explorer_state.ipynb #da9ee1bf
+# %% ../../nbs/50_explorer_state.ipynb #3be74432
 import io
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image as PILImage
-from PIL import ImageDraw, ImageOps
+from PIL import ImageDraw
 from torch import Tensor
 
 from ..conditioning import Conditioning, Features
 from ..contrast import FewShotModel, latent_conditioning
-from ..data.images import UnreadableImage, open_image
+from ..data.images import UnreadableImage, as_photograph, open_image
+from ..data.masks import void_of
 from ..data.transforms import denormalise, fit_square
 from ..engine.backbones import Backbone, image_features
 from ..latent import candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 
-# %% ../../nbs/50_explorer_state.ipynb #f2a29f4a
+# %% ../../nbs/50_explorer_state.ipynb #61e44553
 class ExplorerImage(NamedTuple):
     "One image in its square, with features and similarities."
     photo: np.ndarray  # (S, S, 3) uint8
-    class_map: Tensor  # (S, S) uint8, 0 … C; 255 void and padding
+    class_map: Tensor  # (S, S) uint8 or int32, 0 … C; void and padding
     features: Features  # (1, …, h, w)
     D: Tensor  # (1, hw, hw) float32, Eq. (1)
 
@@ -38,7 +39,7 @@ class ExplorerImage(NamedTuple):
 def prepare_image(
     backbone: Backbone,
     image: np.ndarray,  # (H, W, 3) uint8
-    class_map: np.ndarray,  # (H, W) uint8, 0 … C; all 0 where nothing is annotated
+    class_map: np.ndarray,  # (H, W), 0 … C and void; all 0 where nothing is annotated
     side: int,  # S, pixels of the square, 8n + 1
 ) -> ExplorerImage:
     "Fit an image into the square and compute its features and Eq. (1)."
@@ -46,25 +47,26 @@ def prepare_image(
     features = image_features(backbone, x[None])
     return ExplorerImage(denormalise(x), class_map, features, self_similarity(features.high))
 
-# %% ../../nbs/50_explorer_state.ipynb #462d9469
+# %% ../../nbs/50_explorer_state.ipynb #aba74078
 def decode_upload(
     name: str,  # of the file, for the message
     content: bytes,
-) -> np.ndarray:  # (H, W, 3) uint8, turned as the camera's tag says
+) -> np.ndarray:  # (H, W, 3) uint8, as a viewer shows it
     "Decode an upload. Raises ValueError naming the file when it is no image or too small."
     try:
-        image = ImageOps.exif_transpose(open_image(io.BytesIO(content))).convert("RGB")
-    except (UnreadableImage, PILImage.DecompressionBombError):
+        image = as_photograph(open_image(io.BytesIO(content), name), name)
+    except UnreadableImage as error:
+        reason = str(error).removeprefix(f"{name}: ").rstrip(".")
         raise ValueError(
-            f"'{name}' cannot be read as an image; "
+            f"'{name}' cannot be read as an image ({reason}); "
             "upload a PNG or JPEG file that other programs open."
         ) from None
-    if min(image.size) < STRIDE:
+    if min(image.shape[:2]) < STRIDE:
         raise ValueError(
-            f"'{name}' has {image.height}×{image.width} pixels, less than one position of the "
+            f"'{name}' has {image.shape[0]}×{image.shape[1]} pixels, less than one position of the "
             f"feature map; upload at least {STRIDE}×{STRIDE}."
         )
-    return np.array(image)
+    return image
 
 # %% ../../nbs/50_explorer_state.ipynb #b6643ee6
 def read_corners(
@@ -83,11 +85,11 @@ def read_corners(
         corners.append((int(parts[0]), int(parts[1])))
     return corners
 
-# %% ../../nbs/50_explorer_state.ipynb #105f60e9
+# %% ../../nbs/50_explorer_state.ipynb #fae55cd7
 def drawn_mask(
     shape: str,  # "box" or "polygon"; "nothing" leaves the mask empty
     corners: list[tuple[int, int]],  # (row, column) pixels: two of a box, ≥ 3 of a polygon
-    class_map: Tensor,  # (S, S) uint8, for its void pixels
+    class_map: Tensor,  # (S, S), for its void pixels
 ) -> Tensor:  # (S, S) uint8 {0, 1, 255}
     "Draw a mask from corners; it is empty while there are too few."
     picture = PILImage.new("L", (class_map.shape[1], class_map.shape[0]))
@@ -97,7 +99,7 @@ def drawn_mask(
         (x0, y0), (x1, y1) = points[-2:]
         pen.rectangle([min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)], fill=1)
     if shape == "polygon" and len(points) >= 3: pen.polygon(points, fill=1)
-    return torch.from_numpy(np.array(picture)).masked_fill(class_map == VOID, VOID)
+    return torch.from_numpy(np.array(picture)).masked_fill(class_map == void_of(class_map), VOID)
 
 # %% ../../nbs/50_explorer_state.ipynb #c6e40107
 class KnownPositions(NamedTuple):

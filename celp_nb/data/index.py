@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CACHE_FORMAT', 'file_label', 'cache_file', 'cached_arrays', 'rendered_folder', 'thread_map', 'write_missing',
-           'temporary_folder', 'render_masks', 'count_pixels', 'count_all', 'report_unreadable', 'pixel_index',
-           'checked_set']
+           'temporary_folder', 'render_masks', 'count_all', 'report_unreadable', 'report_notes', 'MaskCounts',
+           'class_pixels', 'pixel_index', 'check_values', 'checked_set']
 
-# %% ../../nbs/21a_index.ipynb #ffc4f5d2
+# %% ../../nbs/21a_index.ipynb #79940a70
 import atexit
 import hashlib
 import os
@@ -20,25 +20,26 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image as PILImage
 
 from .episodes import atomic_file
-from celp_nb.data.images import (
-    ImageSet,
-    UnreadableImage,
-    cache_folder,
-    file_fingerprint,
-    open_image,
-    read_png_mask,
-    subset,
+from .images import ImageSet, cache_folder, file_fingerprint, subset
+from celp_nb.data.masks import (
+    Colours,
+    class_map_dtype,
+    read_class_map,
+    warn_of_voc_colours,
     write_png_mask,
 )
-from ..ops import STRIDE, VOID
+from .pairs import count_pixels, index_arrays
+from .photographs import UnreadableImage
+from ..ops import VOID
 
-# %% ../../nbs/21a_index.ipynb #d361f0e2
-CACHE_FORMAT = 2  # 2: masks of COCO and SBD are rendered to PNG
+# %% ../../nbs/21a_index.ipynb #5c25ceae
+CACHE_FORMAT = 3  # 3: photographs upright; counts by value, colours and depths of masks
 
 
 def file_label(
@@ -81,7 +82,7 @@ def cached_arrays(
         )
     return arrays
 
-# %% ../../nbs/21a_index.ipynb #91d4c13f
+# %% ../../nbs/21a_index.ipynb #c51bd6fc
 def rendered_folder(
     name: str,  # which set and split
 ) -> Path:  # may not exist yet
@@ -97,7 +98,7 @@ def thread_map(function: Callable, items: Sequence) -> list:
 
 def write_missing(
     paths: Sequence[Path],  # n PNG files of one folder
-    make_draw: Callable[[], Callable[[int], np.ndarray]],  # gives i -> (H, W) uint8
+    make_draw: Callable[[], Callable[[int], np.ndarray]],  # gives i -> (H, W) uint8 or uint16
 ) -> None:
     """Draw and write the masks that are not in their folder yet.
 
@@ -126,7 +127,7 @@ def write_missing(
         others = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise UnreadableImage(f"{problems[0]}{others} Replace the file.")
 
-# %% ../../nbs/21a_index.ipynb #72246b69
+# %% ../../nbs/21a_index.ipynb #3850821b
 def temporary_folder() -> Path:
     """A new folder that is removed when this process ends."""
     folder = tempfile.TemporaryDirectory(prefix="celp-masks-")
@@ -138,7 +139,7 @@ def render_masks(
     name: str,  # which set and split
     sources: Sequence[Path],  # the files that the masks come from
     ids: Sequence[str],  # n image names
-    make_draw: Callable[[], Callable[[int], np.ndarray]],  # gives i -> (H, W) uint8
+    make_draw: Callable[[], Callable[[int], np.ndarray]],  # gives i -> (H, W) uint8 or uint16
 ) -> list[Path]:  # n PNG files
     """Masks as PNG files in the cache folder, those drawn and written that are missing there."""
     names = [f"{i:06d}-{file_label(image)}.png" for i, image in enumerate(ids)]
@@ -156,58 +157,30 @@ def render_masks(
         write_missing(paths, make_draw)
     return paths
 
-# %% ../../nbs/21a_index.ipynb #58734c91
-def count_pixels(
-    image_path: Path,
-    mask_path: Path,  # PNG of class numbers
-) -> np.ndarray | str:  # (256,) int64, pixels of each mask value; or why a file is unreadable
-    """Decode an image and its mask, check them against each other, count the mask's values.
-
-    Raises ValueError for a mask of another size than its image, and for an image smaller than one
-    stride.
-    """
-    try:
-        with PILImage.open(image_path) as header:
-            width, height = header.size
-        open_image(image_path, draft=True)
-        mask = read_png_mask([mask_path], 0)
-    except UnreadableImage as error:
-        return str(error)
-    except OSError as error:
-        return f"{image_path}: unreadable or truncated image ({error})."
-    if mask.shape != (height, width):
-        raise ValueError(
-            f"{image_path}: the image is {height}x{width} pixels (height x width) but its "
-            f"mask is {mask.shape[0]}x{mask.shape[1]}; make them the same size."
-        )
-    if min(height, width) < STRIDE:
-        raise ValueError(
-            f"{image_path}: {height}x{width} pixels is smaller than one feature stride "
-            f"({STRIDE}); leave the image out."
-        )
-    return np.bincount(mask.ravel(), minlength=256)
-
-
+# %% ../../nbs/21a_index.ipynb #c39d563a
 def count_all(
     name: str,  # of the index, for the message
     image_paths: Sequence[Path],  # n image files
     mask_paths: Sequence[Path],  # n PNG files
-) -> dict[str, np.ndarray]:  # counts (n, largest value + 1) int32; problems (n,) text, "" for none
-    """The index of a data set, as it is kept: counts of mask values, and what is unreadable."""
+) -> dict[str, np.ndarray]:  # of `index_arrays`; problems and notes (n,) text, "" for none
+    """The index of a data set, as it is kept. Raises ValueError as `count_pixels` does."""
     if len(image_paths) > 5000:
         print(
             f"{name}: checking {len(image_paths)} images and masks; this is done once.",
             file=sys.stderr,
         )
     pairs = list(zip(image_paths, mask_paths))
-    results = thread_map(lambda pair: count_pixels(*pair), pairs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PILImage.DecompressionBombWarning)  # refused by name
+        results = thread_map(lambda pair: count_pixels(*pair), pairs)
     problems = [row if isinstance(row, str) else "" for row in results]
-    rows = [np.zeros(256, np.int64) if isinstance(row, str) else row for row in results]
-    counts = np.stack(rows)[:, :VOID]
-    largest = max(np.flatnonzero(counts.any(axis=0)), default=0)
-    return {"counts": counts[:, : largest + 1].astype(np.int32), "problems": np.array(problems)}
+    readable = [i for i, problem in enumerate(problems) if not problem]
+    records = [results[i] for i in readable]
+    arrays = index_arrays(records, readable, [mask_paths[i] for i in readable])
+    notes = ["" if isinstance(row, str) else "; ".join(row.notes) for row in results]
+    return {**arrays, "problems": np.array(problems), "notes": np.array(notes)}
 
-# %% ../../nbs/21a_index.ipynb #70d9f07e
+# %% ../../nbs/21a_index.ipynb #222f1eb7
 def report_unreadable(
     name: str,  # of the index
     problems: np.ndarray,  # (n,) text, "" for a readable image
@@ -227,7 +200,43 @@ def report_unreadable(
     others = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
     rendered = bad[0].startswith(f"{cache_folder()}{os.sep}")
     mend = "Delete the file (it is rendered again)" if rendered else "Replace the file"
-    raise UnreadableImage(f"{bad[0]}{others} {mend} or pass skip_unreadable=True.")
+    leave_out = "leave it out with --skip-unreadable (in Python skip_unreadable=True)"
+    raise UnreadableImage(f"{bad[0]}{others} {mend} or {leave_out}.")
+
+
+def report_notes(
+    name: str,  # of the index
+    notes: np.ndarray,  # (n,) text, "" for nothing to say
+    image_paths: Sequence[Path],  # n image files
+) -> None:
+    """Warn of what is odd about photographs: each kind once, with a count and a file."""
+    kinds, first, numbers = np.unique(notes, return_index=True, return_counts=True)
+    for kind, i, n in zip(kinds.tolist(), first, numbers):
+        if kind:
+            others = f" ({n} of {len(notes)} photographs)" if n > 1 else ""
+            warnings.warn(f"{name}: {image_paths[i]}: {kind}{others}.", stacklevel=4)
+
+# %% ../../nbs/21a_index.ipynb #454be93d
+class MaskCounts(NamedTuple):
+    """What the masks of n images hold, a row for each image and value."""
+
+    n: int
+    image: np.ndarray  # (m,) int32
+    value: np.ndarray  # (m,) int32, without void
+    pixels: np.ndarray  # (m,) int32
+    bits: int  # of a number in the mask files
+    colours: Colours  # of the numbers, where masks have palettes
+
+
+def class_pixels(
+    counts: MaskCounts,
+    n_classes: int,  # C
+) -> np.ndarray:  # (n, C) int64
+    """The pixel table of the classes 1 … C."""
+    table = np.zeros((counts.n, n_classes), np.int64)
+    is_class = (counts.value >= 1) & (counts.value <= n_classes)
+    table[counts.image[is_class], counts.value[is_class] - 1] = counts.pixels[is_class]
+    return table
 
 
 def pixel_index(
@@ -235,19 +244,44 @@ def pixel_index(
     image_paths: Sequence[Path],  # n image files
     mask_paths: Sequence[Path],  # n PNG files
     skip_unreadable: bool,  # leave unreadable images out, with a warning, instead of raising
-) -> tuple[np.ndarray, np.ndarray]:  # (n, 255) int64, pixels of values 0 .. 254; (m,) int64
+) -> tuple[MaskCounts, np.ndarray]:  # and which images are readable, (m,) int64
     """Pixels of every mask value, and which images are readable; from the cache if it is current.
 
-    Raises UnreadableImage, or ValueError as `count_pixels` does.
+    Raises UnreadableImage, or ValueError as `count_pixels`, `check_colours` and `check_depths` do.
     """
     mark = file_fingerprint([*image_paths, *mask_paths])
     stored = cached_arrays(name, mark, lambda: count_all(name, image_paths, mask_paths))
     report_unreadable(name, stored["problems"], skip_unreadable)
-    counts = np.zeros((len(image_paths), VOID), np.int64)
-    counts[:, : stored["counts"].shape[1]] = stored["counts"]
+    report_notes(name, stored["notes"], image_paths)
+    rows = zip(stored["colours"].tolist(), stored["colour_files"].tolist())
+    colours = {value: (tuple(colour), file) for (value, *colour), file in rows}
+    warn_of_voc_colours(colours, name)
+    columns = (stored[key] for key in ("image", "value", "pixels"))
+    counts = MaskCounts(len(image_paths), *columns, int(stored["bits"]), colours)
     return counts, np.flatnonzero(stored["problems"] == "")
 
-# %% ../../nbs/21a_index.ipynb #f5f6e2e9
+# %% ../../nbs/21a_index.ipynb #4de88a18
+def check_values(
+    counts: MaskCounts,
+    n_classes: int,  # C
+    mask_names: Sequence[object],  # what to call mask i
+) -> None:
+    """Raise ValueError for a mask value that is no class, and for masks of too few bits."""
+    void = 2**counts.bits - 1 if counts.bits >= 8 else VOID
+    wrong = np.flatnonzero(counts.value > n_classes)
+    if len(wrong):
+        i, value = counts.image[wrong[0]], counts.value[wrong[0]]
+        raise ValueError(
+            f"{mask_names[i]}: mask value {value} is outside 0 to {n_classes} and {void} (void), "
+            f"for there are {n_classes} classes; mend the mask or name more classes."
+        )
+    if n_classes >= VOID and counts.bits < 16 and len(counts.value):
+        raise ValueError(
+            f"{mask_names[0]}: masks of 8 bits hold at most 254 classes, and there are "
+            f"{n_classes}; write the masks as grey PNG of 16 bits, with 65535 for void."
+        )
+
+
 def checked_set(
     name: str,  # of the image set
     ids: list[str],  # n image names
@@ -255,7 +289,7 @@ def checked_set(
     mask_paths: list[Path],  # n PNG files
     mask_names: Sequence[object],  # what to call mask i in a message: the file that it comes from
     class_names: list[str],  # C names
-    counts: np.ndarray,  # (n, 255) int64, from pixel_index
+    counts: MaskCounts,  # from pixel_index
     readable: np.ndarray,  # (m,) int64, from pixel_index
 ) -> ImageSet:  # m images
     """The image set of an index: mask values checked, unreadable images left out.
@@ -263,16 +297,10 @@ def checked_set(
     Raises ValueError for a mask value that is no class, and where no image can be read.
     """
     n_classes = len(class_names)
-    wrong = np.argwhere(counts[:, n_classes + 1 :] > 0)
-    if len(wrong):
-        i, value = wrong[0][0], wrong[0][1] + n_classes + 1
-        raise ValueError(
-            f"{mask_names[i]}: mask value {value} is outside 0 to {n_classes} and 255 (void), "
-            f"for there are {n_classes} classes; mend the mask or name more classes."
-        )
+    check_values(counts, n_classes, mask_names)
     if not len(readable):
         raise ValueError(f"{name}: none of its {len(ids)} images can be read.")
-    read_mask = partial(read_png_mask, mask_paths)
-    pixels = counts[:, 1 : n_classes + 1]
-    whole = ImageSet(name, ids, image_paths, read_mask, class_names, pixels)
+    read_mask = partial(read_class_map, mask_paths, class_map_dtype(n_classes))
+    pixels, colours = class_pixels(counts, n_classes), counts.colours
+    whole = ImageSet(name, ids, image_paths, read_mask, class_names, pixels, colours=colours)
     return whole if len(readable) == len(ids) else subset(whole, readable)

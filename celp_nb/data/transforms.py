@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SAMPLES_SIDE', 'PASCAL_SIDE', 'COCO_SIDE', 'IMAGENET_MEAN', 'IMAGENET_STD', 'Pair', 'COCO_RECIPE', 'MEAN_COLOUR',
-           'round_side', 'normalise', 'denormalise', 'known_mask', 'binary_mask', 'as_pair', 'scaled_size', 'rescale',
-           'Recipe', 'rotate', 'place_crop', 'crop', 'augment', 'as_tensors', 'fitted_size', 'fit_square', 'padding_of',
-           'support_mask', 'at_native_size']
+           'round_side', 'normalise', 'denormalise', 'known_mask', 'binary_mask', 'class_map_tensor', 'as_pair',
+           'scaled_size', 'rescale', 'Recipe', 'rotate', 'place_crop', 'crop', 'augment', 'as_tensors', 'fitted_size',
+           'fit_square', 'padding_of', 'support_mask', 'at_native_size']
 
-# %% ../../nbs/25_transforms.ipynb #96a2ad39
+# %% ../../nbs/25_transforms.ipynb #ce7c59aa
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
+from .masks import void_of
 from ..ops import STRIDE, VOID, resize
 
 # %% ../../nbs/25_transforms.ipynb #9a642998
@@ -69,39 +70,48 @@ def denormalise(
     pixels = ((image.detach().cpu() * std + mean) * 255).round().clamp(0, 255)
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/25_transforms.ipynb #6c628fae
+# %% ../../nbs/25_transforms.ipynb #3b06965d
 def known_mask(
-    class_map: np.ndarray | Tensor,  # uint8, values 0 .. C and 255
+    class_map: np.ndarray | Tensor,  # integer, values 0 .. C and void
     classes: Sequence[int],  # classes to mark
 ) -> np.ndarray | Tensor:  # uint8, same kind and shape: 1 the given classes, 255 void, 0 the rest
     """Mark several classes at once, void kept."""
-    table = np.zeros(256, np.uint8)
+    void = void_of(class_map)
+    table = np.zeros(void + 1, np.uint8)
     table[list(classes)] = 1
-    table[VOID] = VOID
+    table[void] = VOID
     if isinstance(class_map, Tensor):
         return torch.from_numpy(table).to(class_map.device)[class_map.long()]
     return table[class_map]
 
 
 def binary_mask(
-    class_map: np.ndarray | Tensor,  # uint8, values 0 .. C and 255
+    class_map: np.ndarray | Tensor,  # integer, values 0 .. C and void
     cls: int,  # the episode's class
 ) -> np.ndarray | Tensor:  # uint8, same kind and shape: 1 the class, 255 void, 0 the rest
     """Mark one class, void kept."""
     return known_mask(class_map, [cls])
 
-# %% ../../nbs/25_transforms.ipynb #edb6edf4
-#: an image (3, H, W) uint8 and its class map (H, W) uint8
+# %% ../../nbs/25_transforms.ipynb #284e8205
+#: an image (3, H, W) uint8 and its class map (H, W), uint8 or int32
 Pair = tuple[tv_tensors.Image, tv_tensors.Mask]
+
+
+def class_map_tensor(
+    class_map: np.ndarray,  # (H, W) uint8 or uint16
+) -> Tensor:  # (H, W) uint8 or int32
+    """A class map as a tensor."""
+    is_bytes = class_map.dtype.itemsize == 1
+    return torch.from_numpy(class_map if is_bytes else class_map.astype(np.int32))
 
 
 def as_pair(
     image: np.ndarray,  # (H, W, 3) uint8
-    mask: np.ndarray,  # (H, W) uint8
+    mask: np.ndarray,  # (H, W) uint8 or uint16
 ) -> Pair:
     """Wrap arrays as tv_tensors, so that torchvision knows which may be interpolated."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)
-    return tv_tensors.Image(pixels), tv_tensors.Mask(torch.from_numpy(mask))
+    return tv_tensors.Image(pixels), tv_tensors.Mask(class_map_tensor(mask))
 
 
 def scaled_size(
@@ -115,7 +125,7 @@ def scaled_size(
 
 def rescale(
     image: tv_tensors.Image,  # (3, H, W) uint8
-    mask: tv_tensors.Mask,  # (H, W) uint8
+    mask: tv_tensors.Mask,  # (H, W) uint8 or int32
     size: tuple[int, int],  # rows, columns
 ) -> Pair:
     """Resize both: the image bilinearly, the mask by the pixel under each new pixel's centre."""
@@ -143,17 +153,17 @@ class Recipe:
 COCO_RECIPE = Recipe(side=COCO_SIDE, reference=COCO_SIDE, scale=(0.8, 1.25))
 MEAN_COLOUR = [round(255 * m) for m in IMAGENET_MEAN]  # 0 after `normalise`, to within 0.01
 
-# %% ../../nbs/25_transforms.ipynb #bb7c36fc
+# %% ../../nbs/25_transforms.ipynb #10f71036
 def rotate(
     image: tv_tensors.Image,  # (3, H, W) uint8
-    mask: tv_tensors.Mask,  # (H, W) uint8
+    mask: tv_tensors.Mask,  # (H, W) uint8 or int32
     angle: float,  # degrees, counter-clockwise
 ) -> Pair:
-    """Rotate both about the centre, size kept; mean colour and 255 come in from outside."""
+    """Rotate both about the centre, size kept; mean colour and void come in from outside."""
     turned = F.rotate(image, angle, interpolation=F.InterpolationMode.BILINEAR, fill=MEAN_COLOUR)
-    return turned, F.rotate(mask, angle, fill=VOID)
+    return turned, F.rotate(mask, angle, fill=void_of(mask))
 
-# %% ../../nbs/25_transforms.ipynb #f1497964
+# %% ../../nbs/25_transforms.ipynb #df5839fa
 def place_crop(
     inside: np.ndarray,  # (H, W) bool, the class's pixels
     side: int,  # side of the crop, at most H and W
@@ -180,29 +190,30 @@ def place_crop(
 
 def crop(
     image: tv_tensors.Image,  # (3, H, W) uint8
-    mask: tv_tensors.Mask,  # (H, W) uint8
+    mask: tv_tensors.Mask,  # (H, W) uint8 or int32
     cls: int,  # the class to keep in view
     recipe: Recipe,
     rng: np.random.Generator,
 ) -> Pair:  # both of side x side pixels
-    """Pad both to the side with the mean colour and 255, then crop where the class is kept."""
+    """Pad both to the side with the mean colour and void, then crop where the class is kept."""
     height, width = mask.shape
     extra = [max(0, recipe.side - width), max(0, recipe.side - height)]
     if any(extra):
         before = [n // 2 for n in extra]
         padding = [*before, *(n - b for n, b in zip(extra, before))]
-        image, mask = F.pad(image, padding, fill=MEAN_COLOUR), F.pad(mask, padding, fill=VOID)
+        image = F.pad(image, padding, fill=MEAN_COLOUR)
+        mask = F.pad(mask, padding, fill=void_of(mask))
     top, left = place_crop((mask == cls).numpy(), recipe.side, recipe.keep, recipe.tries, rng)
     return tuple(F.crop(x, top, left, recipe.side, recipe.side) for x in (image, mask))
 
-# %% ../../nbs/25_transforms.ipynb #35daead7
+# %% ../../nbs/25_transforms.ipynb #097e220d
 def augment(
     image: np.ndarray,  # (H, W, 3) uint8
-    mask: np.ndarray,  # (H, W) uint8, values 0 .. C and 255
+    mask: np.ndarray,  # (H, W) uint8 or uint16, values 0 .. C and void
     cls: int,  # the episode's class, kept in view
     recipe: Recipe,
     rng: np.random.Generator,  # all that is random here
-) -> tuple[Tensor, Tensor]:  # (3, S, S) float32 normalised; (S, S) uint8, values of the mask, 255
+) -> tuple[Tensor, Tensor]:  # (3, S, S) float32 normalised; (S, S), values of the mask, void
     """Scale, rotate, blur, flip and crop an image with its mask (paper section 5.2)."""
     factor = rng.uniform(*recipe.scale) * recipe.side / recipe.reference
     angle = rng.uniform(-recipe.rotation, recipe.rotation)
@@ -225,12 +236,12 @@ def augment(
 
 def as_tensors(
     image: tv_tensors.Image,  # (3, S, S) uint8
-    mask: tv_tensors.Mask,  # (S, S) uint8
-) -> tuple[Tensor, Tensor]:  # (3, S, S) float32 normalised; (S, S) uint8
+    mask: tv_tensors.Mask,  # (S, S) uint8 or int32
+) -> tuple[Tensor, Tensor]:  # (3, S, S) float32 normalised; (S, S) uint8 or int32
     """The plain tensors of a pair, the image normalised."""
     return normalise(image.as_subclass(Tensor)), mask.as_subclass(Tensor).contiguous()
 
-# %% ../../nbs/25_transforms.ipynb #a22d9aa4
+# %% ../../nbs/25_transforms.ipynb #9015a272
 def fitted_size(
     height: int,
     width: int,  # of the original image, pixels
@@ -242,14 +253,14 @@ def fitted_size(
 
 def fit_square(
     image: np.ndarray,  # (H, W, 3) uint8
-    mask: np.ndarray,  # (H, W) uint8
+    mask: np.ndarray,  # (H, W) uint8 or uint16
     side: int,  # pixels
-) -> tuple[Tensor, Tensor]:  # (3, side, side) float32 normalised; (side, side) uint8
-    """The evaluation transform: long side to `side`; the rest of the square black, 255 in masks."""
+) -> tuple[Tensor, Tensor]:  # (3, side, side) float32 normalised; (side, side), as the mask
+    """The evaluation transform: long side to `side`; the rest of the square black, or void."""
     rows, columns = fitted_size(*mask.shape, side)
     image, mask = rescale(*as_pair(image, mask), (rows, columns))
     padding = [0, 0, side - columns, side - rows]  # left, top, right, bottom
-    return as_tensors(F.pad(image, padding, fill=0), F.pad(mask, padding, fill=VOID))
+    return as_tensors(F.pad(image, padding, fill=0), F.pad(mask, padding, fill=void_of(mask)))
 
 # %% ../../nbs/25_transforms.ipynb #fcbf9e48
 def padding_of(
@@ -261,9 +272,9 @@ def padding_of(
     rows, columns = (torch.arange(side) >= n for n in fitted_size(height, width, side))
     return (rows[:, None] | columns)[None]
 
-# %% ../../nbs/25_transforms.ipynb #875e92ca
+# %% ../../nbs/25_transforms.ipynb #ea73fb6f
 def support_mask(
-    class_map: Tensor,  # (S, S) uint8
+    class_map: Tensor,  # (S, S) uint8 or int32
     c: int,  # class of the episode
     i: int,  # number of the image, for the message
 ) -> Tensor:  # (S, S) uint8 {0, 1, 255}

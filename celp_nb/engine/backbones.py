@@ -9,7 +9,7 @@ __all__ = ['Stages', 'TINY_WEIGHTS', 'BACKBONES', 'dilate_', 'Backbone', 'tiny_l
            'support_features', 'feature_channels', 'autocast', 'episode_features', 'backbone_or_tiny',
            'photograph_or_sample']
 
-# %% ../../nbs/30_backbones.ipynb #f5e8792b
+# %% ../../nbs/30_backbones.ipynb #3f8f7773
 import hashlib
 import os
 from collections import OrderedDict
@@ -25,7 +25,7 @@ from torchvision.models.resnet import BasicBlock
 
 import celp_nb
 from ..conditioning import Features, SupportFeatures
-from ..data.images import open_image
+from ..data.images import read_photograph
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, fit_square
 from ..ops import keep_foreground, resize
 
@@ -332,7 +332,7 @@ def episode_features(
     if whole: of_support = SupportFeatures(*of_support, shots(high[B : -B * K]))
     return Features(mid[:B], high[:B]), of_support
 
-# %% ../../nbs/30_backbones.ipynb #94c27c81
+# %% ../../nbs/30_backbones.ipynb #2f0f7e14
 @lru_cache(4)
 def backbone_or_tiny(
     name: str,
@@ -354,7 +354,7 @@ def photograph_or_sample(sample: np.ndarray) -> tuple[Backbone, Tensor, Tensor, 
     Raises UnreadableImage or FileNotFoundError for a photograph that cannot be read."""
     weights, photo = os.environ.get("CELP_WEIGHTS", ""), os.environ.get("CELP_PHOTO", "")
     backbone, words = backbone_or_tiny("resnet50" if weights else "tiny", weights)
-    image = np.array(open_image(Path(photo)).convert("RGB")) if photo else sample
+    image = read_photograph(photo) if photo else sample
     side = SAMPLES_SIDE if backbone.name == "tiny" else PASCAL_SIDE
     x, padding = fit_square(image, np.zeros(image.shape[:2], np.uint8), side)
     return backbone, x[None], padding[None], f"{words}; {photo or 'a bundled sample'}"

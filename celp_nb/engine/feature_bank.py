@@ -7,7 +7,7 @@ __all__ = ['tensors_in', 'bytes_of', 'store', 'FeatureBank', 'feature_bank', 'ep
            'compared_features', 'encode_image', 'upcoming_uses', 'cached', 'load_features', 'bytes_of_an_image',
            'prior_key', 'stack_conditioning', 'decode', 'predict_batch', 'evaluate']
 
-# %% ../../nbs/37_feature_bank.ipynb #f5901dff
+# %% ../../nbs/37_feature_bank.ipynb #d14ef4ed
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -31,7 +31,7 @@ from celp_nb.conditioning import (
 )
 from ..contrast import FewShotModel, fewer_channels
 from ..data.episodes import Episodes
-from ..data.images import ImageSet, read_image
+from ..data.images import ImageSet, read_image, void_of
 from ..data.transforms import at_native_size, fit_square, padding_of, support_mask
 from celp_nb.engine.backbones import (
     Backbone,
@@ -50,7 +50,7 @@ from celp_nb.engine.evaluation import (
     read_truth,
     reductions,
 )
-from ..ops import STRIDE, VOID, keep_foreground, min_max
+from ..ops import STRIDE, keep_foreground, min_max
 
 # %% ../../nbs/37_feature_bank.ipynb #228e23bb
 def tensors_in(item: Tensor | dict | tuple) -> list[Tensor]:
@@ -147,7 +147,7 @@ class SupportParts(NamedTuple):
     prototype: dict[Callable, Tensor]  # reduction → (C,), Eq. (11)
     mask: Tensor  # (S, S) uint8 {0, 1, 255}
 
-# %% ../../nbs/37_feature_bank.ipynb #1597c396
+# %% ../../nbs/37_feature_bank.ipynb #f431faf0
 def compared_features(
     layer4: nn.Module,
     f3: Tensor,  # (1, C3, h, w)
@@ -193,7 +193,7 @@ def encode_image(
         parts["support", i, c] = SupportParts(vectors, prototypes, m)
     if ("high", i) in names: parts["high", i] = high
     padding = padding_of(*photo.shape[:2], bank.side)
-    if bank.void_seen: padding = (class_map == VOID)[None]
+    if bank.void_seen: padding = (class_map == void_of(class_map))[None]
     return {("image", i): ImageParts(reduced, padding.to(device)), **parts}
 
 # %% ../../nbs/37_feature_bank.ipynb #14d6570f

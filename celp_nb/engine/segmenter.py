@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Segmentation', 'check_same_size', 'fit_support', 'Segmenter', 'object_mask', 'photograph', 'predict']
 
-# %% ../../nbs/35_segmenter.ipynb #2ed96161
+# %% ../../nbs/35_segmenter.ipynb #b7d77f09
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +16,8 @@ from PIL import Image as PILImage
 
 from ..contrast import FewShotModel
 from ..data.episodes import atomic_file
-from ..data.images import open_image, read_png_mask
+from ..data.images import read_photograph, read_png_mask, void_of
+from ..data.pairs import size_advice
 from ..data.transforms import at_native_size, fit_square, padding_of
 from celp_nb.engine.backbones import (
     Backbone,
@@ -40,14 +41,14 @@ class Segmentation(NamedTuple):
         "The photograph with the mask tinted."
         return overlay(self.photograph, self.mask)
 
-# %% ../../nbs/35_segmenter.ipynb #8b1c9c60
+# %% ../../nbs/35_segmenter.ipynb #b91440de
 def check_same_size(image: np.ndarray, mask: np.ndarray, image_name: str, mask_name: str) -> None:
     "Raise ValueError naming both where a mask has another size than its image."
     if mask.shape == image.shape[:2]: return
     size, wanted = ("x".join(map(str, shape[:2])) for shape in (mask.shape, image.shape))
     raise ValueError(
         f"{mask_name} is {size} pixels (height x width) but {image_name} is {wanted}; "
-        "make them the same size."
+        f"{size_advice(mask.shape, image.shape)}"
     )
 
 
@@ -133,7 +134,7 @@ class Segmenter:
         parts = (logits.argmax(0).bool(), logits.softmax(0)[1], logits)
         return Segmentation(*(part.cpu().numpy() for part in parts), image)
 
-# %% ../../nbs/35_segmenter.ipynb #240dd24c
+# %% ../../nbs/35_segmenter.ipynb #a19db48a
 def object_mask(
     path: str | Path,  # a palette or grey image
     value: int | None = None,  # which value is the object; needed where there are several
@@ -146,7 +147,8 @@ def object_mask(
     mask = read_png_mask([Path(path)], 0)
     values = [int(v) for v in np.unique(mask) if v]
     words = lambda values: ", ".join(map(str, values))
-    objects = [v for v in values if v != VOID] or values
+    void = void_of(mask)
+    objects = [v for v in values if v != void] or values
     if value is None:
         if not objects:
             raise ValueError(
@@ -162,15 +164,15 @@ def object_mask(
         raise ValueError(
             f"{path} has no pixel of value {value}; it holds {words(values) or 'only 0'}."
         )
-    return np.where(mask == value, 1, np.where(mask == VOID, VOID, 0)).astype(np.uint8)
+    return np.where(mask == value, 1, np.where(mask == void, VOID, 0)).astype(np.uint8)
 
 
 def photograph(path: str | Path) -> np.ndarray:  # (H, W, 3) uint8, RGB
-    """Read an image.
+    """Read an image as a viewer shows it.
 
     Raises FileNotFoundError, UnreadableImage, or ValueError for one smaller than the stride."""
     if not Path(path).is_file(): raise FileNotFoundError(f"there is no image {path}.")
-    image = np.array(open_image(Path(path)).convert("RGB"))
+    image = read_photograph(path)
     height, width = image.shape[:2]
     if min(height, width) < STRIDE:
         raise ValueError(

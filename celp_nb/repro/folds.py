@@ -7,7 +7,7 @@ __all__ = ['SKIP_RARE', 'open_data', 'open_splits', 'add_folders', 'frequent_cla
            'split_classes', 'hold_out', 'shown_in_training', 'training_episodes', 'evaluation_episodes', 'Fold',
            'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #48cb00cf
+# %% ../../nbs/42_folds.ipynb #c5957d36
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,9 +27,10 @@ from celp_nb.data.episodes import (
 )
 from ..data.images import ImageSet, merge
 from ..data.layouts import check_same_classes
+from ..data.masks import check_colours
 from .config import DataConfig, EvaluationConfig, RunConfig
 
-# %% ../../nbs/42_folds.ipynb #d7bd90f8
+# %% ../../nbs/42_folds.ipynb #8d80c892
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
@@ -40,7 +41,9 @@ def open_data(
 
 
 def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
-    "Training and evaluation split of a data set. Raises ValueError where their classes differ."
+    """Training and evaluation split of a data set.
+
+    Raises ValueError where their classes differ, or the colours of a number in their masks."""
     train = open_data(data.folder, "train", data.skip_unreadable)
     val = open_data(data.folder, "val", data.skip_unreadable)
     if data.folder == "samples" and Path("samples").is_dir():
@@ -50,6 +53,7 @@ def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
             stacklevel=2,
         )
     check_same_classes(data.folder, train.class_names, val.class_names)
+    check_colours(train.colours, val.colours)
     return train, val
 
 

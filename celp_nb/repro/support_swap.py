@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['swap_supports']
 
-# %% ../../nbs/10_support_swap.ipynb #440223a5
+# %% ../../nbs/10_support_swap.ipynb #7734f669
 from dataclasses import replace
 
 import numpy as np
 
 from ..data.episodes import Episodes
-from ..data.images import ImageSet
+from ..data.images import ImageSet, class_map_dtype
 
-# %% ../../nbs/10_support_swap.ipynb #bc8421c5
+# %% ../../nbs/10_support_swap.ipynb #dc2982a3
 def swap_supports(
     episodes: Episodes,  # n episodes with K supports each
     data: ImageSet,  # that the episodes are of
@@ -38,7 +38,8 @@ def swap_supports(
             "leave it out."
         )
     cls, support = episodes.cls.copy(), episodes.support.copy()
-    number = np.arange(256, dtype=np.uint8)
+    dtype = class_map_dtype(len(data.class_names))
+    number = np.arange(np.iinfo(dtype).max + 1, dtype=dtype)
     for c, other in zip(classes, np.roll(classes, -shift).tolist()):
         cls[of_class[c]], number[c] = other, other
         support[of_class[c]] = episodes.support[np.resize(of_class[other], len(of_class[c]))]
