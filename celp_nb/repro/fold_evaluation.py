@@ -135,7 +135,7 @@ def evaluate_fold(
     if setup.accelerator.is_main_process: write_table(place / "rows.csv", rows)
     return fold_scores(setup, fold, rows)
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #d12d74e2
+# %% ../../nbs/42c_fold_evaluation.ipynb #32352a6f
 @torch.no_grad()
 def drawn_pseudo_mask(
     setup: Setup,
@@ -147,7 +147,7 @@ def drawn_pseudo_mask(
     x, class_map = setup.memory.square(q)
     high = image_features(setup.backbone, x[None].to(setup.accelerator.device)).high
     known = known_mask(class_map[None], fold.train_classes).to(high.device)
-    generator = torch.Generator(high.device).manual_seed(setup.config.runtime.seed)
+    generator = torch.Generator().manual_seed(setup.config.runtime.seed)
     model = setup.config.model
     pseudo = sample_latent(high, known, generator, delta=model.delta, sigma=model.sigma)[0]
     return (at_native_size((pseudo == 1).float()[None], *size)[0] >= 0.5).cpu().numpy()
