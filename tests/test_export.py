@@ -1,4 +1,4 @@
-"""`torch.export` of the support prior and of a whole PFENet; CyCTR's keys keep it from being one."""
+"""`torch.export` of the support prior and of a whole PFENet; what keeps CyCTR from it."""
 
 import pytest
 import torch
@@ -48,7 +48,8 @@ def test_an_exported_pfenet_gives_the_same_bits_for_other_masks():
     inputs = features(2), features(2, 2, seed=1), masks(0.2, 0.2, 0.3, 0.4)
     exported = torch.export.export(model, inputs).module()
     with torch.no_grad():
-        for mask in OTHERS: assert torch.equal(exported(*inputs[:2], mask), model(*inputs[:2], mask))
+        for mask in OTHERS:
+            assert torch.equal(exported(*inputs[:2], mask), model(*inputs[:2], mask))
 
 
 def test_a_cyctr_is_refused_and_not_exported_with_other_keys():
