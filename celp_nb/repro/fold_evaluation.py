@@ -102,9 +102,10 @@ def score_fold(
         lambda e: tick(e + 1),
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #4c506339
+# %% ../../nbs/42c_fold_evaluation.ipynb #0a35f3e0
 def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
-    "A fold's scores in percent, labelled with data, backbone, length, seed, selection and commit."
+    """A fold's scores in percent, labelled with data, backbone, length, seed, selection, commit,
+    fingerprint of the backbone's weights, and precision."""
     config, table = setup.config, scores(rows)
     if config.evaluation.trivial: table = best_prior(table)
     table.insert(0, "fold", fold.number)
@@ -115,6 +116,8 @@ def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
         seed=config.runtime.seed,
         selection=config.optimisation.select,
         commit=setup.commit,
+        weights=setup.fingerprint,
+        precision=config.runtime.precision,
     )
 
 

@@ -93,12 +93,12 @@ def train_run(config: RunConfig, folder: str | Path, resume: bool = False) -> No
     watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
     for fold in setup.folds: train_fold(setup, fold, folder, watch)
 
-# %% ../../nbs/43_runs.ipynb #5d96c4ef
+# %% ../../nbs/43_runs.ipynb #09fbe69d
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
     "The scores of a run so far."
     path = Path(folder) / "results.csv"
     if not path.is_file(): return pd.DataFrame({"fold": []})
-    return pd.read_csv(path, dtype={"commit": str})
+    return pd.read_csv(path, dtype={"commit": str, "weights": str})
 
 
 def save_predictions(
