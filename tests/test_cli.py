@@ -28,7 +28,7 @@ from celp_nb.engine.backbones import (
 from celp_nb.engine.evaluation import scores
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.pfenet import PASCAL_BINS, PFENet
-from celp_nb.repro.config import flat_config
+from celp_nb.repro.config import flat_config, read_config
 from celp_nb.repro.published import (
     PFENET_NAMES,
     RESNET_NAMES,
@@ -300,7 +300,7 @@ def test_a_run_leaves_everything(home):
         and (results.iterations == 2).all()
         and results.miou.between(0, 100).all()
         and (results.weights == backbone_fingerprint(load_backbone("tiny"))).all()
-        and (results.precision == "float32").all()
+        and (results.precision == read_config(run).runtime.precision).all()
     )
     table = squeezed((run / "table.md").read_text())
     assert "`scenes`" in table and "not PASCAL-5i" in table and "| PFENet+CE | 2 |" in table
