@@ -13,11 +13,11 @@ import warnings
 import numpy as np
 import pandas as pd
 
-# %% ../../nbs/44_statistics.ipynb #08222912
+# %% ../../nbs/44_statistics.ipynb #7f9b4070
 SUMMED = ("inter_fg", "union_fg", "on_known", "predicted")
 
 
-def named_queries(rows: pd.DataFrame) -> pd.DataFrame:  # of `evaluate`, with columns seed, episode
+def named_queries(rows: pd.DataFrame) -> pd.DataFrame:  # of `evaluate`, with columns fold and seed
     "The rows with a column `query`: where there is none, each episode counts as an image."
     known = rows["query"].notna() if "query" in rows else pd.Series(False, rows.index)
     if known.all(): return rows
@@ -26,7 +26,8 @@ def named_queries(rows: pd.DataFrame) -> pd.DataFrame:  # of `evaluate`, with co
         "are too narrow where queries repeat; evaluate anew for a column 'query'.",
         stacklevel=3,
     )
-    own = "seed " + rows.seed.astype(str) + " episode " + rows.episode.astype(str)
+    numbers = (f"{name} " + rows[name].astype(str) for name in ("fold", "seed", "episode"))
+    own = next(numbers).str.cat(list(numbers), " ")
     return rows.assign(query=rows["query"].where(known, own) if "query" in rows else own)
 
 # %% ../../nbs/44_statistics.ipynb #9b8d1285
