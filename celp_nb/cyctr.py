@@ -39,17 +39,17 @@ def sine_position(
     row, column = rows / (rows[:, -1:] + 1e-6), columns / (columns[:, :, -1:] + 1e-6)
     return torch.cat([waves(row), waves(column)], 3).flatten(1, 2)
 
-# %% ../nbs/07_cyctr.ipynb #6c676e05
+# %% ../nbs/07_cyctr.ipynb #b1b89c9e
 def sample_points(
     value: Tensor,  # (B, heads, C, h, w) float
     points: Tensor,  # (B, n, heads, P, 2) float32, (x, y) in positions; 0, 0: middle of the first
     weight: Tensor,  # (B, n, heads, P) float
 ) -> Tensor:  # (B, n, heads · C) float
-    "The weighted sum of a map at points between its positions, bilinear in float32; 0 outside."
+    "The weighted sum of a map at points between its positions, read bilinearly; 0 outside."
     (B, heads, C, h, w), n = value.shape, points.shape[1]
     grid = (points + 0.5) * points.new_tensor([2 / w, 2 / h]) - 1  # -1 and 1: the map's edges
     grid, weight = (x.transpose(1, 2).flatten(0, 1) for x in (grid, weight))  # (B · heads, n, P, …)
-    samples = F.grid_sample(value.flatten(0, 1).float(), grid, align_corners=False)
+    samples = F.grid_sample(value.flatten(0, 1).to(grid.dtype), grid, align_corners=False)
     return (samples * weight.unsqueeze(1)).sum(3).view(B, heads * C, n).transpose(1, 2)
 
 

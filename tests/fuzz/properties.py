@@ -8,10 +8,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import strategies as s
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-import strategies as s
 from celp_nb.data.coco import coco_layout
 from celp_nb.data.episodes import read_episodes
 from celp_nb.data.images import ImageSet, read_image
