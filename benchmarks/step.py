@@ -129,7 +129,7 @@ def plain_losses(backbone, model, data):
         pseudo, _ = sample_latent(
             high_q,
             data["known"],
-            torch.Generator(high_q.device).manual_seed(NUMBER),
+            torch.Generator().manual_seed(NUMBER),
             delta=data["delta"],
         )
     q, s, target = model.reduce(mid_q), model.reduce(mid_s), data["target"]
@@ -402,7 +402,7 @@ def agree(ours, plain, model, data):
     "Print the two steps' losses without dropout; stop the program where they differ."
     model.eval()
     query, support = episode_features(ours, data["query"], data["support"], data["support_mask"])
-    generator = torch.Generator(query.high.device).manual_seed(NUMBER)
+    generator = torch.Generator().manual_seed(NUMBER)
     pseudo, centre = sample_latent(query.high, data["known"], generator, delta=data["delta"])
     a = two_path_losses(model, query, support, data["support_mask"], data["target"], pseudo)[:3]
     b = plain_losses(plain, model, data)
@@ -438,7 +438,7 @@ def profile(args, device):
     images = (data["query"], data["support"], data["support_mask"])
     for _ in range(args.repeats):
         query, support = timed("backbone", episode_features, ours, *images)
-        generator = torch.Generator(device).manual_seed(NUMBER)
+        generator = torch.Generator().manual_seed(NUMBER)
         pseudo, _ = timed(
             "latent sampling", sample_latent, query.high, data["known"], generator, delta=args.delta
         )

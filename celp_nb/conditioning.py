@@ -45,7 +45,7 @@ def prototype(features: Tensor, mask: Tensor) -> Tensor:  # (N, C, h, w), (N, H,
     "v_l of Eq. (7) and v_s of Eq. (11): the average of the features where the mask is 1."
     return masked_average(features, soft_mask(mask, features.shape[-2:]))
 
-# %% ../nbs/04_conditioning.ipynb #64d1b027
+# %% ../nbs/04_conditioning.ipynb #006fa547
 def foreground_vectors(
     support: Tensor,  # (C_h, h, w) float
     mask: Tensor,  # (H, W) integer: 1 is the class
@@ -53,7 +53,7 @@ def foreground_vectors(
     "The support's vectors under the mask, weighted with it, and one zero vector for all others."
     weight = soft_mask(mask[None], support.shape[-2:])[0, 0]
     inside = weight > 0
-    background = support.new_zeros(len(support), int(not inside.all()))
+    background = support.new_zeros(len(support), (~inside).nonzero()[:1].shape[0])  # one or none
     return torch.cat([support[:, inside] * weight[inside], background], 1)
 
 # %% ../nbs/04_conditioning.ipynb #59e3203d
@@ -74,9 +74,9 @@ def support_prior(
         maps += [best_match(query, foreground_vectors(s, m)) for s, m in zip(shots, masks)]
     return min_max(torch.stack(maps)).unflatten(0, support_mask.shape[:2]).mean(1, keepdim=True)
 
-# %% ../nbs/04_conditioning.ipynb #2779f9c0
+# %% ../nbs/04_conditioning.ipynb #a7622bb0
 def latent_prior(v: Tensor, mid: Tensor) -> Tensor:  # (B, C), (B, C, h, w) → (B, 1, h, w) in [0, 1]
-    "H′ of Eq. (8) and Eq. (9), over the whole map as published (without ⊙ M′); float32."
+    "H′ of Eq. (8) and Eq. (9), as published: of the whole map, not ⊙ M′ or ⊙ [M′ = 1]; float32."
     cosines = cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1)
     return min_max(cosines.unflatten(1, mid.shape[-2:])).unsqueeze(1)
 

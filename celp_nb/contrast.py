@@ -106,9 +106,9 @@ def latent_conditioning(main: Conditioning, pseudo: Tensor) -> Conditioning:
     mask = pseudo.unsqueeze(1).expand(-1, K, -1, -1)
     return Conditioning(main.query, v, prior, support, mask, pseudo == VOID)
 
-# %% ../nbs/08_contrast.ipynb #3a39f076
+# %% ../nbs/08_contrast.ipynb #346513ca
 def masked_latent_conditioning(main: Conditioning, pseudo: Tensor) -> Conditioning:
-    "`latent_conditioning` with the prior of Eq. (8) as printed: inside of the region only."
+    "`latent_conditioning` with Eq. (8) of features ⊙ [M′ = 1]: inside of the region only."
     cond = latent_conditioning(main, pseudo)
     inside = main.query * soft_mask(pseudo, main.query.shape[-2:])
     return cond._replace(prior=latent_prior(cond.prototype, inside))

@@ -39,7 +39,7 @@ def sine_position(
     row, column = rows / (rows[:, -1:] + 1e-6), columns / (columns[:, :, -1:] + 1e-6)
     return torch.cat([waves(row), waves(column)], 3).flatten(1, 2)
 
-# %% ../nbs/07_cyctr.ipynb #621eca50
+# %% ../nbs/07_cyctr.ipynb #b1b89c9e
 def sample_points(
     value: Tensor,  # (B, heads, C, h, w) float
     points: Tensor,  # (B, n, heads, P, 2) float32, (x, y) in positions; 0, 0: middle of the first
@@ -49,7 +49,7 @@ def sample_points(
     (B, heads, C, h, w), n = value.shape, points.shape[1]
     grid = (points + 0.5) * points.new_tensor([2 / w, 2 / h]) - 1  # -1 and 1: the map's edges
     grid, weight = (x.transpose(1, 2).flatten(0, 1) for x in (grid, weight))  # (B · heads, n, P, …)
-    samples = F.grid_sample(value.flatten(0, 1), grid.to(value.dtype), align_corners=False)
+    samples = F.grid_sample(value.flatten(0, 1).to(grid.dtype), grid, align_corners=False)
     return (samples * weight.unsqueeze(1)).sum(3).view(B, heads * C, n).transpose(1, 2)
 
 
@@ -111,7 +111,7 @@ def with_fallback(mask: Tensor) -> Tensor:  # (B, K, h, w) integer {0, 1, 255}
     mask = torch.where(lacks(1) & middle, 1, mask)
     return torch.where(lacks(0) & corners, 0, mask)
 
-# %% ../nbs/07_cyctr.ipynb #a4d4c451
+# %% ../nbs/07_cyctr.ipynb #904a66cd
 def choose_keys(
     foreground: Tensor,  # (B, n) bool: support positions on the object
     background: Tensor,  # (B, n) bool: and beside it
@@ -120,7 +120,7 @@ def choose_keys(
 ) -> tuple[Tensor, Tensor]:  # positions (B, m) int64, foreground first; valid (B, m) bool
     "Random support positions: `limit` of each kind, more of one where the other has too few."
     shape = (1 if generator else len(foreground), foreground.shape[1])
-    noise = torch.rand(shape, generator=generator, device=foreground.device).expand_as(foreground)
+    noise = torch.rand(shape, generator=generator).to(foreground.device).expand_as(foreground)
     rank = lambda kind: noise.masked_fill(~kind, 2.0).argsort(1).argsort(1)
     n_fg, n_bg = foreground.sum(1, keepdim=True), background.sum(1, keepdim=True)
     drawn_fg = foreground & (rank(foreground) < (2 * limit - n_bg).clamp(min=limit))
@@ -200,13 +200,13 @@ class Layer(nn.Module):
         x = self.layer_norms[2](x + aligned)
         return self.layer_norms[3](x + self.ffns[1](x)), dropped
 
-# %% ../nbs/07_cyctr.ipynb #8917f4c4
+# %% ../nbs/07_cyctr.ipynb #40c4a71b
 KEYS = 300  # of each kind, as published
 
 
 def draw_keys(mask: Tensor, training: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Positions (B, m) of keys in a mask (B, n), and (B, m) bool: label, key_valid and ignored."
-    generator = None if training else torch.Generator(mask.device).manual_seed(0)
+    generator = None if training else torch.Generator().manual_seed(0)
     positions, valid = choose_keys(mask == 1, mask == 0, KEYS, generator)
     return positions, mask.gather(1, positions) == 1, valid, ~valid
 

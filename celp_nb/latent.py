@@ -20,19 +20,19 @@ def candidates(N: Tensor, known: Tensor, sigma: int) -> Tensor:  # (B, n) intege
     "P of Eq. (3): the unknown positions with at least `sigma` similar ones."
     return (N >= sigma) & ~known
 
-# %% ../nbs/03_latent_prototypes.ipynb #1e51ee6b
+# %% ../nbs/03_latent_prototypes.ipynb #01ce0ec2
 BLOCK = 64  # rows of D at a time
 
 
 def draw_centre(
     high: Tensor,  # (B, C_h, h, w) float, high features of the query
     known: Tensor,  # (B, hw) bool
-    generator: torch.Generator,  # on the features' device
+    generator: torch.Generator,  # of the CPU: the same draw on every device
     delta: float | Tensor,  # in (-1, 1), or (B,)
     sigma: int,  # ≥ 0, positions
 ) -> Tensor:  # (B,) int64, a position, or -1 where P is empty
     "i* of section 4.2: one candidate of Eq. (3) per image, drawn uniformly."
-    draw = torch.rand(known.shape, generator=generator, device=known.device)
+    draw = torch.rand(known.shape, generator=generator).to(known.device)
     order = draw.masked_fill(known, -1.0).argsort(1, descending=True)  # known positions last
     centre = torch.full_like(known[:, 0], -1, dtype=torch.int64)
     for block in order.split(BLOCK, 1):
@@ -64,12 +64,12 @@ def pseudo_mask(
     one = resize(region_map, known.shape[-2:]).squeeze(1) >= KNOWN_FROM
     return torch.where(known == 1, 0, torch.where(one, 1, VOID))
 
-# %% ../nbs/03_latent_prototypes.ipynb #f803832c
+# %% ../nbs/03_latent_prototypes.ipynb #5b20fbbf
 @torch.no_grad()
 def sample_latent(
     high: Tensor,  # (B, C_h, h, w) float, high features of the query
     known: Tensor,  # (B, H, W) integer {0, 1, 255}: all training classes are 1, void 255
-    generator: torch.Generator | None = None,  # draws the centre where `centre` is not given
+    generator: torch.Generator | None = None,  # of the CPU; draws `centre` if not given
     centre: Tensor | None = None,  # (B,) int64, given positions; -1 for none
     delta: float | Tensor = DELTA,  # in (-1, 1); or (B,), one per image
     sigma: int = SIGMA,  # ≥ 0, positions

@@ -38,7 +38,7 @@ def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
 def added(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     "A table with the new rows in place of those of the same runs."
     if not path.is_file(): return new
-    old = pd.read_csv(path, dtype={"commit": str} if "commit" in new else None)
+    old = pd.read_csv(path, dtype={"commit": str, "weights": str})
     return pd.concat([old[~old.run.isin(new.run.unique())], new], ignore_index=True)
 
 

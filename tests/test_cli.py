@@ -19,11 +19,16 @@ from celp_nb.bundled.scenes import samples
 from celp_nb.contrast import FewShotModel
 from celp_nb.data.episodes import MIN_PIXELS, images_in_turn, pairs_per_class
 from celp_nb.data.voc import PASCAL_CLASSES, voc_layout
-from celp_nb.engine.backbones import BACKBONES, read_weights
+from celp_nb.engine.backbones import (
+    BACKBONES,
+    backbone_fingerprint,
+    load_backbone,
+    read_weights,
+)
 from celp_nb.engine.evaluation import scores
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.pfenet import PASCAL_BINS, PFENet
-from celp_nb.repro.config import flat_config
+from celp_nb.repro.config import flat_config, read_config
 from celp_nb.repro.published import (
     PFENET_NAMES,
     RESNET_NAMES,
@@ -268,7 +273,7 @@ def test_debug_shows_the_traceback(monkeypatch, here):
 
 def test_a_run_leaves_everything(home):
     run = home / "runs/scenes"
-    results = pd.read_csv(run / "results.csv")
+    results = pd.read_csv(run / "results.csv", dtype={"weights": str})
     assert set(zip(results.fold, results.method, results.shots)) >= {
         (f, m, k) for f in (0, 1) for m in ("PFENet", "PFENet+CE", "all foreground") for k in (1, 2)
     }
@@ -286,12 +291,16 @@ def test_a_run_leaves_everything(home):
         "seed",
         "selection",
         "commit",
+        "weights",
+        "precision",
         "seconds",
     ]
     assert (
         (results.data == "scenes").all()
         and (results.iterations == 2).all()
         and results.miou.between(0, 100).all()
+        and (results.weights == backbone_fingerprint(load_backbone("tiny"))).all()
+        and (results.precision == read_config(run).runtime.precision).all()
     )
     table = squeezed((run / "table.md").read_text())
     assert "`scenes`" in table and "not PASCAL-5i" in table and "| PFENet+CE | 2 |" in table

@@ -717,12 +717,20 @@ def lower():
     return torch.autocast("cpu", torch.bfloat16)
 
 
-def test_sampling_points_are_not_rounded():
+def test_points_and_their_weights_are_computed_in_float32():
     net, query = lively(DeformableAttention(4, 2)), torch.randn(2, 42, 4, generator=seeded(0))
     exact = net.where(query, (6, 7))
     with lower(): ours = net.where(query, (6, 7))
     for a, b in zip(exact, ours): assert b.dtype == torch.float32 and torch.equal(a, b)
     with lower(): assert net.sampling_offsets(query).dtype == torch.bfloat16  # without `where`
+
+
+def test_the_map_is_read_at_points_that_are_not_rounded():
+    "A ramp of 60 columns, whole numbers that bf16 holds, shows where it was read."
+    ramp = torch.arange(60.0).expand(1, 1, 1, 60, 60).bfloat16()
+    points = torch.rand(1, 500, 1, 1, 2, generator=seeded(0)) * 59
+    with lower(): read = sample_points(ramp, points, torch.ones(1, 500, 1, 1))
+    assert (read[0, :, 0] - points[0, :, 0, 0, 0]).abs().max() < 1e-4
 
 
 def test_the_round_trip_and_the_keys_are_calculated_in_float32(monkeypatch):

@@ -531,7 +531,7 @@ def test_each_image_is_sampled_with_its_own_delta():
 
 
 def test_the_masked_prior_is_nothing_outside_of_the_region():
-    "Eq. (8) as printed: cosines of the masked query; all else is the same."
+    "⊙ [M′ = 1], the sentence after Eq. (8): 0 on known objects and on the rest alike."
     torch.manual_seed(0)
     net = FewShotModel(6, PFENet(4, (1.0,)), 4).eval()
     query, support = (
@@ -539,7 +539,7 @@ def test_the_masked_prior_is_nothing_outside_of_the_region():
         Features(torch.rand(2, 1, 6, 5, 5), torch.rand(2, 1, 6, 5, 5)),
     )
     pseudo = torch.full((2, 33, 33), 255)
-    pseudo[0, 8:20, 8:20], pseudo[1, :, 20:] = 1, 1
+    pseudo[0, 8:20, 8:20], pseudo[1, :, 20:], pseudo[:, 24:, :12] = 1, 1, 0
     cond = support_conditioning(net, query, support, torch.ones(2, 1, 33, 33))
     whole, masked = latent_conditioning(cond, pseudo), masked_latent_conditioning(cond, pseudo)
     outside = resize((pseudo == 1).float().unsqueeze(1), (5, 5)) == 0

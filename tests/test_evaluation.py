@@ -237,7 +237,8 @@ def test_evaluation_against_a_slow_loop(K, backbone, photographs):
     table = evaluate(nets, feature_bank(backbone, data, SIDE), data, LIST, [1], (1, 2), done.append)
     assert (
         len(table) == 2 * 2 * 3
-        and list(table.columns[:4]) == ["method", "shots", "episode", "cls"]
+        and list(table.columns[:5]) == ["method", "shots", "episode", "cls", "query"]
+        and table["query"].tolist() == [data.ids[q] for q in LIST.query for _ in range(4)]
         and done == [0, 1, 2]
     )
     assert table[["episode", "shots", "method"]].values.tolist() == [
@@ -448,7 +449,8 @@ def test_the_plain_loop_and_the_bank_count_the_same_pixels(zoo, backbone, photog
     episodes = Episodes(*(x[:4] for x in many()))
     plain = evaluate_plainly(zoo, backbone, data, episodes, [1], SIDE, (1, 5))
     fast = evaluate(zoo, feature_bank(backbone, data, SIDE), data, episodes, [1], (1, 5))
-    named = ["method", "shots", "episode", "cls"]
+    named = ["method", "shots", "episode", "cls", "query"]
+    assert plain["query"].tolist() == [data.ids[episodes.query[e]] for e in plain.episode]
     assert plain[named].equals(fast[named]) and list(plain) == list(fast)
     counts = [name for name in plain if name not in named]
     apart = (plain[counts] - fast[counts]).abs().max(axis=1)

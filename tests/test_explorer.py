@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from datetime import datetime
+from types import SimpleNamespace
 
 import ipywidgets as W
 import numpy as np
@@ -33,6 +34,7 @@ from celp_nb.app.explorer_state import (
     decode_upload,
     draw_candidate,
     drawn_mask,
+    latent_prediction,
     prepare_image,
     rank_similarities,
     ranked_count,
@@ -47,6 +49,7 @@ from celp_nb.data.transforms import known_mask
 from celp_nb.engine.backbones import backbone_or_tiny, load_backbone
 from celp_nb.engine.feature_bank import feature_bank
 from celp_nb.latent import DELTA, candidates, sample_latent
+from celp_nb.ops import VOID
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
 VAL = samples("val")
@@ -100,7 +103,7 @@ def test_counting_by_bisection_is_equation_2(h, w, seed, delta):
 def test_maps_are_those_of_the_equations(image, delta, sigma, i):
     size = tuple(image.features.high.shape[-2:])
     known = rank_similarities(image.D, known_mask(image.class_map, TRAINING), size)
-    maps = slider_maps(image.D, known, image.features.mid, i, delta, sigma)
+    maps = slider_maps(image, known, image.features.mid, i, delta, sigma)
     assert torch.equal(maps.row.flatten(), image.D[0, i])
     N = similar_count(image.D, known.positions, delta)
     assert torch.equal(maps.candidate.flatten(), candidates(N, known.positions, sigma)[0])
@@ -114,10 +117,30 @@ def test_maps_are_those_of_the_equations(image, delta, sigma, i):
     assert (torch.from_numpy(blue) == (pseudo[0] == 0)).all()
 
 
+def test_padding_is_neither_candidate_nor_region_nor_answer():
+    "An image of 161×75 pixels: its edge lies between two columns of positions."
+    noise = np.random.default_rng(0).integers(0, 256, (161, 75, 3), dtype=np.uint8)
+    wide = prepare_image(load_backbone("tiny"), noise, np.zeros((161, 75), np.uint8), 161)
+    padding, size = wide.padding[0], tuple(wide.features.mid.shape[-2:])
+    columns = int((~padding[0]).sum())
+    assert 60 < columns < 76 and padding[:, columns:].all() and not padding[:, :columns].any()
+    known = rank_similarities(wide.D, drawn_mask("nothing", [], wide.class_map), size)
+    last = (columns - 1) // 8  # column of positions, the last inside of the image
+    seen = []
+    def decoder(cond):
+        seen.append(cond.padding)
+        return torch.stack([cond.prior[:, 0] * 0, cond.prior[:, 0] + 1], 1), None  # all foreground
+    maps = slider_maps(wide, known, wide.features.mid, last, -0.99, 0)
+    assert maps.candidate[:, : last + 1].any() and not maps.candidate[:, last + 1 :].any()
+    assert (maps.pseudo[0] == 1)[:, columns - 1].any() and (maps.pseudo[0][padding] == VOID).all()
+    answer = latent_prediction(SimpleNamespace(decoder=decoder), maps.latent, wide.padding)
+    assert torch.equal(answer, ~padding) and (seen[0] & wide.padding).sum() == padding.sum()
+
+
 def test_a_threshold_that_no_cosine_reaches_is_refused(image):
     known = rank_similarities(image.D, image.class_map * 0, (21, 21))
     with pytest.raises(ValueError, match="delta is 1.0"):
-        slider_maps(image.D, known, image.features.mid, 0, 1.0, 0)
+        slider_maps(image, known, image.features.mid, 0, 1.0, 0)
 
 
 def test_draws_are_uniform_candidates_and_repeatable():

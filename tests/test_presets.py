@@ -16,6 +16,7 @@ from celp_nb.repro.comparison import (
     compare_with_paper,
     comparison_text,
     read_runs,
+    read_table,
 )
 from celp_nb.repro.config import (
     SECTIONS,
@@ -249,6 +250,26 @@ def results(
     )
 
 
+def test_weights_and_precision_stand_beside_the_scores(tmp_path):
+    "A fingerprint of figures alone stays a text, and files of earlier versions are read."
+    files = {
+        "old": results(seeds=(0,)),
+        "new": results(seeds=(1,), weights="0123456789", precision="float32"),
+        "other": results(seeds=(2,), weights="12345e6789", precision="bf16"),
+    }
+    for name, table in files.items():
+        table.assign(run="r").to_csv(tmp_path / f"{name}.csv", index=False)
+    text = lambda *names: comparison_text(compare_with_paper(pd.concat(
+        [read_table(tmp_path / f"{name}.csv") for name in names]
+    )))
+    assert "weights" not in text("old") and "Warning: not all" not in text("old", "new")
+    assert "; float32; weights 0123456789." in text("old", "new")
+    assert (
+        "Warning: not all scores have the same weights (0123456789, 12345e6789) and "
+        "precision (bf16, float32)." in text("new", "other")
+    )
+
+
 def at(comparison, shots, metric, fold, method="PFENet+CE"):
     c = comparison
     return c[
@@ -325,7 +346,7 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
     base = change_config(
         preset_config("pascal-pfenet-ce-resnet50"),
         data=str(tmp_path),
-        precision="bf16",
+        precision="float32",
         folds=(0, 1, 2, 3),
     )
     runs = [
@@ -348,6 +369,9 @@ def test_runs_that_differ_in_their_seed_alone_come_together(tmp_path):
     assert changed_from_preset(base) == {}
     assert changed_from_preset(make_config(n_folds=2)) == {"n_folds": 2}
     assert changed_from_preset(change_config(base, bins=(1.0, 0.5))) == {"bins": (1.0, 0.5)}
+    assert changed_from_preset(change_config(base, precision="float32", weights="imagenet")) == {}
+    own = change_config(base, precision="bf16", weights="own.pth")
+    assert changed_from_preset(own) == {"weights": "own.pth", "precision": "bf16"}
     with pytest.raises(FileNotFoundError, match="gone"):
         read_runs([tmp_path / "gone"])
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")

@@ -139,11 +139,10 @@ def make_choice_cache(
 
     return ChoiceCache(image_of, known_of, mid_of)
 
-# %% ../../nbs/50b_explorer_choice.ipynb #a3255157
+# %% ../../nbs/50b_explorer_choice.ipynb #1c0ecbd2
 class LoadedChoice(NamedTuple):
     "What a choice needs, apart from sliders and centre."
     model: FewShotModel | None
-    side: int  # S
     image: ExplorerImage
     known: KnownPositions
     photograph: bytes  # PNG, the known pixels tinted
@@ -161,7 +160,7 @@ def load_choice(choice: Choice, cache: ChoiceCache) -> LoadedChoice:
     mid = cache.mid(model, *which)
     h, w = mid.shape[2:]
     words = f"{backbone_words}; {model_words}; {side} pixels, {h}×{w} positions."
-    return LoadedChoice(model, side, image, known, photograph, mid, words)
+    return LoadedChoice(model, image, known, photograph, mid, words)
 
 # %% ../../nbs/50b_explorer_choice.ipynb #2c4c54c9
 def choose_centre(
@@ -192,18 +191,19 @@ def describe_centre(
     if known: return f"N = {count}, known, so no candidate."
     return f"N = {count}, {'a' if count >= sigma else 'no'} candidate, because σ is {sigma}."
 
-# %% ../../nbs/50b_explorer_choice.ipynb #ff892f16
+# %% ../../nbs/50b_explorer_choice.ipynb #a70cf01b
 def prediction_picture(loaded: LoadedChoice, maps: SliderMaps) -> PngWithCaption:
     "Draw the model's prediction for the latent prototype and prior."
     if loaded.model is None: return BLANK, "prediction: needs a checkpoint of this backbone"
     if not (maps.pseudo == 1).any():
         return BLANK, "prediction: none, because the pseudo-mask is empty"
-    prediction = latent_prediction(loaded.model, maps.latent, loaded.side)
-    percent = 100 * prediction.float().mean()
+    padding = loaded.image.padding
+    prediction = latent_prediction(loaded.model, maps.latent, padding)
+    percent = 100 * prediction.sum() / (~padding).sum()
     caption = f"the decoder’s foreground, Eq. (10) (orange, {percent:.0f} % of the pixels)"
     return prediction_png(loaded.image.photo, prediction), f"prediction: {caption}"
 
-# %% ../../nbs/50b_explorer_choice.ipynb #f334da09
+# %% ../../nbs/50b_explorer_choice.ipynb #e9504b72
 def show_choice(
     choice: Choice,
     is_outdated: Callable[[], bool],  # whether a newer choice waits
@@ -220,7 +220,7 @@ def show_choice(
         point, remark = choose_centre(choice, loaded.known, size)
         centre = point[0] * size[1] + point[1]
         maps = slider_maps(
-            loaded.image.D, loaded.known, loaded.mid, centre, choice.delta, choice.sigma
+            loaded.image, loaded.known, loaded.mid, centre, choice.delta, choice.sigma
         )
         show_centre(point, size)
         show_picture("photograph", loaded.photograph, "photograph: known in blue; the ring is i*")

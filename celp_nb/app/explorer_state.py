@@ -6,7 +6,7 @@
 __all__ = ['ExplorerImage', 'prepare_image', 'decode_upload', 'read_corners', 'drawn_mask', 'KnownPositions', 'rank_similarities',
            'ranked_count', 'SliderMaps', 'slider_maps', 'draw_candidate', 'reduced_features', 'latent_prediction']
 
-# %% ../../nbs/50_explorer_state.ipynb #3be74432
+# %% ../../nbs/50_explorer_state.ipynb #49853907
 import io
 from typing import NamedTuple
 
@@ -20,19 +20,20 @@ from ..conditioning import Conditioning, Features
 from ..contrast import FewShotModel, latent_conditioning
 from ..data.images import UnreadableImage, as_photograph, open_image
 from ..data.masks import void_of
-from ..data.transforms import denormalise, fit_square
+from ..data.transforms import denormalise, fit_square, padding_of
 from ..engine.backbones import Backbone, image_features
 from ..latent import candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 
-# %% ../../nbs/50_explorer_state.ipynb #61e44553
+# %% ../../nbs/50_explorer_state.ipynb #e43afa32
 class ExplorerImage(NamedTuple):
     "One image in its square, with features and similarities."
     photo: np.ndarray  # (S, S, 3) uint8
     class_map: Tensor  # (S, S) uint8 or int32, 0 … C; void and padding
     features: Features  # (1, …, h, w)
     D: Tensor  # (1, hw, hw) float32, Eq. (1)
+    padding: Tensor  # (1, S, S) bool, pixels of the square that are no image
 
 
 @torch.no_grad()
@@ -44,8 +45,9 @@ def prepare_image(
 ) -> ExplorerImage:
     "Fit an image into the square and compute its features and Eq. (1)."
     x, class_map = fit_square(image, class_map, side)
-    features = image_features(backbone, x[None])
-    return ExplorerImage(denormalise(x), class_map, features, self_similarity(features.high))
+    features, padding = image_features(backbone, x[None]), padding_of(*image.shape[:2], side)
+    D = self_similarity(features.high)
+    return ExplorerImage(denormalise(x), class_map, features, D, padding)
 
 # %% ../../nbs/50_explorer_state.ipynb #aba74078
 def decode_upload(
@@ -129,7 +131,7 @@ def ranked_count(
     below = torch.searchsorted(ranked, torch.full_like(ranked[..., :1], delta), right=True)
     return ranked.shape[2] - below.squeeze(2)
 
-# %% ../../nbs/50_explorer_state.ipynb #87358666
+# %% ../../nbs/50_explorer_state.ipynb #317152e1
 class SliderMaps(NamedTuple):
     "The maps of one image for one δ, σ and centre."
     row: Tensor  # (h, w) float32, the centre's row of D
@@ -141,7 +143,7 @@ class SliderMaps(NamedTuple):
 
 @torch.no_grad()
 def slider_maps(
-    D: Tensor,  # (1, hw, hw) float32, Eq. (1)
+    image: ExplorerImage,  # for its similarities and padding
     known: KnownPositions,
     mid: Tensor,  # (1, C, h, w) float, middle features, reduced where there is a model
     centre: int,  # i*, a position in 0 … hw-1
@@ -149,12 +151,13 @@ def slider_maps(
     sigma: int,  # ≥ 0, positions
 ) -> SliderMaps:
     "Compute Eq. (2–9) at one centre. Raises ValueError for a delta outside (-1, 1)."
-    size = tuple(mid.shape[-2:])
-    N, row = ranked_count(known.ranked, delta), D[:, centre]
+    size, padding = tuple(mid.shape[-2:]), image.padding
+    N, row = ranked_count(known.ranked, delta), image.D[:, centre]
     P = candidates(N, known.positions, sigma)
     pseudo = pseudo_mask(similar_region(row, known.positions, delta), size, known.mask)
+    pseudo = pseudo.masked_fill(padding, VOID)  # a resized region reaches over the image's edge
     # Of the main path, the latent conditioning reads only the query and the number of shots.
-    main = Conditioning(mid, None, None, mid.unsqueeze(1), None, None)
+    main = Conditioning(mid, None, None, mid.unsqueeze(1), None, padding)
     latent = latent_conditioning(main, pseudo)
     return SliderMaps(row.view(size), N.view(size), P.view(size), pseudo, latent)
 
@@ -168,7 +171,7 @@ def draw_candidate(
     generator = torch.Generator().manual_seed(seed)
     return int(candidate.flatten().float().multinomial(1, generator=generator))
 
-# %% ../../nbs/50_explorer_state.ipynb #10679467
+# %% ../../nbs/50_explorer_state.ipynb #64e0b2f7
 @torch.no_grad()
 def reduced_features(
     model: FewShotModel | None,
@@ -182,8 +185,8 @@ def reduced_features(
 def latent_prediction(
     model: FewShotModel,
     latent: Conditioning,  # of one image
-    side: int,  # S
+    padding: Tensor,  # (1, S, S) bool
 ) -> Tensor:  # (S, S) bool
     "The foreground that the decoder predicts from a latent prototype and prior, Eq. (10)."
     logits = model.decoder(latent)[0].float()
-    return resize(logits, (side, side))[0].argmax(0).bool()
+    return resize(logits, padding.shape[1:])[0].argmax(0).bool() & ~padding[0]

@@ -151,7 +151,7 @@ def error_counts(prediction: Tensor, target: Tensor, known: Tensor, near: Tensor
         "known": int((known == 1).sum()),
     }
 
-# %% ../../nbs/36_evaluation.ipynb #8d181453
+# %% ../../nbs/36_evaluation.ipynb #4f09cb19
 class Truth(NamedTuple):
     "The ground truth of a query at its photograph's size."
     target: Tensor  # (H, W) uint8: 1 the class, 0 anything else, 255 void
@@ -177,15 +177,16 @@ def count_row(
     shots: int,
     episode: int,
     cls: int,
+    query: str,  # the image's id: intervals draw images, not episodes (*44_statistics*)
     foreground: Tensor,  # (H, W) bool, predicted
     truth: Truth,
-) -> dict[str, str | int]:  # method, shots, episode, cls, and the counts of *09_metrics*
+) -> dict[str, str | int]:  # method, shots, episode, cls, query, and the counts of *09_metrics*
     "One row of a table of results."
-    named = {"method": method, "shots": shots, "episode": episode, "cls": cls}
+    named = dict(method=method, shots=shots, episode=episode, cls=cls, query=query)
     counts = pixel_counts(foreground, truth.target, truth.known)
     return {**named, **counts, **error_counts(foreground, *truth)}
 
-# %% ../../nbs/36_evaluation.ipynb #c37be1f9
+# %% ../../nbs/36_evaluation.ipynb #aad69e61
 def segment_plainly(
     predictor: FewShotModel | VotingPredictor,  # votes of a model
     backbone: Backbone,
@@ -225,7 +226,7 @@ def evaluate_plainly(
                     found = segment_plainly(
                         predictor, backbone, data, side, cls, query, supports[:K]
                     )
-                    rows.append(count_row(name, K, e, cls, found, truth))
+                    rows.append(count_row(name, K, e, cls, data.ids[query], found, truth))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/36_evaluation.ipynb #774d0579

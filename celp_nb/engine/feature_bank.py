@@ -312,7 +312,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #59d03752
+# %% ../../nbs/37_feature_bank.ipynb #407d5742
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -352,8 +352,8 @@ def evaluate(
         for (e, K, name), own in questions.items():
             votes = torch.stack([found[x] for x in own]).sum(0)
             foreground = votes >= getattr(predictors[name], "needed", 1)
-            truth = truth_of(own[0].query, own[0].cls)
-            rows[e, K, name] = count_row(name, K, e, own[0].cls, foreground, truth)
+            x, truth = own[0], truth_of(own[0].query, own[0].cls)
+            rows[e, K, name] = count_row(name, K, e, x.cls, data.ids[x.query], foreground, truth)
         for n in range(first, min(first + batch, len(order))): report(n)
     bank.kept.clear()
     keys = product(range(len(order)), shots, predictors)

@@ -42,7 +42,7 @@ DECODERS = {
     ),
 }
 
-# %% ../../nbs/31_methods.ipynb #81522501
+# %% ../../nbs/31_methods.ipynb #3223437b
 @dataclass(frozen=True)
 class Method:
     "A decoder and the settings of Eq. (13)."
@@ -54,7 +54,7 @@ class Method:
     #: one δ per image instead of `delta`: the one that this share of its cosines exceeds; 0: off
     share: float = 0.0
     known: Literal["all", "class", "objects"] = "all"  # see `KNOWN_MASKS`
-    latent_prior: Literal["whole", "masked"] = "whole"  # see `LATENT_CONDITIONINGS`
+    latent_prior: Literal["whole", "masked"] = "whole"  # features as they are, or ⊙ [M′ = 1]
     separate: bool = False  # a 1×1 convolution of its own for the support
     rate: float = 1.0  # factor on the learning rate of everything that has a schedule
     #: of CyCTR; published: with the two defects that *07_cyctr* describes

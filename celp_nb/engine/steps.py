@@ -260,7 +260,7 @@ def image_delta(
     D = similarity_rows(high, rows).masked_fill(one_known, torch.nan)
     return D.flatten(1).nanquantile(1 - share, dim=1).nan_to_num(1.0).clamp(-0.9999, 0.9999)
 
-# %% ../../nbs/33_steps.ipynb #0438c6b0
+# %% ../../nbs/33_steps.ipynb #61a8e775
 def cached_call(shared: dict, name: object, make: Callable[[], Tensor]) -> Tensor:
     "What is kept in `shared` under a name, made if need be."
     if name not in shared: shared[name] = make()
@@ -274,10 +274,9 @@ def draw_pseudo_masks(
     rank: int,  # of this process
 ) -> Tensor:  # (B, S, S) int64 {0, 1, 255}
     "The pseudo-masks of a step's queries, Eq. (6), from latent regions drawn at random."
-    high, device = data.query.high, data.target.device
-    generator = torch.Generator(device).manual_seed(number)
+    high, generator = data.query.high, torch.Generator().manual_seed(number)
     B, _, h, w = high.shape
-    torch.rand(rank * B, h * w, generator=generator, device=device)  # of the processes before
+    torch.rand(rank * B, h * w, generator=generator)  # of the processes before
     known = KNOWN_MASKS[method.known](data)
     delta = image_delta(high, known, method.share) if method.share else method.delta
     return sample_latent(high, known, generator, delta=delta, sigma=method.sigma)[0]

@@ -102,9 +102,10 @@ def score_fold(
         lambda e: tick(e + 1),
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #b923fc8a
+# %% ../../nbs/42c_fold_evaluation.ipynb #c3eaf271
 def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
-    "A fold's scores in percent, labelled with data, backbone, length, seed, selection and commit."
+    """A fold's scores in percent, labelled with data, backbone, length, seed, selection, commit,
+    fingerprint of the backbone's weights, and precision."""
     config, table = setup.config, scores(rows)
     if config.evaluation.trivial: table = best_prior(table)
     table.insert(0, "fold", fold.number)
@@ -116,6 +117,8 @@ def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
         selection=config.optimisation.select,
         commit=setup.commit,
         benchmark=setup.val.benchmark,
+        weights=setup.fingerprint,
+        precision=config.runtime.precision,
     )
 
 
@@ -136,7 +139,7 @@ def evaluate_fold(
     if setup.accelerator.is_main_process: write_table(place / "rows.csv", rows)
     return fold_scores(setup, fold, rows)
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #d12d74e2
+# %% ../../nbs/42c_fold_evaluation.ipynb #32352a6f
 @torch.no_grad()
 def drawn_pseudo_mask(
     setup: Setup,
@@ -148,7 +151,7 @@ def drawn_pseudo_mask(
     x, class_map = setup.memory.square(q)
     high = image_features(setup.backbone, x[None].to(setup.accelerator.device)).high
     known = known_mask(class_map[None], fold.train_classes).to(high.device)
-    generator = torch.Generator(high.device).manual_seed(setup.config.runtime.seed)
+    generator = torch.Generator().manual_seed(setup.config.runtime.seed)
     model = setup.config.model
     pseudo = sample_latent(high, known, generator, delta=model.delta, sigma=model.sigma)[0]
     return (at_native_size((pseudo == 1).float()[None], *size)[0] >= 0.5).cpu().numpy()

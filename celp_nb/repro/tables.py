@@ -77,7 +77,7 @@ PAPER_TABLES = {
     "7": Table("pascal", {"avg": Row(CE, {"voting": True})}, setting="five_shot_fusion"),
 }
 
-# %% ../../nbs/45_tables.ipynb #44a64202
+# %% ../../nbs/45_tables.ipynb #d8c86331
 SMALLER = {
     **{f"{n} classes": {"classes": n} for n in (2, 5, 10)},
     **{f"{n} photographs": {"photographs": n} for n in (50, 100, 200)},
@@ -92,7 +92,7 @@ SWITCHES = {
     "images in turn": Row(CE, {"protocol": "per_image"}),
     "the episode's class alone is known": Row(f"{CE} known=class"),
     "void is not known": Row(f"{CE} known=objects"),
-    "⊙ M′ in Eq. (8)": Row(f"{CE} latent_prior=masked"),
+    "⊙ [M′ = 1] in Eq. (8)": Row(f"{CE} latent_prior=masked"),
     "weights as in Eq. (13)": Row(f"{CE} contrast=1 auxiliary=0.1"),
     "separate 1×1 convolutions": Row(f"{CE} separate=yes"),
     "no CE": Row("PFENet"),
