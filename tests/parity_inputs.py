@@ -25,14 +25,14 @@ def fill(name, shape, salt=0):
     return n * np.float32(np.sqrt(2 / np.prod(shape[1:])))
 
 
-def draw_image_features(r, prototypes, side):
-    "Features of one image: its regions are those nearest to six sites; a prototype each, and noise."
+def draw_image_features(r, prototypes, side, noise):
+    "Features of an image: six regions around random sites, a prototype for each, and noise."
     sites = r.rand(REGIONS, 2) * side
     grid = np.stack(np.mgrid[:side, :side], -1).reshape(-1, 1, 2)
     region = ((grid - sites) ** 2).sum(-1).argmin(1)
     maps = []
     for prototype in prototypes:
-        noisy = prototype[region] + 0.18 * r.standard_normal((side * side, prototype.shape[1]))
+        noisy = prototype[region] + noise * r.standard_normal((side * side, prototype.shape[1]))
         maps.append(np.maximum(noisy, 0).astype("float32").astype("float16"))
     return [m.T.reshape(-1, side, side) for m in maps]
 
@@ -45,7 +45,8 @@ def episode_features(settings):
     for channels in LAYERS.values():
         values = np.abs(r.standard_normal((REGIONS, channels)))
         prototypes.append(values * (r.rand(REGIONS, channels) < 0.3))
-    images = [draw_image_features(r, prototypes, side) for _ in range(batch * shot)]
+    noise = settings.get("noise", 0.18)
+    images = [draw_image_features(r, prototypes, side, noise) for _ in range(batch * shot)]
     features = {}
     for layer, maps in zip(LAYERS, zip(*images)):
         supports = np.stack(maps).reshape(batch, shot, -1, side, side)

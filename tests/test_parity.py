@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity_inputs import episode_features, fill, read_fixture, read_keys, whole_fixture
+from parity_inputs import fill, read_keys, whole_fixture
 
 from celp_nb.conditioning import Features, SupportFeatures
 from celp_nb.contrast import two_path_losses
@@ -88,12 +88,18 @@ def close(ours, theirs, rtol=1e-4):
     )
 
 
+def gradient_norms(model, losses):
+    losses.total(contrast=0.1, auxiliary=1.0).backward()
+    return {n: p.grad.norm().item() for n, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize(
     "case,names,loss",
     [
         ("pfenet_train", PFENET_NAMES, cross_entropy),
         ("pfenet_train_fixed_bins", PFENET_NAMES, cross_entropy),
         ("cyctr_train", CYCTR_NAMES, dice),
+        ("pfenet_train_ours", PFENET_NAMES, cross_entropy),
     ],
 )
 def test_training_step(golden, case, names, loss):
@@ -122,8 +128,7 @@ def test_training_step(golden, case, names, loss):
         (losses.contrast, "contrast_loss"),
     ]:
         assert ours.item() == pytest.approx(float(data[theirs]), rel=1e-4), theirs
-    losses.total(contrast=0.1, auxiliary=1.0).backward()
-    grads = {n: p.grad.norm().item() for n, p in model.named_parameters()}
+    grads = gradient_norms(model, losses)
     expected = {
         published_name(str(n), names): float(g)
         for n, g in zip(data["grad_names"], data["grad_norms"])
