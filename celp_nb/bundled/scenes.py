@@ -252,7 +252,7 @@ def write_example(
     mask[(mask != EXAMPLE_CLASS) & (mask != VOID)] = 0
     write_png_mask(folder / "support.png", mask, optimize=True)
 
-# %% ../../nbs/A2_scenes.ipynb #cc931752
+# %% ../../nbs/A2_scenes.ipynb #a32af414
 #: SHA-256 of the masks of a split, one after the other
 MASK_DIGESTS = {
     "train": "51bb9f355a7cc7fbab2a5ec3f1fd7a42d7747911b3705b5d0873fee142775818",
@@ -288,8 +288,9 @@ def check_drawn(root: Path) -> None:
     if not wrong and example_difference(root) > 1: wrong = ["other images"]
     if wrong:
         raise ValueError(
-            f"this machine draws other scenes than the bundled ones ({', '.join(wrong)}), so scores "
-            "on them could not be compared; work in a clone of the repository, which has the files."
+            f"this machine draws other scenes than the bundled ones ({', '.join(wrong)}), so "
+            "scores on them could not be compared; work in a clone of the repository, which has "
+            "the files."
         )
 
 # %% ../../nbs/A2_scenes.ipynb #19776c87
