@@ -53,13 +53,18 @@ def build(folder: Path) -> Path:  # the wheel
     return next(file for file in files if file.suffix == ".whl")
 
 
+def package_files() -> set[str]:
+    "Every file of the package."
+    paths = (path.relative_to(ROOT) for path in (ROOT / "celp_nb").rglob("*") if path.is_file())
+    hidden = lambda path: any(part.startswith(("__pycache__", ".")) for part in path.parts)
+    return {path.as_posix() for path in paths if not hidden(path)}
+
+
 def check_contents(wheel: Path) -> None:
     "Refuse a wheel that lacks a file of the package, or has anything beside it."
     packed = set(zipfile.ZipFile(wheel).namelist())
-    tracked = subprocess.run(["git", "ls-files", "celp_nb"], cwd=ROOT, check=True, text=True,
-                             capture_output=True).stdout.splitlines()  # fmt: skip
     info = {name for name in packed if ".dist-info/" in name}
-    missing, more = set(tracked) - packed, packed - info - set(tracked)
+    missing, more = package_files() - packed, packed - info - package_files()
     odd = {name for name in packed - info if Path(name).suffix not in SUFFIXES}
     if missing or more or odd:
         sys.exit(f"{wheel.name}: missing {missing}, more than wanted {more}, odd {odd}")
