@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 import venv
 import zipfile
@@ -141,9 +142,12 @@ def page_of(url: str, server: subprocess.Popen, seconds: float) -> str:
     "What a server answers, once it does. Ends the program if it does not."
     end = time.time() + seconds
     while time.time() < end and server.poll() is None:
-        with suppress(OSError):
+        try:
             return urllib.request.urlopen(url, timeout=end - time.time()).read().decode()
-        time.sleep(0.3)
+        except urllib.error.HTTPError as error:
+            sys.exit(f"{url} answers {error}")
+        except OSError:  # not yet
+            time.sleep(0.3)
     sys.exit(f"{url} does not answer; the server's exit status is {server.poll()}")
 
 
