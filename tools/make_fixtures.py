@@ -54,9 +54,9 @@ def own_masks() -> dict[str, np.ndarray]:
     box = lambda top, left, bottom, right: (y >= top) & (y < bottom) & (x >= left) & (x < right)
     disc = (y - 34) ** 2 + (x - 14) ** 2 < 100
     void = np.where((y == 0) | (x == 52), 255, 0)
-    query = np.stack([np.where(shape, 1, void) for shape in (box(6, 4, 25, 17), disc)])
-    known = np.where(np.stack([box(39, 31, 53, 50), box(3, 23, 12, 46)]), 1, query)
-    support = np.stack([query, np.where(box(12, 9, 37, 34), 1, void)[None].repeat(2, 0)], 1)
+    query = np.stack([np.where(shape, 1, void) for shape in (box(6, 4, 18, 18), disc)])
+    known = np.where(np.stack([box(44, 35, 53, 50), box(3, 23, 9, 46)]), 1, query)
+    support = np.stack([query, np.where(box(18, 9, 35, 34), 1, void)[None].repeat(2, 0)], 1)
     return {"y": query, "c": known, "sy": support}
 
 
