@@ -6,7 +6,7 @@
 __all__ = ['N_OTHER', 'training_images', 'recolour', 'position_pairs', 'pair_loss', 'PretrainingHeads', 'pretraining_losses',
            'pretraining_steps', 'save_half_precision', 'pretrain', 'purity']
 
-# %% ../../nbs/A3_tiny_backbone.ipynb #64e04b5d
+# %% ../../nbs/A3_tiny_backbone.ipynb #8d1987b8
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +22,7 @@ from .catalogue import other_classes
 from .scenes import GROUNDS, render_scene
 from ..data.episodes import atomic_file
 from ..data.transforms import normalise
-from ..engine.backbones import tiny_net
+from ..engine.networks import tiny_net
 from ..ops import STRIDE, VOID
 
 # %% ../../nbs/A3_tiny_backbone.ipynb #0ac72c67
