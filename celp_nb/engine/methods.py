@@ -8,7 +8,8 @@ __all__ = ['DECODERS', 'METHODS', 'BUILT_IN_METHODS', 'KNOWN_MASKS', 'LATENT_CON
            'with_published_attention', 'build_model', 'trial_conditioning', 'check_answer', 'try_decoder',
            'check_decoder', 'Step']
 
-# %% ../../nbs/31_methods.ipynb #7ac312ac
+# %% ../../nbs/31_methods.ipynb #dfe7cf23
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Literal, NamedTuple, get_args, get_type_hints
@@ -211,7 +212,7 @@ def check_answer(answer: object, batch: int) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"its own loss is {shape}, not a scalar or None")
     return logits, own
 
-# %% ../../nbs/31_methods.ipynb #feb92134
+# %% ../../nbs/31_methods.ipynb #e3a33fee
 def try_decoder(
     kind: Decoder,
     width: int,
@@ -250,9 +251,12 @@ def check_decoder(
     with torch.random.fork_rng(devices=[]):
         try: try_decoder(DECODERS[name], width, bins, crop, side, shots)
         except Exception as e:
+            frames = traceback.extract_tb(e.__traceback__)
+            own = [f for f in frames if "-packages" not in f.filename and f.filename != __file__]
             reason = str(e) if type(e) is ValueError else f"{type(e).__name__}: {e}"
+            if own: reason = f"{own[-1].filename}, line {own[-1].lineno}: {reason}"
             raise ValueError(
-                f"the decoder {name} fails on a trial: {reason.strip()[:300].rstrip('.')}."
+                f"the decoder {name} fails on a trial: {reason.strip()[:400].rstrip('.')}."
             ) from e
 
 # %% ../../nbs/31_methods.ipynb #dd1c5178

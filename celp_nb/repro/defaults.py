@@ -203,7 +203,7 @@ def resolve_weights(model: ModelConfig) -> ModelConfig:
         )
     return replace(model, weights=weights)
 
-# %% ../../nbs/40a_defaults.ipynb #e76712d4
+# %% ../../nbs/40a_defaults.ipynb #7d8cd749
 def load_plugins(config: RunConfig) -> RunConfig:
     """The settings with whole paths of the plugins, which are loaded.
 
@@ -214,7 +214,7 @@ def load_plugins(config: RunConfig) -> RunConfig:
     used = {config.model.backbone, *(find_method(m).decoder for m in config.model.methods)}
     if own and not own & used:
         warnings.warn(
-            f"of {', '.join(sorted(own))}, which {', '.join(plugins)} registers, nothing is used; "
+            f"nothing of {', '.join(sorted(own))}, registered by {', '.join(plugins)}, is used; "
             "name it with --methods or --backbone.",
             stacklevel=2,
         )
