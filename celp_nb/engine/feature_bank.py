@@ -312,7 +312,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #4c9152c4
+# %% ../../nbs/37_feature_bank.ipynb #7780d110
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -334,8 +334,7 @@ def evaluate(
         )
     order, batch, rows = np.lexsort((episodes.query, episodes.cls)), max(1, batch), {}
     sorted_list = Episodes(*(x[order] for x in episodes.shots(max(shots))))
-    single = lambda p: p.predict if isinstance(p, VotingPredictor) else p
-    models = {single(p) for p in predictors.values()}
+    models = {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()}
     room = bank.kept.maxsize / bytes_of_an_image(bank, models)
     sizes = bank.side, bank.backbone.stride
     truth_of = lru_cache(batch)(lambda q, c: read_truth(data, q, c, train_classes, *sizes))

@@ -57,7 +57,7 @@ class DataConfig:
     # stopping; test classes stay hidden in training all the same
     skip_rare: bool = False
 
-# %% ../../nbs/40_config.ipynb #c93e54c9
+# %% ../../nbs/40_config.ipynb #3a0c92d7
 @dataclass(frozen=True)
 class ModelConfig:
     "Backbone and methods."
@@ -70,8 +70,8 @@ class ModelConfig:
     # trained side by side on the same episodes; a changed setting follows the name: "PFENet+CE
     # delta=0.4 known=class"
     methods: tuple[str, ...] = BUILT_IN_METHODS
-    # Python file that registers decoders or backbones of your own, once for each file; they are used
-    # where --methods or --backbone names them
+    # Python file that registers decoders or backbones of your own, used where --methods or --backbone
+    # names them; once for each file
     plugin: UseAppendAction[tuple[str, ...]] = ()
     # channels of the decoder; by default 64 for the samples, 256 for a folder
     width: int | None = None
