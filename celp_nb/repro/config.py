@@ -7,21 +7,21 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'RE
            'OptimisationConfig', 'EvaluationConfig', 'RuntimeConfig', 'RunConfig', 'flat_config', 'change_config',
            'make_config', 'config_from_json', 'read_config', 'write_config', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #88e888ea
+# %% ../../nbs/40_config.ipynb #f2bc82a6
 import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from ..data.episodes import atomic_file
 from ..data.text_files import read_json
-from ..engine.methods import METHODS, Method, find_method
+from ..engine.methods import BUILT_IN_METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
-# %% ../../nbs/40_config.ipynb #9510c270
+# %% ../../nbs/40_config.ipynb #5f536241
 @dataclass(frozen=True)
 class DataConfig:
     "Images, classes and sizes."
@@ -41,11 +41,10 @@ class DataConfig:
     # training images per fold, drawn by the seed; classes left with fewer than two are left out; by
     # default all
     photographs: int | None = None
-    # of the square that an image is fitted into in evaluation, 8n+1 pixels; by default 161 for the
-    # samples, 473 for a folder
+    # of the square that an image is fitted into in evaluation, 8n+1 pixels (or what a backbone of
+    # your own needs); by default 161 for the samples, 473 for a folder
     side: int | None = None
-    # side of the square training crop, 8n+1 pixels; by default 113 for the samples, 473 for a
-    # folder
+    # side of the square training crop, likewise; by default 113 for the samples, 473 for a folder
     crop: int | None = None
     # usual long side of the images in pixels: training scales them by side / reference; by default
     # 161 for the samples, 473 for a folder
@@ -58,7 +57,7 @@ class DataConfig:
     # stopping; test classes stay hidden in training all the same
     skip_rare: bool = False
 
-# %% ../../nbs/40_config.ipynb #29a7c27e
+# %% ../../nbs/40_config.ipynb #2e265854
 @dataclass(frozen=True)
 class ModelConfig:
     "Backbone and methods."
@@ -70,7 +69,10 @@ class ModelConfig:
     weights: str | None = None
     # trained side by side on the same episodes; a changed setting follows the name: "PFENet+CE
     # delta=0.4 known=class"
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = BUILT_IN_METHODS
+    # Python file that registers decoders or backbones of your own, which are used where --methods
+    # or --backbone names them; once for each file
+    plugin: UseAppendAction[tuple[str, ...]] = ()
     # channels of the decoder; by default 64 for the samples, 256 for a folder
     width: int | None = None
     # share of the reduced features' channels dropped in training; the paper's is 0.5
@@ -255,8 +257,8 @@ def write_config(folder: str | Path, config: RunConfig) -> None:
     with atomic_file(Path(folder) / "config.json", "w") as f:
         f.write(json.dumps(asdict(config), indent=1) + "\n")
 
-# %% ../../nbs/40_config.ipynb #6652983f
-RESUMABLE_FIELDS = ("workers", "device", "cache_gb", "compile", "tensorboard")
+# %% ../../nbs/40_config.ipynb #bf830089
+RESUMABLE_FIELDS = ("plugin", "workers", "device", "cache_gb", "compile", "tensorboard")
 
 # %% ../../nbs/40_config.ipynb #1c2349cc
 def method_of(
