@@ -51,20 +51,22 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str) -> object:
-    "A public name, from its module. Raises AttributeError naming the nearest for another."
-    from importlib import import_module
+if not TYPE_CHECKING:  # a checker tells an unknown name itself
 
-    if name in _HOMES:
-        value = getattr(import_module(f"celp_nb.{_HOMES[name]}"), name)
-        globals()[name] = value  # so that it is asked for once
-        return value
-    from difflib import get_close_matches
+    def __getattr__(name: str) -> object:
+        "A public name, from its module. Raises AttributeError naming the nearest for another."
+        from importlib import import_module
 
-    lower = {known.lower(): known for known in _HOMES}
-    near = get_close_matches(name.lower(), lower, 1)
-    hint = f"; did you mean {lower[near[0]]!r}?" if near and not name.startswith("_") else ""
-    raise AttributeError(f"module 'celp_nb' has no attribute {name!r}{hint}")
+        if name in _HOMES:
+            value = getattr(import_module(f"celp_nb.{_HOMES[name]}"), name)
+            globals()[name] = value  # so that it is asked for once
+            return value
+        from difflib import get_close_matches
+
+        lower = {known.lower(): known for known in _HOMES}
+        near = get_close_matches(name.lower(), lower, 1)
+        hint = f"; did you mean {lower[near[0]]!r}?" if near and not name.startswith("_") else ""
+        raise AttributeError(f"module 'celp_nb' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

@@ -62,7 +62,7 @@ def find_precision(precision: str) -> torch.dtype | None:  # None: float32
     check_choice("precision", precision, ("float32", "bf16"))
     return torch.bfloat16 if precision == "bf16" else None
 
-# %% ../../nbs/34a_pretrained.ipynb #07a3ee83
+# %% ../../nbs/34a_pretrained.ipynb #a041a09f
 def backbone_of(
     path: str | Path,  # of a trained model, for messages
     saved: dict,  # what it holds
@@ -72,16 +72,15 @@ def backbone_of(
 
     Raises as `load_backbone` and `check_backbone` do, where its own cannot be had either."""
     def load(weights: str | None) -> Backbone:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(saved["seed"])  # for random weights
-            backbone = load_backbone(saved["backbone"], weights)
+        torch.default_generator.manual_seed(saved["seed"])  # for random weights
+        backbone = load_backbone(saved["backbone"], weights)
         check_backbone(path, saved, backbone_fingerprint(backbone))
         return backbone
 
     if weights is None: return load(saved["weights"])
     try: return load(weights)
     except ValueError as error:
-        if Path(weights).is_file(): read_weights(weights)  # of nothing at all: a mistake
+        if Path(weights).is_file(): read_weights(Path(weights))  # of nothing at all: a mistake
         try: backbone = load(saved["weights"])
         except (ValueError, OSError, RuntimeError): raise error from None
     warnings.warn(
