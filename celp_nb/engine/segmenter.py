@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ImageLike', 'Segmentation', 'one_or_more', 'Segmenter', 'segment', 'one_object', 'object_mask', 'check_least_size',
-           'photograph', 'as_photograph', 'as_support_mask', 'support_names']
+           'photograph', 'photograph_array', 'mask_array', 'support_names']
 
 # %% ../../nbs/35_segmenter.ipynb #733a9a50
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,7 +63,7 @@ def one_or_more(
     if isinstance(given, str | Path | PILImage.Image): return [given]
     return [given] if isinstance(given, np.ndarray) and given.ndim <= dimensions else given
 
-# %% ../../nbs/35_segmenter.ipynb #4bac4394
+# %% ../../nbs/35_segmenter.ipynb #7f41986d
 class Segmenter:
     "A trained model in use: it marks in a photograph what is marked in its K supports."
 
@@ -126,8 +126,8 @@ class Segmenter:
         if names is None: names = support_names(images, masks)
         photos, squares, fitted = [], [], []
         for image, mask, (image_name, mask_name) in zip(images, masks, names):
-            photos.append(as_photograph(image, image_name))
-            marked = as_support_mask(mask, mask_name)
+            photos.append(photograph_array(image, image_name))
+            marked = mask_array(mask, mask_name)
             x, m = fit_support(photos[-1], marked, self.side, image_name, mask_name)
             squares.append(x[None].to(self.device))
             fitted.append(m[None].to(self.device))
@@ -155,7 +155,7 @@ class Segmenter:
         if not self.support: raise ValueError("there is no support; call set_support first.")
         if batch < 1: raise ValueError(f"batch is {batch}; give 1 or more photographs at a time.")
         (features, mask), numbered = self.support, enumerate(one_or_more(images, 3), 1)
-        photos = (as_photograph(image, f"query image {n}") for n, image in numbered)
+        photos = (photograph_array(image, f"query image {n}") for n, image in numbered)
         parts = iter(lambda: list(islice(photos, batch)), [])
         return (result for part in parts for result in segment(self, features, mask, part))
 
@@ -248,8 +248,8 @@ def photograph(path: str | Path) -> np.ndarray:  # (H, W, 3) uint8, RGB
     check_least_size(image, str(path))
     return image
 
-# %% ../../nbs/35_segmenter.ipynb #eec2b0a5
-def as_photograph(
+# %% ../../nbs/35_segmenter.ipynb #9de15576
+def photograph_array(
     given: ImageLike,  # arrays: (H, W, 3) or (H, W), uint8, or float in 0 … 1
     name: str,  # for messages, where it is no path
 ) -> np.ndarray:  # (H, W, 3) uint8, RGB
@@ -278,7 +278,7 @@ def as_photograph(
     return np.require(image, requirements=["C", "W"])
 
 
-def as_support_mask(
+def mask_array(
     given: ImageLike,  # arrays: (H, W), bool, or uint8 of 0, 1 and 255
     name: str,  # for messages, where it is no path
 ) -> np.ndarray:  # (H, W) uint8 {0, 1, 255}
@@ -293,8 +293,8 @@ def as_support_mask(
         raise ValueError(f"{name} is a {kind}; give a path, a PIL image or a NumPy array.")
     if given.ndim != 2 or given.dtype not in (np.bool_, np.uint8):
         raise ValueError(
-            f"{name} is of type {given.dtype} and shape {given.shape}; give height x width, bool or "
-            "uint8."
+            f"{name} is of type {given.dtype} and shape {given.shape}; give height x width, bool "
+            "or uint8."
         )
     mask = np.require(given.astype(np.uint8), requirements=["C", "W"])
     others = sorted(set(np.unique(mask).tolist()) - {0, 1, VOID})
