@@ -1,16 +1,16 @@
-"""Parity with the published implementation.
+"""Parity with the published implementation: its numbers are in tests/fixtures.
 
-The fixtures come from $CELP_GOLDEN, by default ../shared/golden: any seed, salt, map size or bins.
+Where ../shared/golden is, its whole fixtures are read too; $CELP_GOLDEN names another folder to
+read instead of both: any seed, salt, map size or bins.
 """
 
-import json
 import os
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from parity_inputs import fill, read_keys, whole_fixture
 
 from celp_nb.conditioning import Features, SupportFeatures
 from celp_nb.contrast import two_path_losses
@@ -29,38 +29,31 @@ from celp_nb.repro.published import (
 )
 from celp_nb.similarity import known_positions, self_similarity, similar_count
 
-GOLDEN = Path(
-    os.environ.get("CELP_GOLDEN", Path(__file__).parent.parent.parent / "shared" / "golden")
-)
-KEYS = GOLDEN / "official_keys.json"
-pytestmark = pytest.mark.skipif(
-    not KEYS.is_file(), reason=f"no fixtures in {GOLDEN}; set CELP_GOLDEN"
-)
+BUNDLED = Path(__file__).parent / "fixtures"
+WHOLE = Path(__file__).parent.parent.parent / "shared" / "golden"
+if "CELP_GOLDEN" in os.environ:
+    FOLDERS = [Path(os.environ["CELP_GOLDEN"])]
+else:
+    FOLDERS = [folder for folder in (BUNDLED, WHOLE) if folder.is_dir()]
+KEYS = read_keys(FOLDERS[0]) or read_keys(BUNDLED)
 
 
-def fill(name, shape, salt=0):
-    "The fixtures' parameters: a function of their official names."
-    g = np.random.RandomState((zlib.crc32(name.encode()) + salt) % 2**32)
-    n = g.standard_normal(shape).astype("float32")
-    if name.endswith("num_batches_tracked"): return np.zeros(shape, "int64")
-    if name.endswith("running_var"): return 1 + 0.1 * np.abs(n)
-    if name.endswith("running_mean"): return 0.1 * n
-    if len(shape) == 1: return 0.5 + 0.05 * n if name.endswith("weight") else 0.1 * n
-    return n * np.float32(np.sqrt(2 / np.prod(shape[1:])))
+@pytest.fixture(params=FOLDERS, ids=lambda folder: folder.name)
+def golden(request):
+    "A folder of fixtures."
+    assert request.param.is_dir(), f"CELP_GOLDEN is {request.param}, which is no folder"
+    return request.param
 
 
-def load(name):
-    path = GOLDEN / f"{name}.npz"
+def load(folder, name):
+    path = folder / f"{name}.npz"
     if not path.is_file(): pytest.skip(f"no {path}")
-    with np.load(path) as z: data = {k: z[k] for k in z.files}
-    return data, json.loads(str(data.pop("settings")))
+    return whole_fixture(path)
 
 
 def official(model, salt, only=lambda name: True):
     return {
-        k: torch.as_tensor(np.asarray(fill(k, s, salt)))
-        for k, s in json.loads(KEYS.read_text())[model].items()
-        if only(k)
+        k: torch.as_tensor(np.asarray(fill(k, s, salt))) for k, s in KEYS[model].items() if only(k)
     }
 
 
@@ -95,16 +88,22 @@ def close(ours, theirs, rtol=1e-4):
     )
 
 
+def gradient_norms(model, losses):
+    losses.total(contrast=0.1, auxiliary=1.0).backward()
+    return {n: p.grad.norm().item() for n, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize(
     "case,names,loss",
     [
         ("pfenet_train", PFENET_NAMES, cross_entropy),
         ("pfenet_train_fixed_bins", PFENET_NAMES, cross_entropy),
         ("cyctr_train", CYCTR_NAMES, dice),
+        ("pfenet_train_ours", PFENET_NAMES, cross_entropy),
     ],
 )
-def test_training_step(case, names, loss):
-    data, settings = load(case)
+def test_training_step(golden, case, names, loss):
+    data, settings = load(golden, case)
     t, query, support = tensors(data)
     size = query.high.shape[-2:]
     known = known_positions(t["c"], size)
@@ -129,8 +128,7 @@ def test_training_step(case, names, loss):
         (losses.contrast, "contrast_loss"),
     ]:
         assert ours.item() == pytest.approx(float(data[theirs]), rel=1e-4), theirs
-    losses.total(contrast=0.1, auxiliary=1.0).backward()
-    grads = {n: p.grad.norm().item() for n, p in model.named_parameters()}
+    grads = gradient_norms(model, losses)
     expected = {
         published_name(str(n), names): float(g)
         for n, g in zip(data["grad_names"], data["grad_norms"])
@@ -141,8 +139,8 @@ def test_training_step(case, names, loss):
 
 @pytest.mark.parametrize("case", ["pfenet_eval_1shot", "pfenet_eval_5shot", "cyctr_eval_1shot"])
 @torch.no_grad()
-def test_evaluation(case):
-    data, settings = load(case)
+def test_evaluation(golden, case):
+    data, settings = load(golden, case)
     t, query, support = tensors(data)
     logits = published(case.split("_")[0], settings).eval()(
         query, support, t["sy"], t["y"] == 255
@@ -156,8 +154,8 @@ def test_evaluation(case):
 
 
 @torch.no_grad()
-def test_deformable_attention():
-    data, _ = load("deformable_attention")
+def test_deformable_attention(golden):
+    data, _ = load(golden, "deformable_attention")
     t = {k: torch.as_tensor(v) for k, v in data.items()}
     rows, width = t["param/attention_weights.weight"].shape
     module = DeformableAttention(width, heads=rows // 9)
@@ -176,8 +174,8 @@ def test_deformable_attention():
     ],
 )
 @torch.no_grad()
-def test_backbone(case, name, model):
-    data, settings = load(case)
+def test_backbone(golden, case, name, model):
+    data, settings = load(golden, case)
     state = official(model, settings["salt"], only=lambda k: k.startswith("layer"))
     names = VGG_NAMES if name.startswith("vgg") else RESNET_NAMES
     backbone = load_backbone(name, {published_name(k, names): v for k, v in state.items()})

@@ -1,4 +1,6 @@
 "The bundled samples: drawn the same from the same seed, and as promised on disk."
+import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from celp_nb.bundled import catalogue as bundled_catalogue
+from celp_nb.bundled import objects as bundled_objects
 from celp_nb.bundled import scenes as bundled_scenes
+from celp_nb.data.images import read_image
+from celp_nb.data.voc import voc_layout
 
 ROOT = Path(__file__).resolve().parent.parent / "data_samples" / "scenes"
 
@@ -112,7 +117,7 @@ def test_other_classes_are_others():
 @settings(max_examples=15, deadline=None)
 @given(k=st.integers(0, 19), area=st.floats(1500, 5000), seed=st.integers(0, 10 ** 6))
 def test_an_instance_has_the_wanted_size(k, area, seed):
-    patch = bundled_scenes.render_object(
+    patch = bundled_objects.render_object(
         bundled_catalogue.bundled_classes()[k], area, np.random.default_rng(seed), supersample=2
     )
     assert abs(patch.area / area - 1) < .06
@@ -137,7 +142,7 @@ def test_objects_stay_visible(seed):
     )
     assert set(np.unique(scene.mask)) <= {0, 1, 10, 17, 255}
     assert all((scene.mask == c).sum() >= 1800 for c in (1, 10, 17))
-    assert scene.ground.max() < len(bundled_scenes.GROUNDS)
+    assert scene.ground.max() < len(bundled_objects.GROUNDS)
 
 
 def test_what_does_not_fit_is_said():
@@ -153,3 +158,151 @@ def test_what_does_not_fit_is_said():
             least=9000,
             supersample=1,
         )
+
+
+# --- an episode to begin with
+
+
+def test_the_example_is_the_first_two_validation_scenes_with_a_star(tmp_path):
+    scenes = bundled_scenes.samples("val")
+    first = np.flatnonzero(scenes.pixels[:, bundled_scenes.EXAMPLE_CLASS - 1])[:2]
+    assert [scenes.ids[i] for i in first] == list(bundled_scenes.EXAMPLE_SCENES.values())
+    assert scenes.class_names[bundled_scenes.EXAMPLE_CLASS - 1] == "star"
+    bundled_scenes.write_example(ROOT, tmp_path)
+    for path in bundled_scenes.example_episode():
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes()
+
+
+def test_the_example_marks_the_star_alone():
+    support, mask, query = (np.asarray(Image.open(p)) for p in bundled_scenes.example_episode())
+    whole = committed("val_0001")[1]
+    assert set(np.unique(mask)) == {0, 1, 255}
+    assert np.array_equal(mask == 1, whole == 1) and np.array_equal(mask == 255, whole == 255)
+    assert support.shape == query.shape == (*mask.shape, 3)
+
+
+# --- outside of a clone
+
+
+@pytest.fixture
+def few_scenes(monkeypatch, tmp_path):
+    "No clone, an empty cache, and a data set of six scenes. Gives the cache folder."
+    monkeypatch.setenv("CELP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bundled_scenes, "_scenes_of_clone", lambda: tmp_path / "no clone")
+    monkeypatch.setattr(bundled_scenes, "SPLITS", {"train": 2, "val": 4})
+    few = partial(bundled_scenes.write_samples, splits={"train": 2, "val": 4}, workers=1)
+    monkeypatch.setattr(bundled_scenes, "write_samples", few)
+    promised = {split: bundled_scenes.masks_digest(ROOT, split) for split in ("train", "val")}
+    monkeypatch.setattr(bundled_scenes, "MASK_DIGESTS", promised)
+    return tmp_path / "cache"
+
+
+def folders(cache):
+    return [path.name for path in cache.iterdir() if path.is_dir()]
+
+
+def never(*args):
+    raise AssertionError("drawn again")
+
+
+def test_promised_masks_are_those_of_the_clone():
+    for split, promised in bundled_scenes.MASK_DIGESTS.items():
+        assert bundled_scenes.masks_digest(ROOT, split) == promised
+
+
+def test_outside_of_a_clone_the_scenes_are_drawn_once(few_scenes, monkeypatch, capsys):
+    scenes = bundled_scenes.samples("val")
+    assert "drawing the 6 bundled scenes; this is done once" in capsys.readouterr().err
+    monkeypatch.setattr(bundled_scenes, "write_samples", never)
+    train = bundled_scenes.samples("train")
+    assert capsys.readouterr().err == ""
+    assert scenes.name == train.name == "samples"
+    assert len(folders(few_scenes)) == 1 and few_scenes in train.image_paths[0].parents
+    clone = voc_layout(ROOT, "val")
+    assert scenes.ids == clone.ids[:4] and scenes.class_names == clone.class_names
+    assert np.array_equal(scenes.pixels, clone.pixels[:4])
+    for i in range(4):
+        assert np.array_equal(scenes.read_mask(i), clone.read_mask(i))
+        gap = np.abs(read_image(scenes, i).astype(float) - read_image(clone, i))
+        assert gap.mean() < 0.1  # rounding
+
+
+def test_in_a_clone_nothing_is_drawn(monkeypatch):
+    monkeypatch.setattr(bundled_scenes, "drawn_samples", never)
+    assert bundled_scenes.samples("val").image_paths[0].parent.parent == ROOT
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_other_masks_are_refused(few_scenes, monkeypatch, split):
+    promised = bundled_scenes.MASK_DIGESTS | {split: "0" * 64}
+    monkeypatch.setattr(bundled_scenes, "MASK_DIGESTS", promised)
+    with pytest.raises(ValueError, match=rf"other masks in {split}\), .* work in a clone"):
+        bundled_scenes.samples(split)
+    assert not folders(few_scenes)
+
+
+def test_other_images_are_refused(few_scenes, monkeypatch, tmp_path):
+    other = tmp_path / "other"
+    bundled_scenes.write_example(ROOT, other)
+    (other / "query.jpg").write_bytes((ROOT / "JPEGImages/val_0003.jpg").read_bytes())
+    monkeypatch.setattr(bundled_scenes, "EXAMPLE", other)
+    with pytest.raises(ValueError, match=r"\(other images\)"): bundled_scenes.samples("val")
+    assert not folders(few_scenes)
+
+
+def test_an_interrupted_drawing_is_not_taken_for_a_whole_one(few_scenes, monkeypatch):
+    def interrupted(root):
+        bundled_scenes.bundled_scene("val", 0)
+        (root / "JPEGImages").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bundled_scenes, "write_samples", interrupted)
+        with pytest.raises(KeyboardInterrupt): bundled_scenes.samples("val")
+    assert not folders(few_scenes)
+    name = bundled_scenes.drawn_samples().name
+    shutil.rmtree(few_scenes / name)
+    (few_scenes / f".{name}.killed.part").mkdir()  # what a killed process leaves behind
+    assert len(bundled_scenes.samples("val").ids) == 4
+
+
+def test_two_processes_that_draw_at_once_agree(few_scenes, monkeypatch):
+    check, marks = bundled_scenes.check_drawn, []
+
+    def finished_by_another(part):
+        check(part)
+        (name,) = folders(few_scenes)
+        whole = few_scenes / name[1:].partition(".")[0]
+        shutil.copytree(part, whole)
+        (whole / "mark").touch()
+        marks.append(whole / "mark")
+
+    monkeypatch.setattr(bundled_scenes, "check_drawn", finished_by_another)
+    root = bundled_scenes.drawn_samples()
+    assert marks[0].parent == root and marks[0].exists() and folders(few_scenes) == [root.name]
+
+
+def test_a_cache_folder_that_cannot_be_written_is_named(few_scenes, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CELP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(OSError, match=r"file/samples-\w+: .* set CELP_CACHE to a folder that can"):
+        bundled_scenes.samples("val")
+
+
+def full_disk(root, split, index, seed):
+    raise OSError("No space left on device")
+
+
+def test_an_error_while_drawing_ends_the_drawing(few_scenes, monkeypatch):
+    monkeypatch.setattr(bundled_scenes, "_write_scene", full_disk)
+    with pytest.raises(OSError, match=r"No space left on device\); set CELP_CACHE"):
+        bundled_scenes.samples("val")
+    assert not folders(few_scenes)
+
+
+def test_a_terminal_shows_a_bar_and_a_file_does_not(monkeypatch, capsys):
+    assert list(bundled_scenes._with_bar(iter("abc"), 3)) == ["a", "b", "c"]
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert list(bundled_scenes._with_bar(iter("abc"), 3)) == ["a", "b", "c"]
+    assert "3/3" in capsys.readouterr().out

@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
-STEM = r"(?:\d\d[a-z]?|A\d)_\w+"  # of a notebook's file, such as 05_losses or A2_scenes
+STEM = r"(?:\d\d|A\d)[a-z]?_\w+"  # of a notebook's file, such as 05_losses or A2_scenes
 #: wings of the table of contents: caption → beginnings of stems
 WINGS = {
     "The paper": ("0", "1"),

@@ -6,7 +6,7 @@
 __all__ = ['N_OTHER', 'training_images', 'recolour', 'position_pairs', 'pair_loss', 'PretrainingHeads', 'pretraining_losses',
            'pretraining_steps', 'save_half_precision', 'pretrain', 'purity']
 
-# %% ../../nbs/A3_tiny_backbone.ipynb #64e04b5d
+# %% ../../nbs/A3_tiny_backbone.ipynb #aa9c4ac3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .catalogue import other_classes
-from .scenes import GROUNDS, render_scene
+from .objects import GROUNDS
+from .scenes import render_scene
 from ..data.episodes import atomic_file
 from ..data.transforms import normalise
 from ..engine.backbones import tiny_net
