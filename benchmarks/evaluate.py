@@ -53,7 +53,7 @@ TOLERANCE = 1e-5  # of the valid pixels, and of mIoU
 
 def networks(args):
     "The same weights as a plain network and as ours."
-    build, cut, _, unused = BACKBONES[args.backbone]
+    build, cut, _, unused, *_ = BACKBONES[args.backbone]
     net = build()
     if args.weights != "random":
         load_weights_(net, read_weights(args.weights), args.weights, unused)

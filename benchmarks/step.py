@@ -38,13 +38,13 @@ from celp_nb.contrast import FewShotModel, two_path_losses
 from celp_nb.cyctr import CycleAttention
 from celp_nb.engine.backbones import (
     autocast,
-    dilate_,
     episode_features,
     feature_channels,
     load_backbone,
     read_weights,
 )
 from celp_nb.engine.methods import DECODERS, METHODS, Method, Step, build_model
+from celp_nb.engine.networks import dilate_
 from celp_nb.engine.training import (
     Objective,
     Optimisation,

@@ -18,8 +18,6 @@ from celp_nb.engine.backbones import (
     BACKBONES,
     TINY_WEIGHTS,
     Backbone,
-    deepen_stem_,
-    dilate_,
     episode_features,
     feature_channels,
     freeze_,
@@ -29,8 +27,8 @@ from celp_nb.engine.backbones import (
     photograph_or_sample,
     read_weights,
     support_features,
-    tiny_net,
 )
+from celp_nb.engine.networks import deepen_stem_, dilate_, tiny_net
 from celp_nb.ops import resize, soft_mask
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -322,7 +320,8 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_missing_tiny_file_is_no_random_network(monkeypatch, tmp_path):
-    monkeypatch.setitem(BACKBONES, "tiny", (*BACKBONES["tiny"][:2], tmp_path / "tiny.pth", ()))
+    moved = BACKBONES["tiny"]._replace(weights=tmp_path / "tiny.pth")
+    monkeypatch.setitem(BACKBONES, "tiny", moved)
     with pytest.raises(FileNotFoundError, match="tiny.pth"): load_backbone("tiny")
 
 

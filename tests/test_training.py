@@ -824,7 +824,7 @@ def test_a_file_of_a_method_that_is_not_known(tmp_path):
     with pytest.raises(
         ValueError,
         match=r"m\.pt was trained with a method that is not known here "
-        r".there is no method 'CANet'; choose one of PFENet, .*; train again\.",
+        r".there is no method 'CANet'; choose one of PFENet, .*; register its decoder first, ",
     ):
         load_model(tmp_path / "m.pt")
 

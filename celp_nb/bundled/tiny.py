@@ -6,7 +6,7 @@
 __all__ = ['N_OTHER', 'training_images', 'recolour', 'position_pairs', 'pair_loss', 'PretrainingHeads', 'pretraining_losses',
            'pretraining_steps', 'save_half_precision', 'pretrain', 'purity']
 
-# %% ../../nbs/A3_tiny_backbone.ipynb #aa9c4ac3
+# %% ../../nbs/A3_tiny_backbone.ipynb #96c99a34
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +23,7 @@ from .objects import GROUNDS
 from .scenes import render_scene
 from ..data.episodes import atomic_file
 from ..data.transforms import normalise
-from ..engine.backbones import tiny_net
+from ..engine.networks import tiny_net
 from ..ops import STRIDE, VOID
 
 # %% ../../nbs/A3_tiny_backbone.ipynb #0ac72c67

@@ -21,27 +21,32 @@ from torchvision.transforms.v2 import functional as F
 
 from ..ops import STRIDE, VOID, resize
 
-# %% ../../nbs/25_transforms.ipynb #9a642998
+# %% ../../nbs/25_transforms.ipynb #c3c8347c
 # sides of the square that a network reads, in pixels, 8n+1
 SAMPLES_SIDE, PASCAL_SIDE, COCO_SIDE = 161, 473, 641
 
 
 def round_side(
     side: int,  # pixels
-) -> int:  # the nearest 8n+1, at least 9
-    """The nearest side of the form 8n+1, with a warning if that is another.
+    stride: int = STRIDE,  # of the backbone: pixels per position
+    remainder: int = 1,  # of the backbone: its sides are stride · n + remainder
+) -> int:  # the nearest such side with n ≥ 1
+    """The nearest side that a backbone is made for, with a warning if that is another.
 
     Raises ValueError below one stride.
     """
-    if side < STRIDE:
+    form = f"{stride}n" + (f"+{remainder}" if remainder else "")
+    if side < stride:
+        small, medium, large = (stride * n + remainder for n in (20, 30, 59))
         raise ValueError(
-            f"side {side} is smaller than one feature stride ({STRIDE}); "
-            f"use 8n+1 pixels, such as {SAMPLES_SIDE}, 241 or {PASCAL_SIDE}."
+            f"side {side} is smaller than one feature stride ({stride}); "
+            f"use {form} pixels, such as {small}, {medium} or {large}."
         )
-    rounded = (side - 1 + STRIDE // 2) // STRIDE * STRIDE + 1
+    n = max(1, (side - remainder + stride // 2) // stride)
+    rounded = stride * n + remainder
     if rounded != side:
         warnings.warn(
-            f"side {side} is not of the form 8n+1; {rounded} is used.", stacklevel=2
+            f"side {side} is not of the form {form}; {rounded} is used.", stacklevel=2
         )
     return rounded
 

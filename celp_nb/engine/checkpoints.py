@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MODEL_FIELDS', 'FORMER_NAME', 'LOSS_NAMES', 'save_checkpoint', 'is_undamaged', 'load_checkpoint',
-           'check_names', 'check_backbone', 'load_model', 'Best', 'update_best', 'Trained', 'save_state',
-           'changed_settings', 'resume_state']
+           'check_names', 'check_plugin', 'check_backbone', 'load_model', 'Best', 'update_best', 'Trained',
+           'save_state', 'changed_settings', 'resume_state']
 
-# %% ../../nbs/32_checkpoints.ipynb #a1070f58
+# %% ../../nbs/32_checkpoints.ipynb #e5fb229c
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..contrast import FewShotModel
 from ..data.episodes import atomic_file
-from .backbones import TINY_WEIGHTS
-from .methods import build_model, find_method
+from .backbones import BACKBONES, TINY_WEIGHTS
+from .methods import METHODS, build_model, find_method
 
 # %% ../../nbs/32_checkpoints.ipynb #7967ec9b
 def save_checkpoint(path: str | Path, **state) -> None:
@@ -77,7 +77,25 @@ def check_names(path: str | Path, state: dict[str, Tensor], model: FewShotModel)
             f"run tools/convert_checkpoints.py {path}, or train again."
         )
 
-# %% ../../nbs/32_checkpoints.ipynb #805019dc
+# %% ../../nbs/32_checkpoints.ipynb #47217b98
+def check_plugin(
+    path: str | Path,  # of a trained model, for the message
+    saved: dict,  # what it holds
+) -> None:
+    "Raise ValueError naming the plugin that a model needs, where what it registers is missing."
+    base, backbone = (str(saved["method"]).split() or [""])[0], saved["backbone"]
+    missing = []
+    if base not in METHODS: missing.append(f"the method {base}")
+    if backbone not in BACKBONES: missing.append(f"the backbone {backbone}")
+    plugins = [str(plugin) for plugin in saved.get("plugin") or ()]
+    if not missing or not plugins: return
+    options = " ".join(f"--plugin {plugin}" for plugin in plugins)
+    raise ValueError(
+        f"{path} was trained with {' and '.join(missing)} of a plugin; give {options} "
+        f"(in Python: celp_nb.engine.plugins.load_plugin({plugins[0]!r}))."
+    )
+
+# %% ../../nbs/32_checkpoints.ipynb #77f122eb
 def check_backbone(
     path: str | Path,  # of a trained model, for the message
     saved: dict,  # what it holds
@@ -106,12 +124,14 @@ def load_model(
             f"{path} holds no trained model ({min(missing)!r} is missing); "
             "give a file such as runs/samples/fold0/PFENet+CE.pt."
         )
+    check_plugin(path, saved)
     if fingerprint is not None: check_backbone(path, saved, fingerprint)
     try:
         method = find_method(saved["method"])
     except ValueError as e:
         raise ValueError(
-            f"{path} was trained with a method that is not known here ({e}); train again."
+            f"{path} was trained with a method that is not known here ({e}); "
+            "register its decoder first, or train again."
         ) from e
     model = build_model(saved["in_channels"], saved["width"], saved["bins"], method=method)
     check_names(path, saved["model"], model)

@@ -151,7 +151,7 @@ def error_counts(prediction: Tensor, target: Tensor, known: Tensor, near: Tensor
         "known": int((known == 1).sum()),
     }
 
-# %% ../../nbs/36_evaluation.ipynb #8d181453
+# %% ../../nbs/36_evaluation.ipynb #a733b507
 class Truth(NamedTuple):
     "The ground truth of a query at its photograph's size."
     target: Tensor  # (H, W) uint8: 1 the class, 0 anything else, 255 void
@@ -165,10 +165,11 @@ def read_truth(
     cls: int,
     train_classes: list[int],  # known to the models
     side: int,  # of the square that images are fitted into
+    stride: int = STRIDE,  # of the backbone: pixels of that square per position
 ) -> Truth:
     "What predictions for a query are counted against."
     pixels = torch.as_tensor(data.read_mask(query))
-    target, position = binary_mask(pixels, cls), -(-STRIDE * max(pixels.shape) // side)
+    target, position = binary_mask(pixels, cls), -(-stride * max(pixels.shape) // side)
     return Truth(target, known_mask(pixels, train_classes), near_edge(target, position))
 
 
@@ -185,7 +186,7 @@ def count_row(
     counts = pixel_counts(foreground, truth.target, truth.known)
     return {**named, **counts, **error_counts(foreground, *truth)}
 
-# %% ../../nbs/36_evaluation.ipynb #c37be1f9
+# %% ../../nbs/36_evaluation.ipynb #92dcca8b
 def segment_plainly(
     predictor: FewShotModel | VotingPredictor,  # votes of a model
     backbone: Backbone,
@@ -218,7 +219,7 @@ def evaluate_plainly(
     "Score every method on the same episodes, one after the other."
     rows = []
     for e, (cls, query, supports) in enumerate(zip(*(x.tolist() for x in episodes))):
-        truth = read_truth(data, query, cls, train_classes, side)
+        truth = read_truth(data, query, cls, train_classes, side, backbone.stride)
         for K in shots:
             for name, predictor in predictors.items():
                 if has_enough(predictor, K):

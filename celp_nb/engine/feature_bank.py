@@ -7,7 +7,7 @@ __all__ = ['tensors_in', 'bytes_of', 'store', 'FeatureBank', 'feature_bank', 'ep
            'compared_features', 'encode_image', 'upcoming_uses', 'cached', 'load_features', 'bytes_of_an_image',
            'prior_key', 'stack_conditioning', 'decode', 'predict_batch', 'evaluate']
 
-# %% ../../nbs/37_feature_bank.ipynb #f5901dff
+# %% ../../nbs/37_feature_bank.ipynb #90897174
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -50,7 +50,7 @@ from celp_nb.engine.evaluation import (
     read_truth,
     reductions,
 )
-from ..ops import STRIDE, VOID, keep_foreground, min_max
+from ..ops import VOID, keep_foreground, min_max
 
 # %% ../../nbs/37_feature_bank.ipynb #228e23bb
 def tensors_in(item: Tensor | dict | tuple) -> list[Tensor]:
@@ -210,7 +210,7 @@ def upcoming_uses(
     touched = lambda used: len(np.unique(images[: used.argmax() + 1]))
     return [name for name, used in uses.items() if used.any() and touched(used) <= room]
 
-# %% ../../nbs/37_feature_bank.ipynb #846b7680
+# %% ../../nbs/37_feature_bank.ipynb #07bc4f21
 def cached(kept: LRUCache, names: Iterable[tuple]) -> dict:
     "Those of the names that are kept, with what they stand for."
     return {name: kept[name] for name in names if name in kept}
@@ -238,7 +238,7 @@ def load_features(
 def bytes_of_an_image(bank: FeatureBank, predictors: Iterable[Predictor]) -> int:
     "The most that is kept of one image as query and support of one class."
     width = sum(p.width for p in predictors if isinstance(p, FewShotModel))
-    positions = ((bank.side - 1) // STRIDE + 1) ** 2
+    positions = (-(-bank.side // bank.backbone.stride)) ** 2
     return 4 * positions * (2 * feature_channels(bank.backbone)[1] + width) + 2 * bank.side**2
 
 # %% ../../nbs/37_feature_bank.ipynb #bf4f7841
@@ -312,7 +312,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #59d03752
+# %% ../../nbs/37_feature_bank.ipynb #7780d110
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -334,10 +334,10 @@ def evaluate(
         )
     order, batch, rows = np.lexsort((episodes.query, episodes.cls)), max(1, batch), {}
     sorted_list = Episodes(*(x[order] for x in episodes.shots(max(shots))))
-    single = lambda p: p.predict if isinstance(p, VotingPredictor) else p
-    models = {single(p) for p in predictors.values()}
+    models = {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()}
     room = bank.kept.maxsize / bytes_of_an_image(bank, models)
-    truth_of = lru_cache(batch)(lambda q, c: read_truth(data, q, c, train_classes, bank.side))
+    sizes = bank.side, bank.backbone.stride
+    truth_of = lru_cache(batch)(lambda q, c: read_truth(data, q, c, train_classes, *sizes))
     bank.kept.clear()
     for first in range(0, len(order), batch):
         questions = {}

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['EXPECTED_FOLDS', 'DATA_LABELS', 'OPTIONAL', 'SELECTION_TEXTS', 'UNCOMPARED_FIELDS', 'NEEDED', 'nearest_dataset',
-           'paper_row', 'beside_the_row', 'trained_results', 'facts_of', 'compare_with_paper', 'figure_text',
-           'group_lines', 'run_text', 'comparison_text', 'setting_notes', 'run_notes', 'changed_from_preset',
-           'read_table', 'settings_columns', 'read_runs']
+           'paper_row', 'beside_the_row', 'is_of_paper', 'trained_results', 'facts_of', 'compare_with_paper',
+           'figure_text', 'group_lines', 'run_text', 'comparison_text', 'setting_notes', 'run_notes',
+           'changed_from_preset', 'read_table', 'settings_columns', 'read_runs']
 
-# %% ../../nbs/41a_comparison.ipynb #34ccb925
+# %% ../../nbs/41a_comparison.ipynb #24bc84f0
 import json
 import warnings
 from collections.abc import Iterable
@@ -18,7 +18,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from ..engine.methods import METHODS
 from .config import RESUMABLE_FIELDS, RunConfig, flat_config, read_config
 from celp_nb.repro.presets import (
     PAPER_BACKBONES,
@@ -31,7 +30,7 @@ from celp_nb.repro.presets import (
     preset_config,
 )
 
-# %% ../../nbs/41a_comparison.ipynb #db521b0f
+# %% ../../nbs/41a_comparison.ipynb #381cd1fa
 EXPECTED_FOLDS = [0, 1, 2, 3]
 DATA_LABELS = {"PASCAL-5i": "pascal5i", "COCO-20i": "coco20i"}  # in results.csv
 
@@ -47,7 +46,7 @@ def nearest_dataset(
 
 def paper_row(
     dataset: str,  # of `nearest_dataset`
-    method: str,  # one of `METHODS`
+    method: str,  # one of `PAPER_METHODS`, or another
     backbone: str,  # one of `BACKBONES`
     shots: int,
     metric: Literal["mIoU", "FB-IoU"],
@@ -56,7 +55,7 @@ def paper_row(
     t = paper_scores()
     t = t[(t.dataset == dataset) & (t.metric == metric) & (t.shot == shots)]
     backbone = PAPER_BACKBONES.get(backbone.split("_deep")[0])
-    t = t[(t.plain == PAPER_METHODS[method]) & (t.backbone == backbone)]
+    t = t[(t.plain == PAPER_METHODS.get(method)) & (t.backbone == backbone)]
     values = t[[*PAPER_FOLDS, "mean"]].iloc[0].tolist() if len(t) else [np.nan] * 5
     return pd.Series(values, [*EXPECTED_FOLDS, "mean"], dtype=float)
 
@@ -86,18 +85,27 @@ def beside_the_row(
         }
     )
 
-# %% ../../nbs/41a_comparison.ipynb #e45fdc67
+# %% ../../nbs/41a_comparison.ipynb #16575fde
 OPTIONAL = ("run", "selection", "preset", "changed")  # columns of results that not every file has
+
+
+def is_of_paper(
+    method: str,  # as of `find_method`, which may not know it: its plugin is not loaded
+) -> bool:
+    "Whether a method is one of the paper's, or a variant of one."
+    return (method.split() or [""])[0] in PAPER_METHODS
 
 
 def trained_results(results: pd.DataFrame) -> pd.DataFrame:
     "The rows of trained methods, with all optional columns. Raises ValueError for none or doubles."
     results = results.assign(**{k: "" for k in OPTIONAL if k not in results})
-    results = results[results.method.isin(METHODS)].fillna(dict.fromkeys(OPTIONAL, ""))
+    shown = results.method.isin(PAPER_METHODS)
+    if "registered" in results: shown |= results.pop("registered").astype(bool)
+    results = results[shown].fillna(dict.fromkeys(OPTIONAL, ""))
     if results.empty:
         raise ValueError(
-            f"no row of the results is of {', '.join(METHODS)}; there is nothing to compare with "
-            "the paper."
+            f"no row of the results is of {', '.join(PAPER_METHODS)}; there is nothing to compare "
+            "with the paper."
         )
     key = ["run", "data", "backbone", "method", "shots", "fold", "seed"]
     twice = results[results.duplicated(key)]
@@ -278,10 +286,12 @@ def read_table(path: Path) -> pd.DataFrame:  # folder of a run, or a file
         )
     return table
 
-# %% ../../nbs/41a_comparison.ipynb #2365551c
+# %% ../../nbs/41a_comparison.ipynb #0e6e9bdd
 def settings_columns(path: Path) -> dict[str, str]:
-    "Columns from a run's settings; `alike` is the same for runs that may come together."
-    unknown = {"alike": str(path), "selection": "", "preset": "", "changed": ""}
+    """Columns from a run's settings; `alike` is the same for runs that may come together.
+
+    `registered` lists the methods whose decoder is none of the paper's."""
+    unknown = {"alike": str(path), "selection": "", "preset": "", "changed": "", "registered": ""}
     if not (path / "config.json").is_file(): return unknown
     try:
         config = read_config(path)
@@ -295,6 +305,7 @@ def settings_columns(path: Path) -> dict[str, str]:
         "selection": config.optimisation.select,
         "preset": config.preset or "",
         "changed": ", ".join(f"{k} {v}" for k, v in changed_from_preset(config).items()),
+        "registered": "\n".join(m for m in config.model.methods if not is_of_paper(m)),
     }
 
 
@@ -306,6 +317,7 @@ def read_runs(
     for path in dict.fromkeys(map(Path, paths)):
         table, columns = read_table(path), settings_columns(path)
         names.setdefault(columns["alike"], []).append(str(path))
+        table["registered"] = table.method.isin(columns.pop("registered").split("\n"))
         tables.append(table.assign(**{k: v for k, v in columns.items() if k not in table}))
     results = pd.concat(tables, ignore_index=True)
     return results.assign(run=results.pop("alike").map(lambda alike: " + ".join(names[alike])))

@@ -7,17 +7,17 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'RE
            'OptimisationConfig', 'EvaluationConfig', 'RuntimeConfig', 'RunConfig', 'flat_config', 'change_config',
            'make_config', 'config_from_json', 'read_config', 'write_config', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #8cc4beb1
+# %% ../../nbs/40_config.ipynb #8e3a11f5
 import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import arg
+from tyro.conf import UseAppendAction, arg
 
 from ..data.episodes import atomic_file
-from ..engine.methods import METHODS, Method, find_method
+from ..engine.methods import BUILT_IN_METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
 # %% ../../nbs/40_config.ipynb #9510c270
@@ -57,7 +57,7 @@ class DataConfig:
     # stopping; test classes stay hidden in training all the same
     skip_rare: bool = False
 
-# %% ../../nbs/40_config.ipynb #29a7c27e
+# %% ../../nbs/40_config.ipynb #3a0c92d7
 @dataclass(frozen=True)
 class ModelConfig:
     "Backbone and methods."
@@ -69,7 +69,10 @@ class ModelConfig:
     weights: str | None = None
     # trained side by side on the same episodes; a changed setting follows the name: "PFENet+CE
     # delta=0.4 known=class"
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = BUILT_IN_METHODS
+    # Python file that registers decoders or backbones of your own, used where --methods or --backbone
+    # names them; once for each file
+    plugin: UseAppendAction[tuple[str, ...]] = ()
     # channels of the decoder; by default 64 for the samples, 256 for a folder
     width: int | None = None
     # share of the reduced features' channels dropped in training; the paper's is 0.5
@@ -253,8 +256,8 @@ def write_config(folder: str | Path, config: RunConfig) -> None:
     with atomic_file(Path(folder) / "config.json", "w") as f:
         f.write(json.dumps(asdict(config), indent=1) + "\n")
 
-# %% ../../nbs/40_config.ipynb #6652983f
-RESUMABLE_FIELDS = ("workers", "device", "cache_gb", "compile", "tensorboard")
+# %% ../../nbs/40_config.ipynb #bf830089
+RESUMABLE_FIELDS = ("plugin", "workers", "device", "cache_gb", "compile", "tensorboard")
 
 # %% ../../nbs/40_config.ipynb #1c2349cc
 def method_of(

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'fill_defaults', 'setting_choices', 'check_choices',
-           'check_numbers', 'check_methods', 'has_bf16', 'resolve_runtime', 'absolute', 'resolve_weights', 'resolve']
+           'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins', 'has_bf16', 'resolve_runtime', 'absolute',
+           'resolve_weights', 'load_plugins', 'resolve']
 
-# %% ../../nbs/40a_defaults.ipynb #fdecd3ce
+# %% ../../nbs/40a_defaults.ipynb #bdd61ba3
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
@@ -15,8 +17,16 @@ from typing import Literal, get_args, get_origin, get_type_hints
 import torch
 
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, round_side
-from ..engine.backbones import BACKBONES
-from ..engine.methods import DECODERS, check_choice, find_method
+from ..engine.backbones import BACKBONES, BUILT_IN_BACKBONES
+from celp_nb.engine.methods import (
+    BUILT_IN_METHODS,
+    DECODERS,
+    check_choice,
+    check_decoder,
+    find_method,
+)
+from ..engine.plugins import load_plugin
+from ..pfenet import COCO_BINS
 from celp_nb.repro.config import (
     SECTIONS,
     SETTING_PLACES,
@@ -123,12 +133,35 @@ def check_numbers(config: RunConfig) -> None:  # with defaults filled in
             f"{values['accumulate']} equal parts; choose an accumulate that divides it."
         )
 
-# %% ../../nbs/40a_defaults.ipynb #bda63249
-def check_methods(config: RunConfig) -> None:  # with defaults filled in
-    "Raise ValueError for a method, a width or a δ that cannot be."
-    decoders = {find_method(m).decoder for m in config.model.methods or [""]}
-    for decoder in decoders: DECODERS[decoder].build(config.model.width, config.model.bins)
-    check_delta(config.model.delta)
+# %% ../../nbs/40a_defaults.ipynb #04bf85a4
+def map_sides(config: RunConfig) -> dict[str, tuple[int, int]]:  # with sizes rounded
+    "Positions and pixels along a side of the maps in training (`crop`) and evaluation (`side`)."
+    stride, data = BACKBONES[config.model.backbone].stride, config.data
+    return {name: (-(-n // stride), n) for name, n in (("crop", data.crop), ("side", data.side))}
+
+
+def check_methods(config: RunConfig) -> None:  # with defaults filled in and sizes rounded
+    "Raise ValueError for a method, a width or a δ that cannot be, or a decoder that fails."
+    model, shots = config.model, max(config.evaluation.shots)
+    own = {find_method(m).decoder for m in model.methods or [""]}
+    for decoder in sorted(own):
+        if decoder in BUILT_IN_METHODS: DECODERS[decoder].build(model.width, model.bins)
+        else: check_decoder(decoder, model.width, model.bins, **map_sides(config), shots=shots)
+    check_delta(model.delta)
+
+
+def warn_of_bins(config: RunConfig) -> None:  # with defaults filled in and sizes rounded
+    "Warn where a scale of PFENet has more positions than the map that it is pooled from."
+    if all(find_method(m).decoder != "PFENet" for m in config.model.methods): return
+    positions, pixels = min(map_sides(config).values())
+    if max(config.model.bins, default=0) > positions:
+        bins = " ".join(f"{b:g}" for b in config.model.bins)
+        shares = " ".join(f"{b:g}" for b in COCO_BINS)
+        warnings.warn(
+            f"bins are {bins}, but the map at {pixels} pixels has {positions} × {positions} "
+            f"positions; larger scales add no detail. Shares of the map fit any: --bins {shares}.",
+            stacklevel=2,
+        )
 
 # %% ../../nbs/40a_defaults.ipynb #78ea1e0a
 def has_bf16(
@@ -170,22 +203,41 @@ def resolve_weights(model: ModelConfig) -> ModelConfig:
         )
     return replace(model, weights=weights)
 
-# %% ../../nbs/40a_defaults.ipynb #d3b857e5
+# %% ../../nbs/40a_defaults.ipynb #7d8cd749
+def load_plugins(config: RunConfig) -> RunConfig:
+    """The settings with whole paths of the plugins, which are loaded.
+
+    Raises what `load_plugin` raises; warns where nothing that they register is used."""
+    plugins = tuple(dict.fromkeys(map(absolute, config.model.plugin)))
+    for plugin in plugins: load_plugin(plugin)
+    own = {*DECODERS, *BACKBONES} - {*BUILT_IN_METHODS, *BUILT_IN_BACKBONES} if plugins else set()
+    used = {config.model.backbone, *(find_method(m).decoder for m in config.model.methods)}
+    if own and not own & used:
+        warnings.warn(
+            f"nothing of {', '.join(sorted(own))}, registered by {', '.join(plugins)}, is used; "
+            "name it with --methods or --backbone.",
+            stacklevel=2,
+        )
+    return change_config(config, plugin=plugins)
+
+# %% ../../nbs/40a_defaults.ipynb #afd91686
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
     Raises ValueError or FileNotFoundError naming the value."""
-    config = fill_defaults(config)
+    config = load_plugins(fill_defaults(config))
     check_choices(config)
     check_numbers(config)
-    check_methods(config)
-    folder = config.data.folder
+    folder, backbone = config.data.folder, BACKBONES[config.model.backbone]
     data = replace(
         config.data,
         folder=folder if folder == "samples" else absolute(folder),
         extra=tuple(map(absolute, config.data.extra)),
-        side=round_side(config.data.side),
-        crop=round_side(config.data.crop),
+        side=round_side(config.data.side, backbone.stride, backbone.remainder),
+        crop=round_side(config.data.crop, backbone.stride, backbone.remainder),
     )
+    config = replace(config, data=data)
+    check_methods(config)
+    warn_of_bins(config)
     runtime, model = resolve_runtime(config.runtime), resolve_weights(config.model)
-    return replace(config, data=data, model=model, runtime=runtime)
+    return replace(config, model=model, runtime=runtime)

@@ -108,7 +108,7 @@ def selection_words(
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
     return f"best of {optimisation.checks} checkpoints on {chosen_on}"
 
-# %% ../../nbs/42d_fold_training.ipynb #f6334d33
+# %% ../../nbs/42d_fold_training.ipynb #5f8043b2
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
@@ -135,6 +135,7 @@ def write_model(
         in_channels=model.reduce[0].in_channels,
         width=config.model.width,
         bins=config.model.bins,
+        plugin=config.model.plugin,
         side=config.data.side,
         seed=config.runtime.seed,
         selected=selected,

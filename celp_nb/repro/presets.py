@@ -95,7 +95,7 @@ SIDES = {
 }
 WIDTHS = {"PFENet": 256, "CyCTR": 384}
 
-# %% ../../nbs/41_presets.ipynb #8b9bab76
+# %% ../../nbs/41_presets.ipynb #7d91cedc
 PAPER_DATA = {"pascal": "PASCAL-5i", "coco": "COCO-20i"}
 PAPER_BACKBONES = {"vgg16_bn": "VGG-16", "resnet50": "ResNet-50", "resnet101": "ResNet-101"}
 PAPER_METHODS = {
@@ -110,7 +110,7 @@ PAPER_METHODS = {
 class Preset:
     "A row of the paper's tables, and the run that asks for its numbers."
     data: Literal["pascal", "coco"]
-    method: str              # one of `METHODS`
+    method: str              # one of `PAPER_METHODS`
     backbone: str            # one of `BACKBONES`, with torchvision's weights
     tables: tuple[int, int]  # of mIoU and of FB-IoU
     row: tuple[str, str]     # method and backbone as the tables name them, without reference
@@ -142,12 +142,12 @@ def make_preset(data: Literal["pascal", "coco"], method: str, backbone: str) -> 
     row = PAPER_METHODS[method], PAPER_BACKBONES[backbone]
     return Preset(data, method, backbone, tables, row, config)
 
-# %% ../../nbs/41_presets.ipynb #828440f0
+# %% ../../nbs/41_presets.ipynb #c4e4a69c
 ROWS = [
     ("pascal", "PFENet", "vgg16_bn"),
     ("pascal", "PFENet+CE", "vgg16_bn"),
-    *(("pascal", method, "resnet50") for method in METHODS),
-    *(("pascal", method, "resnet101") for method in METHODS),
+    *(("pascal", method, "resnet50") for method in PAPER_METHODS),
+    *(("pascal", method, "resnet101") for method in PAPER_METHODS),
     ("coco", "PFENet+CE", "resnet50"),
     ("coco", "CyCTR", "resnet50"),
     ("coco", "CyCTR+CE", "resnet50"),

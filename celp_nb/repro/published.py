@@ -127,7 +127,7 @@ def recognise(state: dict) -> Published:
         return Published(reduction, names, RESNET_NAMES, resnet)
     return Published(reduction, names, VGG_NAMES, "vgg16_bn")
 
-# %% ../../nbs/46_published.ipynb #48219beb
+# %% ../../nbs/46_published.ipynb #331f897a
 def is_used(name: str) -> bool:
     "Whether a tensor of a published checkpoint belongs to what we compute."
     return not name.endswith("num_batches_tracked") and not name.startswith(NEVER_USED)
@@ -135,9 +135,9 @@ def is_used(name: str) -> bool:
 
 def backbone_parameters(backbone: str) -> list[str]:  # names, without the classifier's
     "Names of a backbone's tensors; none is allocated."
-    build, _, _, head = BACKBONES[backbone]
-    with torch.device("meta"): names = build().state_dict()
-    return [k for k in names if is_used(k) and not k.startswith(head)]
+    entry = BACKBONES[backbone]
+    with torch.device("meta"): names = entry.build().state_dict()
+    return [k for k in names if is_used(k) and not k.startswith(entry.unused)]
 
 
 def untrained_model(kind: Published, state: dict, bins: tuple[float, ...]) -> FewShotModel:

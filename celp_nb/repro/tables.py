@@ -7,7 +7,7 @@ __all__ = ['CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_
            'ONE_DELTA_PER_IMAGE', 'TABLES', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'VARIED_SETTINGS', 'Row', 'Table',
            'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_text']
 
-# %% ../../nbs/45_tables.ipynb #21aed11d
+# %% ../../nbs/45_tables.ipynb #d05f1b9a
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE
-from ..engine.methods import METHODS, check_choice, find_method
+from ..engine.methods import check_choice, find_method
 from celp_nb.repro.comparison import (
     compare_with_paper,
     comparison_text,
@@ -30,7 +30,13 @@ from celp_nb.repro.config import (
     make_config,
     read_config,
 )
-from .presets import PRESETS, markdown_grid, paper_ablations, preset_config
+from celp_nb.repro.presets import (
+    PAPER_METHODS,
+    PRESETS,
+    markdown_grid,
+    paper_ablations,
+    preset_config,
+)
 from .report import value_range
 from .runs import read_results, run
 
@@ -49,10 +55,10 @@ class Table:
     seeds: tuple[int, ...] = (0,)
     setting: str | None = None  # of an ablation of the paper: its name in `paper_ablations`
 
-# %% ../../nbs/45_tables.ipynb #83a88fa2
+# %% ../../nbs/45_tables.ipynb #4ce8edfe
 CE, BOTH = "PFENet+CE", ("PFENet", "PFENet+CE")
 
-SYSTEMS = Table("pascal", {m: Row(m) for m in METHODS}, (0, 1, 2))
+SYSTEMS = Table("pascal", {m: Row(m) for m in PAPER_METHODS}, (0, 1, 2))
 SYSTEMS_COCO = Table("coco", {m: Row(m) for m in BOTH})
 
 DELTAS = {
