@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False  # what type checkers take for true
 if TYPE_CHECKING:
+    from celp_nb.bundled.scenes import example_episode as example_episode
     from celp_nb.bundled.scenes import samples as samples
     from celp_nb.contrast import FewShotModel as FewShotModel
     from celp_nb.contrast import two_path_losses as two_path_losses
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
     from celp_nb.data.coco import coco_layout as coco_layout
     from celp_nb.data.voc import voc_layout as voc_layout
     from celp_nb.engine.backbones import load_backbone as load_backbone
+    from celp_nb.engine.backbones import register_backbone as register_backbone
     from celp_nb.engine.feature_bank import evaluate as evaluate
     from celp_nb.engine.feature_bank import feature_bank as feature_bank
+    from celp_nb.engine.methods import register_decoder as register_decoder
     from celp_nb.engine.segmenter import Segmenter as Segmenter
     from celp_nb.latent import sample_latent as sample_latent
     from celp_nb.pfenet import PFENet as PFENet
@@ -36,11 +39,14 @@ _HOMES = {
     "coco20i": "data.benchmarks",
     "coco_layout": "data.coco",
     "evaluate": "engine.feature_bank",
+    "example_episode": "bundled.scenes",
     "feature_bank": "engine.feature_bank",
     "load_backbone": "engine.backbones",
     "make_config": "repro.config",
     "open_folder": "data.benchmarks",
     "pascal5i": "data.benchmarks",
+    "register_backbone": "engine.backbones",
+    "register_decoder": "engine.methods",
     "run": "repro.runs",
     "sample_latent": "latent",
     "samples": "bundled.scenes",

@@ -12,7 +12,11 @@ from celp_nb.app import predict as app_predict
 from celp_nb.app.cli import main
 from celp_nb.app.photo_files import is_own_file, output_files, query_files
 from celp_nb.bundled.scenes import samples
+from celp_nb.contrast import FewShotModel
 from celp_nb.data.images import read_image
+from celp_nb.engine.backbones import backbone_fingerprint, load_backbone
+from celp_nb.engine.checkpoints import save_checkpoint
+from celp_nb.engine.methods import DECODERS, METHODS
 from celp_nb.engine.segmenter import Segmenter
 from celp_nb.engine.supports import point_mask
 
@@ -289,6 +293,55 @@ def test_options_without_effect_are_warnings(here, capsys):
     for mark in ("--box 1,2,30,40", "--point 80,80"):
         status, _, err = celp(f"--support a.png {mark} --value 1 --query b.png", capsys)
         assert status == 0 and err.count("\n") == 1 and "--value had no effect" in err
+
+
+# --- plugins
+
+
+PLUGIN = """
+import torch
+
+from celp_nb.engine.methods import register_decoder
+
+
+class Brightest(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(width + 1, 2, 1)
+
+    def forward(self, cond, target=None):
+        return self.layer(torch.cat([cond.query, cond.prior], 1)), None
+
+
+register_decoder("Brightest", lambda width, bins: Brightest(width))
+"""
+
+
+@pytest.fixture
+def forgotten():
+    "What a test registers is gone afterwards."
+    tables = (DECODERS, METHODS)
+    before = [dict(table) for table in tables]
+    yield
+    for table, rows in zip(tables, before):
+        table.clear()
+        table.update(rows)
+
+
+def test_a_model_of_a_plugin_is_used_with_it(here, capsys, forgotten):
+    (here / "mine.py").write_text(PLUGIN)
+    fingerprint = backbone_fingerprint(load_backbone("tiny"))
+    fields = {"backbone": "tiny", "weights": None, "fingerprint": fingerprint, "seed": 0}
+    sizes = {"in_channels": 240, "width": 8, "bins": (1.0,), "side": 161, "plugin": ("mine.py",)}
+    torch.manual_seed(0)
+    net = FewShotModel(240, torch.nn.ModuleDict({"layer": torch.nn.Conv2d(9, 2, 1)}), 8)
+    save_checkpoint("m.pt", model=net.state_dict(), method="Brightest", fold=0, **fields, **sizes)
+    line = f"predict m.pt {ONE}".split()
+    assert main(line) == 1 and "--plugin mine.py" in capsys.readouterr().err
+    assert not (here / "prediction.png").exists()
+    assert main([*line, "--plugin", "mine.py"]) == 0
+    assert capsys.readouterr().out.startswith("prediction.png: ")
+    refused(f"{ONE} --plugin gone.py", capsys, "gone.py")
 
 
 # --- precision, bar

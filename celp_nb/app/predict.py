@@ -7,7 +7,7 @@ __all__ = ['Paths', 'SupportOption', 'MaskOption', 'BoxOption', 'PointOption', '
            'read_box', 'read_point', 'Supports', 'chosen_marks', 'read_supports', 'use_supports', 'marked_text',
            'print_predictions', 'predict_command']
 
-# %% ../../nbs/51b_predict.ipynb #66f6354e
+# %% ../../nbs/51b_predict.ipynb #24ca6ffc
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -24,6 +24,7 @@ from celp_nb.app.photo_files import (
     query_files,
     readable,
 )
+from ..engine.plugins import load_plugin
 from ..engine.pretrained import find_device, pretrained_file
 from ..engine.segmenter import Segmentation, Segmenter, object_mask, photograph
 from ..engine.supports import box_mask, check_point, check_same_size, point_mask
@@ -187,7 +188,7 @@ OutOption = Annotated[
     ),
 ]
 
-# %% ../../nbs/51b_predict.ipynb #2488c259
+# %% ../../nbs/51b_predict.ipynb #0659ea03
 def predict_command(
     checkpoint: Positional[
         Annotated[
@@ -214,7 +215,12 @@ def predict_command(
         "auto"
     ),
     precision: Annotated[Literal["float32", "bf16"], arg(help="of the backbone")] = "float32",
+    plugin: Annotated[
+        tuple[Path, ...],
+        arg(help="Python files that register the model's decoder or backbone (38_your_own)"),
+    ] = (),
 ) -> None:
+    for file in plugin: load_plugin(file)
     find_device(device)
     pretrained_file(checkpoint)
     supports_given, masks_given, queries_given = (

@@ -22,6 +22,26 @@ def segment(photo: Path, mask: Image.Image, queries: list[str]) -> float:
     return max(shares) + next(lazily).share + result.logits.sum() + drawn.mean() + found.sum()
 
 
+def begin() -> list[Path]:
+    support, mask, query = celp_nb.example_episode()
+    return [support, mask, query]
+
+
+class Mine(torch.nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(width, 2, 1)
+
+    def forward(self, cond, target=None):
+        return self.layer(cond.query), None
+
+
+def register() -> None:
+    celp_nb.register_decoder("Mine", lambda width, bins: Mine(width))
+    build = lambda: torch.nn.Sequential(*(torch.nn.Conv2d(3, 3, 1) for _ in range(3)))
+    celp_nb.register_backbone("mine", build, lambda net: (net[0], net[1], net[2]), stride=1)
+
+
 def train_a_step(images: torch.Tensor, masks: torch.Tensor) -> float:
     backbone = celp_nb.load_backbone("tiny")
     mid, high = torch.zeros(1, 240, 9, 9), torch.zeros(1, 224, 9, 9)
