@@ -67,7 +67,7 @@ class Supports(NamedTuple):
     marks: list[np.ndarray | tuple[int, int]]
     names: list[tuple[str, str]]  # of images and marks, for messages
 
-# %% ../../nbs/51b_predict.ipynb #6d529a12
+# %% ../../nbs/51b_predict.ipynb #2099ac2d
 def chosen_marks(
     supports: Sequence[Path],
     masks: Sequence[Path],
@@ -80,8 +80,8 @@ def chosen_marks(
     if not supports: raise ValueError("there is no support; give --support with an image.")
     if len(kinds) != 1:
         raise ValueError(
-            f"the object is marked by {' and '.join(kinds) or 'nothing'}; give either --mask, "
-            "--box or --point, one for each --support."
+            f"{' and '.join(kinds) or 'nothing'} would mark the object; give either --mask, --box "
+            "or --point, one for each --support."
         )
     if len(given[kinds[0]]) != len(supports):
         raise ValueError(

@@ -62,9 +62,9 @@ def find_precision(precision: str) -> torch.dtype | None:  # None: float32
     check_choice("precision", precision, ("float32", "bf16"))
     return torch.bfloat16 if precision == "bf16" else None
 
-# %% ../../nbs/34a_pretrained.ipynb #a041a09f
+# %% ../../nbs/34a_pretrained.ipynb #56b39998
 def backbone_of(
-    path: str | Path,  # of a trained model, for messages
+    path: str | Path,  # of a trained model, or its name, for messages
     saved: dict,  # what it holds
     weights: str | None = None,  # a file, "imagenet" or "random"; None: as saved
 ) -> Backbone:
@@ -96,9 +96,8 @@ def load_pretrained(
     weights: str | None = None,  # of the backbone, as of `backbone_of`
 ) -> tuple[FewShotModel, Backbone, int]:  # and the side of the square that images are fitted into
     "A model in evaluation mode. Raises as `pretrained_file`, `load_model` and `backbone_of` do."
-    path = pretrained_file(name_or_path)
-    model, saved = load_model(path)
-    return model, backbone_of(path, saved, weights), saved["side"]
+    model, saved = load_model(pretrained_file(name_or_path))
+    return model, backbone_of(name_or_path, saved, weights), saved["side"]
 
 # %% ../../nbs/34a_pretrained.ipynb #669f99a4
 def saw_only_scenes(backbone: Backbone) -> bool:
