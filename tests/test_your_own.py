@@ -488,6 +488,8 @@ STAGE_MISTAKES = {
     "two stages": (lambda net: stages(8, 1, 1)(net)[:2], "must give three modules"),
     "a function": (lambda net: [*stages(8, 1, 1)(net)[:2], len], "must give three modules"),
     "a list": (lambda net: [nn.Flatten(), *stages(8, 1, 1)(net)[1:]], r"layer2 .* \(1, 3267\)"),
+    "no cut": (lambda net: net.layer2, "cut of the backbone mine stops .AttributeError"),
+    "no parameters": (lambda net: [nn.Identity()] * 3, "has no parameters"),
     "widths": (lambda net: [Layer(3, 4, 8), Layer(3, 4), Layer(4, 4)], "layer3 .* stops on an"),
 }
 
@@ -513,6 +515,7 @@ def test_stages_that_keep_the_promise():
     [
         ({"build": 3}, "must be functions"),
         ({"cut": None}, "must be functions"),
+        ({"weights": 3}, "weights of the backbone mine must be a file"),
         ({"stride": 0}, "has stride 0 and remainder 1"),
         ({"stride": 14.0}, "has stride 14.0"),
         ({"stride": 14, "remainder": 14}, "remainder 14"),
@@ -537,6 +540,7 @@ def test_weights_of_a_registered_backbone(tmp_path):
     high = image_features(load_backbone("brings"), x).high
     for name, weights in [("file", None), ("none", tmp_path / "w.pth")]:
         assert torch.equal(image_features(load_backbone(name, weights), x).high, high)
+    assert torch.equal(image_features(load_backbone("brings", "imagenet"), x).high, high)
     with pytest.raises(ValueError, match="there are no weights for none; give a file"):
         load_backbone("none")
     with pytest.raises(ValueError, match="brings is built with its weights"):

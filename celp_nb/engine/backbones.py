@@ -81,9 +81,10 @@ class BackboneEntry(NamedTuple):
     stride: int = STRIDE  # as of `Backbone`
     remainder: int = 1
 
-# %% ../../nbs/30_backbones.ipynb #ea013837
+# %% ../../nbs/30_backbones.ipynb #a00480c7
 TINY_WEIGHTS = Path(celp_nb.__file__).parent / "weights" / "tiny.pth"
 _RESNET, _VGG, _MOBILENET = ("fc.",), ("classifier.",), ("classifier.", "features.18.")
+_MOBILENET_WEIGHTS = tv.MobileNet_V2_Weights.IMAGENET1K_V1
 _DEEP_50, _DEEP_101 = lambda: deepen_stem_(tv.resnet50()), lambda: deepen_stem_(tv.resnet101())
 _ROWS = [
     ("tiny", tiny_net, lambda net: net.children(), TINY_WEIGHTS),
@@ -91,10 +92,7 @@ _ROWS = [
     ("resnet50", tv.resnet50, resnet_layers, tv.ResNet50_Weights.IMAGENET1K_V1, _RESNET),
     ("resnet101", tv.resnet101, resnet_layers, tv.ResNet101_Weights.IMAGENET1K_V1, _RESNET),
     ("vgg16_bn", tv.vgg16_bn, vgg_layers, tv.VGG16_BN_Weights.IMAGENET1K_V1, _VGG),
-    (
-        *("mobilenet_v2", tv.mobilenet_v2, mobilenet_layers),
-        *(tv.MobileNet_V2_Weights.IMAGENET1K_V1, _MOBILENET),
-    ),
+    ("mobilenet_v2", tv.mobilenet_v2, mobilenet_layers, _MOBILENET_WEIGHTS, _MOBILENET),
     ("resnet50_deep", _DEEP_50, resnet_layers, None, _RESNET),
     ("resnet101_deep", _DEEP_101, resnet_layers, None, _RESNET),
     ("resnet50_deep_stepped", _DEEP_50, stepped_resnet_layers, None, _RESNET),
@@ -103,7 +101,7 @@ _ROWS = [
 BACKBONES: dict[str, BackboneEntry] = {name: BackboneEntry(*row) for name, *row in _ROWS}
 BUILT_IN_BACKBONES = tuple(BACKBONES)
 
-# %% ../../nbs/30_backbones.ipynb #48eb0dcb
+# %% ../../nbs/30_backbones.ipynb #9b376b6e
 def check_new_name(
     what: str,  # for the message
     name: str,
@@ -138,6 +136,8 @@ def register_backbone(
             "give whole numbers, 0 ≤ remainder < stride."
         )
     if isinstance(weights, str) and weights != "build": weights = Path(weights).resolve()
+    if not (weights in (None, "build") or isinstance(weights, Path | tv.WeightsEnum)):
+        raise ValueError(f"weights of the backbone {name} must be a file or torchvision's.")
     unused = (unused,) if isinstance(unused, str) else tuple(unused)
     BACKBONES[name] = BackboneEntry(build, cut, weights, unused, stride, remainder)
 
@@ -156,7 +156,7 @@ def freeze_(
                 parent.add_module(norm_name, nn.Identity())
     return net.requires_grad_(False).eval().to(memory_format=torch.channels_last)
 
-# %% ../../nbs/30_backbones.ipynb #18d2797a
+# %% ../../nbs/30_backbones.ipynb #871d9243
 PROBE_POSITIONS = 4  # of the empty image, more or less
 
 
@@ -169,6 +169,8 @@ def empty_image(backbone: Backbone) -> Tensor:  # (1, 3, S, S) float32
 @torch.no_grad()
 def check_stages(backbone: Backbone) -> None:
     "Raise ValueError naming the stage that fails, or gives a map of another size than promised."
+    if not any(True for _ in backbone.parameters()):
+        raise ValueError(f"the backbone {backbone.name} has no parameters, so it is on no device.")
     x = empty_image(backbone)
     side, stride = x.shape[-1], backbone.stride
     rule = f"an image of {side} pixels at stride {stride}"
@@ -190,7 +192,7 @@ def check_stages(backbone: Backbone) -> None:
                 "belong; correct the stride that it is registered with, or dilate its stages."
             )
 
-# %% ../../nbs/30_backbones.ipynb #48d44bbb
+# %% ../../nbs/30_backbones.ipynb #d86516d5
 def find_weights(
     name: str,  # one of `BACKBONES`
     weights: str | Path | dict | None,  # as of `load_backbone`, but not "random"
@@ -225,10 +227,12 @@ def build_stages(
     try: net = entry.build()
     except Exception as e:
         raise RuntimeError(f"the backbone {name} could not be built ({e}).") from e
-    brings = entry.weights == "build" and weights is None
+    brings = entry.weights == "build" and weights in (None, "imagenet")
     if not brings and weights != "random":
         load_weights_(net, *find_weights(name, weights), entry.unused)
-    stages = tuple(entry.cut(net))
+    try: stages = tuple(entry.cut(net))
+    except Exception as e:
+        raise ValueError(f"cut of the backbone {name} stops ({type(e).__name__}: {e}).") from e
     if len(stages) != 3 or not all(isinstance(stage, nn.Module) for stage in stages):
         raise ValueError(f"cut of the backbone {name} must give three modules: layer2, 3 and 4.")
     return stages

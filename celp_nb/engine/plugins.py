@@ -18,7 +18,7 @@ from types import ModuleType
 from .backbones import BACKBONES
 from .methods import DECODERS, METHODS
 
-# %% ../../nbs/31a_plugins.ipynb #84316c5c
+# %% ../../nbs/31a_plugins.ipynb #dde6d016
 def plugin_error(
     path: Path,  # of the plugin
     error: BaseException,  # that its import has raised
@@ -30,7 +30,7 @@ def plugin_error(
     where = f"{path}, line {line}" if line else f"{path}"
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     reason = " ".join(message.split())[:300] or "no message"
-    return f"{where}: {type(error).__name__}: {reason}"
+    return f"{where}: {type(error).__name__}: {reason.rstrip('.')}"
 
 # %% ../../nbs/31a_plugins.ipynb #a2a6a750
 @contextmanager

@@ -20,7 +20,7 @@ from ..data.episodes import atomic_file
 from ..engine.methods import BUILT_IN_METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
-# %% ../../nbs/40_config.ipynb #9510c270
+# %% ../../nbs/40_config.ipynb #5f536241
 @dataclass(frozen=True)
 class DataConfig:
     "Images, classes and sizes."
@@ -40,11 +40,10 @@ class DataConfig:
     # training images per fold, drawn by the seed; classes left with fewer than two are left out; by
     # default all
     photographs: int | None = None
-    # of the square that an image is fitted into in evaluation, 8n+1 pixels; by default 161 for the
-    # samples, 473 for a folder
+    # of the square that an image is fitted into in evaluation, 8n+1 pixels (or what a backbone of
+    # your own needs); by default 161 for the samples, 473 for a folder
     side: int | None = None
-    # side of the square training crop, 8n+1 pixels; by default 113 for the samples, 473 for a
-    # folder
+    # side of the square training crop, likewise; by default 113 for the samples, 473 for a folder
     crop: int | None = None
     # usual long side of the images in pixels: training scales them by side / reference; by default
     # 161 for the samples, 473 for a folder
@@ -57,7 +56,7 @@ class DataConfig:
     # stopping; test classes stay hidden in training all the same
     skip_rare: bool = False
 
-# %% ../../nbs/40_config.ipynb #3a0c92d7
+# %% ../../nbs/40_config.ipynb #2e265854
 @dataclass(frozen=True)
 class ModelConfig:
     "Backbone and methods."
@@ -70,8 +69,8 @@ class ModelConfig:
     # trained side by side on the same episodes; a changed setting follows the name: "PFENet+CE
     # delta=0.4 known=class"
     methods: tuple[str, ...] = BUILT_IN_METHODS
-    # Python file that registers decoders or backbones of your own, used where --methods or --backbone
-    # names them; once for each file
+    # Python file that registers decoders or backbones of your own, which are used where --methods
+    # or --backbone names them; once for each file
     plugin: UseAppendAction[tuple[str, ...]] = ()
     # channels of the decoder; by default 64 for the samples, 256 for a folder
     width: int | None = None
