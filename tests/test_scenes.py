@@ -1,5 +1,7 @@
 "The bundled samples: drawn the same from the same seed, and as promised on disk."
+import os
 import shutil
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -296,6 +298,17 @@ def full_disk(root, split, index, seed):
 def test_an_error_while_drawing_ends_the_drawing(few_scenes, monkeypatch):
     monkeypatch.setattr(bundled_scenes, "_write_scene", full_disk)
     with pytest.raises(OSError, match=r"No space left on device\); set CELP_CACHE"):
+        bundled_scenes.samples("val")
+    assert not folders(few_scenes)
+
+
+def killed(root, split, index, seed):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_ends_the_drawing(few_scenes, monkeypatch):
+    monkeypatch.setattr(bundled_scenes, "_write_scene", killed)
+    with pytest.raises(OSError, match="cannot be drawn there .*terminated abruptly"):
         bundled_scenes.samples("val")
     assert not folders(few_scenes)
 

@@ -4,9 +4,9 @@
     pytest tests/test_parity.py          # the bundled ones, and the whole ones where they are
 
 Inputs that are a function of the seed are left out, after a check that they are that to the bit;
-all numbers of the published implementation stay as they are. One more fixture is computed by our own
-code, after a check that this code gives all the published numbers: its masks cover positions in
-part, and its cosines lie on both sides of δ.
+all numbers of the published implementation stay as they are. One more fixture is computed by our
+own code, after a check that this code gives all the published numbers: its masks cover positions
+in part, and its cosines lie on both sides of δ.
 """
 
 import json

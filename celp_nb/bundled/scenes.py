@@ -7,7 +7,7 @@ __all__ = ['SEED', 'SPLITS', 'EXAMPLE', 'EXAMPLE_CLASS', 'EXAMPLE_SCENES', 'MASK
            'bundled_scene', 'write_samples', 'example_episode', 'write_example', 'masks_digest', 'example_difference',
            'check_drawn', 'drawn_samples', 'samples']
 
-# %% ../../nbs/A2_scenes.ipynb #e63ff549
+# %% ../../nbs/A2_scenes.ipynb #a9df003c
 import hashlib
 import math
 import shutil
@@ -16,6 +16,7 @@ import sys
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -252,7 +253,7 @@ def write_example(
     mask[(mask != EXAMPLE_CLASS) & (mask != VOID)] = 0
     write_png_mask(folder / "support.png", mask, optimize=True)
 
-# %% ../../nbs/A2_scenes.ipynb #cc931752
+# %% ../../nbs/A2_scenes.ipynb #a32af414
 #: SHA-256 of the masks of a split, one after the other
 MASK_DIGESTS = {
     "train": "51bb9f355a7cc7fbab2a5ec3f1fd7a42d7747911b3705b5d0873fee142775818",
@@ -288,15 +289,16 @@ def check_drawn(root: Path) -> None:
     if not wrong and example_difference(root) > 1: wrong = ["other images"]
     if wrong:
         raise ValueError(
-            f"this machine draws other scenes than the bundled ones ({', '.join(wrong)}), so scores "
-            "on them could not be compared; work in a clone of the repository, which has the files."
+            f"this machine draws other scenes than the bundled ones ({', '.join(wrong)}), so "
+            "scores on them could not be compared; work in a clone of the repository, which has "
+            "the files."
         )
 
-# %% ../../nbs/A2_scenes.ipynb #19776c87
+# %% ../../nbs/A2_scenes.ipynb #dd01ee3b
 def drawn_samples() -> Path:  # folder in VOC layout, in the cache folder
     """The bundled scenes, drawn if they are not in the cache folder yet.
 
-    Raises ValueError as `check_drawn`, OSError where the cache folder cannot be written.
+    Raises ValueError as `check_drawn`, OSError where they cannot be drawn into the cache folder.
     """
     root = cache_folder() / f"samples-{MASK_DIGESTS['train'][:6]}{MASK_DIGESTS['val'][:6]}"
     if root.is_dir(): return root
@@ -308,11 +310,11 @@ def drawn_samples() -> Path:  # folder in VOC layout, in the cache folder
         write_samples(part)
         check_drawn(part)
         part.rename(root)
-    except OSError as error:
+    except (OSError, BrokenProcessPool) as error:
         if not root.is_dir():  # else another process was faster
             raise OSError(
-                f"{root}: the bundled scenes cannot be written there ({error}); set CELP_CACHE to "
-                "a folder that can be written and has 20 MB of space."
+                f"{root}: the bundled scenes cannot be drawn there ({error}); set CELP_CACHE to a "
+                "folder that can be written and has 20 MB of space."
             ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
