@@ -62,16 +62,16 @@ def find_precision(precision: str) -> torch.dtype | None:  # None: float32
     check_choice("precision", precision, ("float32", "bf16"))
     return torch.bfloat16 if precision == "bf16" else None
 
-# %% ../../nbs/34a_pretrained.ipynb #56b39998
+# %% ../../nbs/34a_pretrained.ipynb #7b87efb1
 def backbone_of(
     path: str | Path,  # of a trained model, or its name, for messages
     saved: dict,  # what it holds
-    weights: str | None = None,  # a file, "imagenet" or "random"; None: as saved
+    weights: str | Path | None = None,  # a file, "imagenet" or "random"; None: as saved
 ) -> Backbone:
     """The very backbone of a model's training, with a warning where `weights` are not its own.
 
     Raises as `load_backbone` and `check_backbone` do, where its own cannot be had either."""
-    def load(weights: str | None) -> Backbone:
+    def load(weights: str | Path | None) -> Backbone:
         torch.default_generator.manual_seed(saved["seed"])  # for random weights
         backbone = load_backbone(saved["backbone"], weights)
         check_backbone(path, saved, backbone_fingerprint(backbone))
@@ -93,7 +93,7 @@ def backbone_of(
 
 def load_pretrained(
     name_or_path: str | Path,  # one of `PRETRAINED`, or a checkpoint that celp wrote
-    weights: str | None = None,  # of the backbone, as of `backbone_of`
+    weights: str | Path | None = None,  # of the backbone, as of `backbone_of`
 ) -> tuple[FewShotModel, Backbone, int]:  # and the side of the square that images are fitted into
     "A model in evaluation mode. Raises as `pretrained_file`, `load_model` and `backbone_of` do."
     model, saved = load_model(pretrained_file(name_or_path))

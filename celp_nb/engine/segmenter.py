@@ -63,7 +63,7 @@ def one_or_more(
     if isinstance(given, str | Path | PILImage.Image): return [given]
     return [given] if isinstance(given, np.ndarray) and given.ndim <= dimensions else given
 
-# %% ../../nbs/35_segmenter.ipynb #7f41986d
+# %% ../../nbs/35_segmenter.ipynb #afd5e49b
 class Segmenter:
     "A trained model in use: it marks in a photograph what is marked in its K supports."
 
@@ -83,7 +83,7 @@ class Segmenter:
     def from_pretrained(
         cls,
         name_or_path: str | Path,  # such as "samples-pfenet-ce", or a checkpoint that celp wrote
-        weights: str | None = None,  # of the backbone, where its file has moved
+        weights: str | Path | None = None,  # of the backbone, where its file has moved
         device: str | torch.device = "cpu",  # as of `find_device`
         precision: Literal["float32", "bf16"] = "float32",  # of the backbone
     ) -> "Segmenter":
