@@ -735,7 +735,6 @@ def test_predict_names_what_is_wrong(home, photo, capsys):
     )
     refused(capsys, line(home).replace("PFENet+CE.pt", "last.pt"), "last.pt", "PFENet+CE.pt")
     refused(capsys, line(home).replace("PFENet+CE.pt", "gone.pt"), "gone.pt")
-    refused(capsys, line(home, more="--weights random"), "PFENet+CE.pt", "tiny")
     assert not (photo / "out").exists()
 
 

@@ -15,11 +15,9 @@ from celp_nb.conditioning import Features, SupportFeatures, support_prior
 from celp_nb.contrast import FewShotModel, support_conditioning
 from celp_nb.data.episodes import Episodes
 from celp_nb.data.images import ImageSet, read_image
-from celp_nb.data.transforms import at_native_size, binary_mask, fit_square, padding_of
-from celp_nb.engine import checkpoints as engine_checkpoints
+from celp_nb.data.transforms import at_native_size, fit_square, padding_of
 from celp_nb.engine import evaluation as engine_evaluation
-from celp_nb.engine.backbones import backbone_fingerprint, episode_features, load_backbone
-from celp_nb.engine.checkpoints import save_checkpoint
+from celp_nb.engine.backbones import load_backbone
 from celp_nb.engine.evaluation import (
     VotingPredictor,
     all_foreground,
@@ -37,7 +35,6 @@ from celp_nb.engine.feature_bank import (
     upcoming_uses,
 )
 from celp_nb.engine.methods import METHODS, build_model
-from celp_nb.engine.segmenter import Segmenter, predict
 from celp_nb.pfenet import PFENet
 
 
@@ -455,81 +452,6 @@ def test_the_plain_loop_and_the_bank_count_the_same_pixels(zoo, backbone, photog
     counts = [name for name in plain if name not in named]
     apart = (plain[counts] - fast[counts]).abs().max(axis=1)
     assert (apart <= 2 * plain.shots).all() and (apart == 0).mean() > 0.8  # ties of a batch
-
-
-# --- image to mask
-
-
-def support_of(data, c, images):
-    "Photographs with the masks of a class."
-    masks = [binary_mask(data.read_mask(i), c) for i in images]
-    return [read_image(data, i) for i in images], masks
-
-
-@pytest.mark.parametrize("decoder", ["PFENet", "CyCTR"])
-def test_a_segmenter_is_one_batch_of_query_and_supports(decoder, backbone, photographs):
-    "To the bit, whatever it has segmented before."
-    data, masks = photographs
-    net = lively(model(decoder=decoder))
-    segmenter = Segmenter(net, backbone, SIDE)
-    segmenter.set_support(*support_of(data, 3, [1, 4]))
-    for q in (0, 3, 0): result = segmenter.predict(read_image(data, q))
-
-    pairs = [fit_square(*pair, SIDE) for pair in zip(*support_of(data, 3, [1, 4]))]
-    shots, shot_masks = (torch.stack(x)[None] for x in zip(*pairs))
-    x, class_map = fit_square(read_image(data, 0), np.zeros_like(masks[0]), SIDE)
-    features = episode_features(backbone, x[None], shots, shot_masks, net.whole_support)
-    with torch.no_grad(): logits = net(*features, shot_masks, (class_map == 255)[None])
-    expected = at_native_size(logits, *masks[0].shape)
-    assert np.array_equal(result.logits, expected.numpy())
-    assert result.mask.dtype == bool and np.array_equal(result.mask, expected.argmax(0).numpy())
-    assert np.array_equal(result.probability, expected.softmax(0)[1].numpy())
-    assert result.probability.dtype == result.logits.dtype == np.float32
-    drawn = result.overlay()
-    same = (drawn == result.photograph).all(2)
-    assert drawn.shape == (*masks[0].shape, 3) and drawn.dtype == np.uint8
-    assert same[~result.mask].all() and not same.all()
-
-
-def test_a_segmenter_refuses_supports_that_show_nothing(backbone, photographs):
-    data, _ = photographs
-    segmenter = Segmenter(model(), backbone, SIDE)
-    images, masks = support_of(data, 1, [0, 1])
-    with pytest.raises(ValueError, match="call set_support first"): segmenter.predict(images[0])
-    with pytest.raises(ValueError, match="2 support images and 1 masks"):
-        segmenter.set_support(images, masks[:1])
-    with pytest.raises(ValueError, match="0 support images"): segmenter.set_support([], [])
-    with pytest.raises(ValueError, match="support mask 2 is 40x56 .* support image 2 is 64x41"):
-        segmenter.set_support(images, masks[:1] * 2)
-    with pytest.raises(ValueError, match="support mask 1 marks no pixel"):
-        segmenter.set_support(images, [masks[0] * 0, masks[1]])
-    large, dot = np.zeros((400, 400, 3), np.uint8), np.zeros((400, 400), np.uint8)
-    dot[0, 0] = 1
-    with pytest.raises(ValueError, match="dot.png: the object is too small to be seen at 57 pix"):
-        segmenter.set_support([large], [dot], [("large.png", "dot.png")])
-
-
-def test_a_segmenter_from_a_file_has_the_backbone_of_its_training(backbone, tmp_path, monkeypatch):
-    "The file is read once; random weights come from its seed; other weights are refused."
-    path, reads = tmp_path / "m.pt", []
-    torch.manual_seed(7)
-    fingerprint = backbone_fingerprint(load_backbone("tiny", "random"))
-    net = model()
-    fields = {"backbone": "tiny", "weights": "random", "fingerprint": fingerprint, "seed": 7}
-    sizes = {"in_channels": 240, "width": 16, "bins": (1.0, 0.5), "side": SIDE}
-    state = {"model": net.state_dict(), "method": "PFENet", "fold": 0}
-    save_checkpoint(path, **state, **fields, **sizes)
-    load = engine_checkpoints.load_checkpoint
-    noted = lambda where: reads.append(where) or load(where)
-    monkeypatch.setattr(engine_checkpoints, "load_checkpoint", noted)
-    segmenter = Segmenter.from_checkpoint(path)
-    assert reads == [path] and segmenter.side == SIDE and not segmenter.model.training
-    assert backbone_fingerprint(segmenter.backbone) == fingerprint
-    for a, b in zip(segmenter.model.parameters(), net.parameters()): assert torch.equal(a, b)
-    with pytest.raises(ValueError, match="m.pt was trained on tiny .* use the backbone"):
-        Segmenter.from_checkpoint(path, "imagenet")
-    with pytest.raises(FileNotFoundError, match="gone.pt"):
-        Segmenter.from_checkpoint(tmp_path / "gone.pt")
 
 
 # --- the cache
@@ -1047,11 +969,3 @@ def test_native_size_cuts_the_padding_off(height, width):
         assert ours[0, i, j].item() == pytest.approx(
             i * 7 / (side - 1) * 8 + j * 7 / (side - 1), abs=1e-3
         )
-
-
-def test_a_mask_of_another_size_is_named_before_a_model_is_read(tmp_path):
-    for name, size in (("photo", (30, 20)), ("mask", (20, 20))):
-        Image.new("L", size, 1).save(tmp_path / f"{name}.png")
-    photo, mask = tmp_path / "photo.png", tmp_path / "mask.png"
-    with pytest.raises(ValueError, match=r"mask\.png is 20x20 .*photo\.png is 20x30"):
-        predict(tmp_path / "no_model.pt", photo, mask, photo, tmp_path / "out.png")

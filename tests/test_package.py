@@ -266,7 +266,7 @@ def test_every_notebook_is_in_the_reading_order():
 
 def test_library_example_of_the_readme_runs():
     names = {}
-    exec(re.search(r"```python\n(.*?)```", README, re.S)[1], names)
+    exec(re.search(r"^## As a library\b.*?```python\n(.*?)```", README, re.M | re.S)[1], names)
     for loss in (names["losses"].main, names["losses"].contrast):
         assert loss.isfinite() and loss > 0
     for parameter in names["model"].parameters():

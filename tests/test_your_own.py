@@ -187,7 +187,7 @@ def test_a_plugin_trains_with_and_without_ce(kind, tmp_path, tables):
     file = tmp_path / "run/fold0/Mine+CE.pt"
     model, saved = load_model(file)
     assert type(model.decoder).__name__ == "Mine" and saved["plugin"] == tuple(files)
-    segmenter = Segmenter.from_checkpoint(file)
+    segmenter = Segmenter.from_pretrained(file)
     assert segmenter.backbone.stride == (14 if kind == "vit14" else 8)
     picture = np.zeros((60, 80, 3), np.uint8)
     segmenter.set_support([picture], [np.ones((60, 80), np.uint8)])
@@ -232,7 +232,7 @@ def test_a_model_of_a_plugin_says_which_to_give(tmp_path, tables):
     (tmp_path / "my.py").write_text(VIT)
     load_plugin(path)
     with pytest.raises(ValueError, match="with the method Mine of a plugin"):
-        Segmenter.from_checkpoint(file)
+        Segmenter.from_pretrained(file)
 
 
 def test_the_command_takes_several_plugins(tmp_path, monkeypatch, capsys):

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import arg, subcommand
 
-# %% ../../nbs/53_cli.ipynb #1c3c3384
+# %% ../../nbs/53_cli.ipynb #9a06acb8
 COMMANDS = {
     "run": "Train and evaluate every fold and print the table: the main job. Alone, it runs the "
     "bundled samples.",
@@ -35,7 +35,7 @@ COMMANDS = {
     "NAME --data DIR.",
     "data": "Fetch PASCAL-5i, or say what of COCO 2014 is missing; check it and build its index.",
     "table": "Set the results of runs beside the paper's, or run one of its tables at some scale.",
-    "predict": "Segment in one image what a mask marks in another.",
+    "predict": "Segment in images what masks, boxes or points mark in others.",
     "explore": "Open the explorer: latent prototypes of an image under sliders.",
 }
 

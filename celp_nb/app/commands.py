@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Settings', 'Name', 'Resume', 'AllFolds', 'starting_config', 'run_folder', 'print_once', 'run_command',
            'train_command', 'data_command', 'presets_command', 'print_comparison', 'print_table', 'table_command',
-           'PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command', 'predict_command',
-           'command_functions']
+           'PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command', 'command_functions']
 
 # %% ../../nbs/52_celp_commands.ipynb #dc6b8302
 import argparse
@@ -275,39 +274,15 @@ def evaluate_command(
         table = (folder / "table.md").read_text(encoding="utf-8")
     print_once(f"\n{table}")
 
-# %% ../../nbs/52_celp_commands.ipynb #d7546482
-def predict_command(
-    checkpoint: Positional[
-        Annotated[Path, arg(help="a trained model, such as runs/samples/fold0/PFENet+CE.pt")]
-    ],
-    support: Annotated[Path, arg(help="image that shows the object")],
-    mask: Annotated[
-        Path,
-        arg(
-            help="where it is: 0 background, another value the object; 255 beside another value is "
-            "void"
-        ),
-    ],
-    query: Annotated[Path, arg(help="image in which to find it")],
-    out: Annotated[
-        Path, arg(help="PNG for the predicted mask, 0 and 255; an overlay is put beside it")
-    ] = Path("prediction.png"),
-    weights: Annotated[
-        str | None, arg(help="of the backbone, if its file has moved since training")
-    ] = None,
-    value: Annotated[
-        int | None, arg(help="value of the mask that is the object, where there are several")
-    ] = None,
-) -> None:
-    from celp_nb.engine import segmenter
-
-    print(*segmenter.predict(checkpoint, support, mask, query, out, weights, value), sep="\n")
-
-# %% ../../nbs/52_celp_commands.ipynb #7ad38118
+# %% ../../nbs/52_celp_commands.ipynb #f6cc2a37
 def command_functions(
     args: Sequence[str],  # of `celp`
 ) -> dict[str, Callable]:  # name → function whose arguments are the options
     "The functions behind the commands, `run` and `train` with a preset's defaults."
+    if args[0] == "predict":
+        from celp_nb.app.predict import predict_command
+
+        return {"predict": predict_command}
     config = starting_config(args[1:]) if args[0] in ("run", "train") else RunConfig()
     return {
         "run": partial(run_command, config=config),
@@ -316,5 +291,4 @@ def command_functions(
         "presets": presets_command,
         "data": data_command,
         "table": table_command,
-        "predict": predict_command,
     }
