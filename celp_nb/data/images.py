@@ -21,7 +21,7 @@ from PIL import Image as PILImage
 from .episodes import atomic_file
 from ..ops import VOID
 
-# %% ../../nbs/21_images.ipynb #560ba62f
+# %% ../../nbs/21_images.ipynb #54ce083d
 @dataclass(frozen=True)
 class ImageSet:
     """Images with masks: all that the rest of the project knows of a data set."""
@@ -33,6 +33,7 @@ class ImageSet:
     class_names: list[str]  # C names; class c is class_names[c - 1]
     pixels: np.ndarray  # (n, C) int64, pixels of each class in each image at native size
     interleaved: bool = False  # how folds are cut, see `fold_classes`
+    mask_paths: list[Path] | None = None  # n files that `read_mask` reads; None: it reads none
 
 # %% ../../nbs/21_images.ipynb #1f1c3c65
 class UnreadableImage(ValueError):
@@ -118,7 +119,7 @@ def file_fingerprint(
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
-# %% ../../nbs/21_images.ipynb #4ae71538
+# %% ../../nbs/21_images.ipynb #7fe67810
 def _mask_of_subset(
     read_mask: Callable[[int], np.ndarray],
     indices: np.ndarray,  # (m,) int64
@@ -141,6 +142,7 @@ def subset(
         image_set.class_names,
         image_set.pixels[indices],
         image_set.interleaved,
+        image_set.mask_paths and [image_set.mask_paths[i] for i in indices],
     )
 
 # %% ../../nbs/21_images.ipynb #52315c48
@@ -182,7 +184,7 @@ def joint_classes(
         )
     return names, np.array([number[class_key(name)] for name in b.class_names])
 
-# %% ../../nbs/21_images.ipynb #8013d882
+# %% ../../nbs/21_images.ipynb #68210b21
 def _mask_of_union(
     read_a: Callable[[int], np.ndarray],
     n_a: int,  # images of the first set
@@ -217,4 +219,5 @@ def merge(
         names,
         pixels,
         a.interleaved,
+        a.mask_paths and b.mask_paths and [*a.mask_paths, *b.mask_paths],
     )

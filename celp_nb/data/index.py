@@ -247,7 +247,7 @@ def pixel_index(
     counts[:, : stored["counts"].shape[1]] = stored["counts"]
     return counts, np.flatnonzero(stored["problems"] == "")
 
-# %% ../../nbs/21a_index.ipynb #f5f6e2e9
+# %% ../../nbs/21a_index.ipynb #01df554a
 def checked_set(
     name: str,  # of the image set
     ids: list[str],  # n image names
@@ -274,5 +274,7 @@ def checked_set(
         raise ValueError(f"{name}: none of its {len(ids)} images can be read.")
     read_mask = partial(read_png_mask, mask_paths)
     pixels = counts[:, 1 : n_classes + 1]
-    whole = ImageSet(name, ids, image_paths, read_mask, class_names, pixels)
+    whole = ImageSet(
+        name, ids, image_paths, read_mask, class_names, pixels, mask_paths=mask_paths
+    )
     return whole if len(readable) == len(ids) else subset(whole, readable)

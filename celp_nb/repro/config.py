@@ -20,7 +20,7 @@ from ..data.episodes import atomic_file
 from ..engine.methods import METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
-# %% ../../nbs/40_config.ipynb #9510c270
+# %% ../../nbs/40_config.ipynb #cae2fc07
 @dataclass(frozen=True)
 class DataConfig:
     "Images, classes and sizes."
@@ -31,8 +31,11 @@ class DataConfig:
     # further folders, added to the training images; their classes that --data lacks are training
     # classes of every fold
     extra: tuple[str, ...] = ()
-    # parts that the classes are cut into
-    n_folds: int = 4
+    # parts that the classes are cut into; by default 4
+    n_folds: int | None = None
+    # folds of one's own instead: a JSON file with the test classes of each by name, such as
+    # [["cat", "dog"], ["bus"]]; classes that it does not name are training classes of every fold
+    split: str | None = None
     # folds to run; by default all
     folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"])] = None
     # training classes per fold, drawn by the seed; by default all
@@ -138,14 +141,14 @@ class EvaluationConfig:
     # foreground where at least k passes agree
     voting: bool = False
 
-# %% ../../nbs/40_config.ipynb #f3624a55
+# %% ../../nbs/40_config.ipynb #f52d80f1
 @dataclass(frozen=True)
 class RuntimeConfig:
     "Random seed, hardware, caches."
 
     # of initial weights, episodes, augmentation, dropout and centres
     seed: int = 0
-    # auto: the GPU where there is one
+    # auto: a CUDA GPU where there is one, else the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # of the backbone, and of the decoder in training; by default float32 for the samples, auto for
     # a folder: bf16 where the hardware has it
