@@ -97,7 +97,8 @@ def loss_curves(
             curves[f"{m}: pseudo-mask"] = smoothed([h["contrast"] for h in losses])
     return curves
 
-# %% ../../nbs/42a_report.ipynb #2450dbfe
+# %% ../../nbs/42a_report.ipynb #3b1ca3c2
+@plt.rc_context({"text.parse_math": False})  # a $ in a name is a $
 def loss_figure(
     history: dict[str, list[dict[str, float]]],  # as of `loss_curves`
     title: str,
@@ -186,7 +187,8 @@ def report_text(
         + note * bool(results.method.str.startswith("prior ≥").any())
     )
 
-# %% ../../nbs/42a_report.ipynb #5947d74c
+# %% ../../nbs/42a_report.ipynb #648e327c
+@plt.rc_context({"text.parse_math": False})  # a $ in a name is a $
 def predictions_figure(
     rows: list[dict[str, np.ndarray]],  # title → (H, W, 3) uint8, as many in each row
     title: str,
