@@ -110,7 +110,7 @@ def selection_words(
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
     return f"best of {optimisation.checks} checkpoints on {chosen_on}"
 
-# %% ../../nbs/42d_fold_training.ipynb #453659ae
+# %% ../../nbs/42d_fold_training.ipynb #1a2e2a4b
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
@@ -141,6 +141,7 @@ def write_model(
         seed=config.runtime.seed,
         selected=selected,
         train_classes=[setup.train.class_names[k - 1] for k in fold.train_classes],
+        held_classes=[setup.train.class_names[k - 1] for k in fold.held],
         data=setup.digests,
     )
 

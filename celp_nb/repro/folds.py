@@ -94,7 +94,7 @@ def warn_of_all_rare(config: RunConfig, train: ImageSet, val: ImageSet) -> None:
         warn_of_rare(train, range(1, C + 1), 2, "trained on")
         warn_of_rare(val, range(1, C + 1), max(config.evaluation.shots) + 1, "tested")
 
-# %% ../../nbs/42_folds.ipynb #759aef28
+# %% ../../nbs/42_folds.ipynb #cb4d2e74
 def advice_on_rare(
     pixels: np.ndarray,  # of an image set
     classes: list[int],  # of which at least one is rare
@@ -102,7 +102,7 @@ def advice_on_rare(
 ) -> str:
     "What to do about classes that are in too few images."
     if frequent_classes(pixels, classes, least):
-        return "With skip_rare (--skip-rare) all such classes are left out."
+        return "With skip_rare all such classes are left out (--skip-rare)."
     most = max(len(images) for images in class_images(pixels, classes).values())
     shots = f"use --shots {most - 1}, " if most > 1 and least > 2 else ""
     return f"None of these {len(classes)} classes is in enough: {shots}add images, or use others."

@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'LOCK', 'check_run_name', 'process_facts', 'is_running', 
            'run_lock', 'shown_pairs', 'check_supports', 'warn_of_vanishing', 'check_list', 'checkpoint_bytes',
            'table_bytes', 'view_bytes', 'folder_bytes', 'check_space']
 
-# %% ../../nbs/41c_run_checks.ipynb #a3525434
+# %% ../../nbs/41c_run_checks.ipynb #0e32f3ec
 import json
 import os
 import re
@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -215,14 +215,14 @@ def check_list(image_set: ImageSet, episodes: Episodes) -> None:
         "classes plain names."
     )
 
-# %% ../../nbs/41c_run_checks.ipynb #89442eb8
+# %% ../../nbs/41c_run_checks.ipynb #d6a999b7
 def checkpoint_bytes(
     parameters: int,  # of all models together
     folds: int,
     moments: int,  # numbers that an optimiser keeps of a parameter: 1 for sgd, 2 for adamw
     selected: bool,  # whether the best of several checkpoints is kept beside the last
 ) -> int:
-    "What the models and checkpoints of a run take; a checkpoint is there twice while it is written."
+    "What the models and checkpoints of a run take; while one is written, it is there twice."
     models, last = 1 + selected, 1 + moments + selected
     return 4 * parameters * (folds * (models + last) + last)
 

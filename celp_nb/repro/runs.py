@@ -103,7 +103,7 @@ def check_lists(setup: Setup, folder: str | Path) -> None:
         episodes = read_episode_list(path, setup.val, fold, shots)
         check_supports(setup.val, mask_facts(setup.val), episodes, side, "evaluation")
 
-# %% ../../nbs/43_runs.ipynb #db9b5c61
+# %% ../../nbs/43_runs.ipynb #6d345d6d
 def begin(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -132,7 +132,7 @@ def open_run(
     with run_lock(folder) if is_main else nullcontext():
         if is_main:
             if not resume and (Path(folder) / "config.json").is_file():
-                raise FileExistsError(f"{folder} was begun by another process; choose another name.")
+                raise FileExistsError(f"{folder} was begun meanwhile; choose another name.")
             claim_folder(setup, folder)
         setup.accelerator.wait_for_everyone()
         yield setup
