@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
            'training_items', 'check_fold', 'open_folds', 'prepare', 'new_models', 'views_place', 'check_room',
-           'write_identity', 'read_identity', 'check_data', 'check_model_data']
+           'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
 
 # %% ../../nbs/42b_setup.ipynb #77d3ad5b
 import importlib.util
@@ -277,7 +277,14 @@ def check_data(setup: Setup, folder: str | Path) -> None:
         f"({'; '.join(words)}); use the data as they were, or start a new run."
     )
 
-# %% ../../nbs/42b_setup.ipynb #93eee64a
+# %% ../../nbs/42b_setup.ipynb #6611650d
+def known_names(
+    saved: dict,  # what the file of a model holds
+) -> set[str]:  # of `class_key`
+    "The classes that a model was trained on, or that its checkpoint was chosen by."
+    return set(map(class_key, (*saved.get("train_classes", ()), *saved.get("held_classes", ()))))
+
+
 def check_model_data(
     path: Path,  # of a trained model, for the message
     saved: dict,  # what it holds
@@ -285,7 +292,7 @@ def check_model_data(
     fold: Fold,
 ) -> None:
     "Raise ValueError for a model of other data, or one that was trained on a class to be tested."
-    trained_on = set(map(class_key, saved.get("train_classes", ())))
+    trained_on = known_names(saved)
     tested = [setup.val.class_names[c - 1] for c in fold.test_classes]
     both = [name for name in tested if class_key(name) in trained_on]
     if both:
