@@ -126,7 +126,7 @@ def identity_digest(identity: DataIdentity) -> str:  # 16 hex digits
     text = json.dumps([identity.class_names, list(identity.masks.items())])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/25a_mask_facts.ipynb #db3cf33f
+# %% ../../nbs/25a_mask_facts.ipynb #78b47e59
 def name_some(names: Sequence[str]) -> str:
     "The first names of a list: \"a, b, c, …\"."
     return ", ".join(names[:3]) + ", …" * (len(names) > 3)
@@ -137,17 +137,22 @@ def identity_differences(
     now: DataIdentity,
 ) -> str:  # empty where there are none
     "In what two data sets differ, in words."
-    counted = lambda names, words: f"{len(names)} {words} ({name_some(names)})" if names else ""
+    def counted(names, one, many):
+        return f"{len(names)} {many if len(names) > 1 else one} ({name_some(names)})" * bool(names)
+
     gone = [c for c in before.class_names if c not in now.class_names]
     new = [c for c in now.class_names if c not in before.class_names]
     common = [i for i in before.masks if i in now.masks]
     order = [i for i in now.masks if i in before.masks]
+    lost = [i for i in before.masks if i not in now.masks]
+    added = [i for i in now.masks if i not in before.masks]
+    changed = [i for i in common if before.masks[i] != now.masks[i]]
     parts = [
-        counted(gone, "classes are gone"),
-        counted(new, "classes are new"),
-        counted([i for i in before.masks if i not in now.masks], "images are gone"),
-        counted([i for i in now.masks if i not in before.masks], "images are new"),
-        counted([i for i in common if before.masks[i] != now.masks[i]], "masks have changed"),
+        counted(gone, "class is gone", "classes are gone"),
+        counted(new, "class is new", "classes are new"),
+        counted(lost, "image is gone", "images are gone"),
+        counted(added, "image is new", "images are new"),
+        counted(changed, "mask has changed", "masks have changed"),
     ]
     if not (gone or new) and before.class_names != now.class_names:
         parts.append("the classes are in another order")

@@ -155,7 +155,7 @@ def shown_pairs(
     pairs = np.stack([images.ravel(), np.repeat(cls, images.shape[1])], 1)
     return np.unique(pairs, axis=0)
 
-# %% ../../nbs/41c_run_checks.ipynb #0c58b626
+# %% ../../nbs/41c_run_checks.ipynb #649b1c25
 def check_supports(
     image_set: ImageSet,
     facts: MaskFacts,
@@ -170,11 +170,12 @@ def check_supports(
     if not len(gone): return
     image, cls = pairs[gone[0]].tolist()
     enough = enough_side(image_set, facts, pairs, side, factors)
+    others = f" (nor can {len(gone) - 1} others)" * (len(gone) > 1)
     raise ValueError(
         f"{image_set.name}, {split} split: of the class '{image_set.class_names[cls - 1]}' no "
         f"pixel is left in image '{image_set.ids[image]}' at side {side}, so it cannot be a "
-        f"support (nor can {len(gone) - 1} others): its parts are too thin or too small; use "
-        f"--side {enough}, or take such images out."
+        f"support{others}: its parts are too thin or too small; use --side {enough}, or take "
+        "such images out."
     )
 
 # %% ../../nbs/41c_run_checks.ipynb #13b594fa

@@ -56,7 +56,7 @@ from celp_nb.repro.report import (
 from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
 
-# %% ../../nbs/43_runs.ipynb #af3b92bf
+# %% ../../nbs/43_runs.ipynb #0aa694d8
 def check_folder(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -90,7 +90,7 @@ def claim_folder(setup: Setup, folder: str | Path) -> None:
     "Write what a run is of: settings, with all folds so far, and data."
     config, folds = setup.config, {*setup.config.data.folds}
     if (Path(folder) / "config.json").is_file(): folds |= {*read_config(folder).data.folds}
-    write_identity(folder, setup.identity)
+    if not (Path(folder) / "data.json").is_file(): write_identity(folder, setup.identity)
     write_config(folder, change_config(config, folds=tuple(sorted(folds))), setup.digests)
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
-           'training_items', 'check_fold', 'open_folds', 'prepare', 'new_models', 'views_place', 'check_room',
-           'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
+           'training_items', 'check_fold', 'check_annotated', 'open_folds', 'prepare', 'new_models', 'views_place',
+           'check_room', 'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
 
 # %% ../../nbs/42b_setup.ipynb #77d3ad5b
 import importlib.util
@@ -136,7 +136,7 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #33d55a8e
+# %% ../../nbs/42b_setup.ipynb #b01b0ab7
 def training_items(config: RunConfig, train: ImageSet, fold: Fold) -> TrainingEpisodes:
     "The training episodes of a fold, with the run's augmentation."
     data = config.data
@@ -162,12 +162,23 @@ def check_fold(
     warn_of_vanishing(train, facts["train"], fold.training, recipe, side)
 
 
+def check_annotated(image_set: ImageSet, split: str) -> None:
+    "Raise ValueError where no image of a split shows any class."
+    if image_set.pixels.any(): return
+    raise ValueError(
+        f"{image_set.name}, {split} split: its masks hold nothing but 0 (background) and 255 "
+        "(void), so there is no object; mark objects by their class's number, from 1 on."
+    )
+
+
 def open_folds(
     config: RunConfig,  # resolved
 ) -> tuple[ImageSet, ImageSet, list[Fold], dict[str, DataIdentity]]:  # training, evaluation, …
     "Image sets and folds of a run, and what the data are known by. Raises whatever is wrong."
     train, val = open_splits(config.data)
-    for data in (train, val): check_unique(data)
+    for data, split in ((train, "training"), (val, "evaluation")):
+        check_unique(data)
+        check_annotated(data, split)
     check_preset(config, val.class_names)
     train = add_folders(train, config.data)
     check_unique(train)
