@@ -48,7 +48,8 @@ def test_callbacks_are_told_every_loss_and_score(tmp_path):
     def keep(fold, step, values): told.append((fold, step, values))
     def spoil(fold, step, values): values.clear()
     config = change_config(TINY, select="test", checks=2, folds=(0, 1), shots=(1, 2))
-    results = runs.run(config, tmp_path / "run", callbacks=[spoil, keep, lambda *a: other.append(a)])
+    also = lambda fold, step, values: other.append((fold, step, values))
+    results = runs.run(config, tmp_path / "run", callbacks=[spoil, keep, also])
     assert told == other
     for fold in (0, 1):
         losses = pd.read_csv(tmp_path / f"run/fold{fold}/losses.csv")
@@ -58,8 +59,8 @@ def test_callbacks_are_told_every_loss_and_score(tmp_path):
             values = [v[f"loss/{name}/PFENet+CE"] for _, v in steps]
             assert values == pytest.approx(losses[name].tolist())
         checks = pd.read_csv(tmp_path / f"run/fold{fold}/checks.csv")
-        said = [(s, v["score/check/PFENet+CE"]) for f, s, v in told if f == fold and len(v) == 1]
-        assert said == pytest.approx(list(zip(checks.step, checks["PFENet+CE"])))
+        said = {s: v["score/check/PFENet+CE"] for f, s, v in told if f == fold and len(v) == 1}
+        assert said == pytest.approx(dict(zip(checks.step, checks["PFENet+CE"])))
         *_, (_, step, scores) = (t for t in told if t[0] == fold)
         assert step == 4
         for r in results[results.fold == fold].itertuples():
@@ -146,7 +147,7 @@ def test_a_run_on_folds_of_ones_own(tmp_path):
 def test_a_mistake_in_a_split_is_one_sentence(capsys, tmp_path, monkeypatch, text, said):
     monkeypatch.chdir(tmp_path)
     Path("split.json").write_text(text)
-    assert main("run --split split.json --iterations 1".split()) == 1
+    assert main(["run", "--split", "split.json", "--iterations", "1"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("celp: ") and err.count("\n") == 1 and said in err and len(err) < 400
     assert not Path("runs").exists()
@@ -254,9 +255,11 @@ def test_a_full_disk_under_stdout_is_said_and_stops_no_run(tmp_path, monkeypatch
         assert done.returncode == 1
         assert done.stderr.startswith(b"celp: not all of the output could be written (No space")
         monkeypatch.chdir(tmp_path)
-        line = "run --iterations 1 --pairs 1 --shots 1 --fold 0 --methods PFENet --device cpu"
-        small = "--crop 57 --side 97 --width 16"
-        done = celp(*line.split(), *small.split(), stdout=full)
+        line = (
+            "run --iterations 1 --pairs 1 --shots 1 --fold 0 --methods PFENet --device cpu "
+            "--crop 57 --side 97 --width 16"
+        )
+        done = celp(*line.split(), stdout=full)
     assert not done.returncode and b"Traceback" not in done.stderr
     assert (tmp_path / "runs/samples/results.csv").is_file()
 

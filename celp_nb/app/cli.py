@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'PAGE', 'GOES_ON', 'help_text', 'page_server', 'explore_c
            'terminable', 'interruption_text', 'LastingOutput', 'lasting_output', 'later', 'read_options',
            'option_mistake', 'parse_and_call', 'run_safely', 'do_command', 'main']
 
-# %% ../../nbs/53_cli.ipynb #c7b25453
+# %% ../../nbs/53_cli.ipynb #dc9965fb
 import difflib
 import errno
 import importlib.util
@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from functools import partial, wraps
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Union
 
@@ -202,7 +202,7 @@ def read_options(argv: Sequence[str]) -> Callable[[], None]:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
-# %% ../../nbs/53_cli.ipynb #230f46b0
+# %% ../../nbs/53_cli.ipynb #e1385f68
 def option_mistake(argv: Sequence[str], said: str) -> str:
     "One sentence about options that cannot be read. `said` is tyro's text."
     text, more = io.StringIO(), f"celp {argv[0]} --help"
@@ -213,9 +213,11 @@ def option_mistake(argv: Sequence[str], said: str) -> str:
         if name.startswith("--") and len(name) > 2 and name not in options:
             near = difflib.get_close_matches(name, options, 1, 0)[0]
             return f"there is no option {name}; the nearest is {near} ({more} lists all)."
-    lines = [line.strip(" │|") for line in said.splitlines() if not line.startswith(("╭", "╰"))]
-    first = list(takewhile(lambda line: line.strip("─-"), lines))
-    return f"{' '.join(first).rstrip('.') or 'the options cannot be read'}; see {more}."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)  # without colours
+    lines = [line.strip(" │") for line in plain.splitlines()[1:]]  # without the title
+    lines = list(dropwhile(lambda line: not line.strip("─-"), lines))
+    first = " ".join(takewhile(lambda line: line.strip("─-"), lines)).rstrip(".")
+    return f"{first or 'the options cannot be read'}; see {more}."
 
 
 def parse_and_call(argv: Sequence[str]) -> None:

@@ -103,7 +103,7 @@ def write_png_mask(
     with atomic_file(path) as file:
         image.save(file, "PNG", optimize=optimize)
 
-# %% ../../nbs/21_images.ipynb #3979efd7
+# %% ../../nbs/21_images.ipynb #68e6157f
 def cache_folder() -> Path:
     """Where indexes, rendered masks and features are kept: $CELP_CACHE, or the user's cache."""
     return Path(os.environ.get("CELP_CACHE") or Path.home() / ".cache" / "celp_nb")
@@ -116,7 +116,8 @@ def file_fingerprint(
     digest = hashlib.sha1()
     for path in paths:
         stat = os.stat(path)
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        text = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(text.encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
     return digest.hexdigest()
 
 # %% ../../nbs/21_images.ipynb #7fe67810

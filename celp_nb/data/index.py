@@ -37,7 +37,7 @@ from celp_nb.data.images import (
 )
 from ..ops import STRIDE, VOID
 
-# %% ../../nbs/21a_index.ipynb #d361f0e2
+# %% ../../nbs/21a_index.ipynb #c9eb2e6f
 CACHE_FORMAT = 2  # 2: masks of COCO and SBD are rendered to PNG
 
 
@@ -52,7 +52,7 @@ def cache_file(
     name: str,  # what is kept
 ) -> Path:  # may not exist yet
     """The file of the cache folder that keeps what has this name."""
-    digest = hashlib.sha1(name.encode()).hexdigest()
+    digest = hashlib.sha1(name.encode("utf-8", "surrogatepass")).hexdigest()
     return cache_folder() / f"{file_label(name)}-{digest[:12]}.npz"
 
 
