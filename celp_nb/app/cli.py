@@ -31,13 +31,13 @@ from typing import Annotated, Any, Union
 import tyro
 from tyro.conf import arg, subcommand
 
-# %% ../../nbs/53_cli.ipynb #1c3c3384
+# %% ../../nbs/53_cli.ipynb #fd2426af
 COMMANDS = {
     "run": "Train and evaluate every fold and print the table: the main job. Alone, it runs the "
     "bundled samples.",
     "train": "Train every fold, without evaluating.",
-    "evaluate": "Score a trained run anew, replay an episode list on one of its folds, or score a "
-    "published checkpoint.",
+    "evaluate": "Score a trained run anew or on other data, replay an episode list on one of its "
+    "folds, or score a published checkpoint.",
     "presets": "List the rows of the paper's tables that a run can start from: celp run --preset "
     "NAME --data DIR.",
     "data": "Fetch PASCAL-5i, or say what of COCO 2014 is missing; check it and build its index.",
