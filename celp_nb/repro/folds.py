@@ -148,7 +148,7 @@ def leave_out_rare(
             )
     return frequent_classes(train.pixels, classes, 2), frequent_classes(val.pixels, test, needed)
 
-# %% ../../nbs/42_folds.ipynb #b0cd7dd6
+# %% ../../nbs/42_folds.ipynb #f2cf2b16
 def split_classes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -158,9 +158,6 @@ def split_classes(
     "How a fold divides the classes. Raises ValueError where one side is empty."
     C, data = len(val.class_names), config.data
     added = frequent_classes(train.pixels, range(C + 1, len(train.class_names) + 1), 2)
-    if C == 1 and not added:
-        advice = advice_on_training(config, val)
-        raise ValueError(f"{val.name}: there is no class to train on; {advice}")
     test = tested_classes(config, val, number)
     classes = sorted({*range(1, C + 1), *added}.difference(test))
     if not classes:
