@@ -224,15 +224,19 @@ def test_an_edited_list_is_checked_before_training_goes_on(scenes, tmp_path):
 
 
 def test_a_full_disk_is_refused_with_numbers(scenes, monkeypatch, tmp_path):
-    free = shutil.disk_usage(tmp_path)._replace(free=100_000)
-    monkeypatch.setattr(run_checks.shutil, "disk_usage", lambda path: free)
-    stays_out(small(scenes), tmp_path / "run", r"0.0001 GB free, but the run will write 0.0\d+ GB")
-    free = free._replace(free=2_000_000)
-    config = small(scenes, cache_views=2)
+    config, needs = small(scenes, cache_views=2), {}
+    setup = repro_setup.prepare(resolve(config))
+    with monkeypatch.context() as m:
+        m.setattr(repro_setup, "check_space", needs.update)
+        repro_setup.check_room(setup, tmp_path / "run")
+    run, views = (size for _, size in needs.values())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run_checks.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    free = run // 2
+    stays_out(small(scenes), tmp_path / "run", r"0.0\d+ GB free, but the run will write 0.0\d+ GB")
+    free = run + views // 2
     stays_out(config, tmp_path / "run", "GB of kept views; make room, or use fewer --cache-views")
-    config = change_config(config, cache_views=0)  # without views there is room
-    monkeypatch.setattr(repro_setup, "new_models", lambda setup: {})
-    repro_setup.check_room(repro_setup.prepare(resolve(config)), tmp_path / "run")
+    runs.train_run(change_config(config, cache_views=0), tmp_path / "run")  # without them, it fits
 
 
 def test_what_a_run_takes_is_estimated(scenes, tmp_path):
