@@ -141,6 +141,8 @@ def test_a_run_of_two_processes_scores_every_episode_once(tmp_path):
     run = tmp_path / "runs/samples"
     rows = re.findall(r"\| PFENet\+CE +\| +1 \|", done.stdout)
     assert done.stdout.count("fold 0 train: 3/3") == len(rows) == 1  # one process speaks
+    assert done.stdout.count("fold 0 evaluate: 10/10") == 1  # and says when all are done
+    assert not (run / "lock.json").exists()
     together = pd.read_csv(run / "fold0" / "rows.csv")
     assert (
         together.groupby(["method", "shots"])
@@ -149,6 +151,10 @@ def test_a_run_of_two_processes_scores_every_episode_once(tmp_path):
         .all()
     )
     results = pd.read_csv(run / "results.csv")
+    line = "evaluate runs/samples --fold 0 --episodes runs/samples/fold0/episodes.csv"
+    again = launch("-m", "celp_nb", *line.split(), processes=2, cwd=tmp_path)
+    assert again.stdout.count("evaluate: 10/10") == 1, again.stderr
+    assert len(re.findall(r"\| PFENet\+CE +\| +1 \|", again.stdout)) == 1
     evaluate_run(run)
     alone = pd.read_csv(run / "fold0" / "rows.csv")
     order = ["method", "shots", "episode"]
@@ -173,8 +179,9 @@ def test_more_processes_than_episodes_are_refused_in_a_sentence(tmp_path):
     )
     assert (
         done.returncode
-        and "celp: 2 processes cannot share a batch of 1 episodes equally; "
-        "start as many processes as divide it, or choose another batch." in done.stderr
+        and "celp: 2 processes cannot share a batch of 1 episodes equally; start 1 "
+        "(torchrun --nproc_per_node 1), or take --batch 2, which is another training."
+        in done.stderr
     )
     assert not list(tmp_path.rglob("*.pt"))
 

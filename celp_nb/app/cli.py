@@ -4,12 +4,17 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'PAGE', 'GOES_ON', 'help_text', 'page_server', 'explore_command', 'print_message', 'Terminated',
-           'terminable', 'interruption_text', 'parse_and_call', 'run_safely', 'main']
+           'terminable', 'interruption_text', 'LastingOutput', 'lasting_output', 'later', 'read_options',
+           'option_mistake', 'parse_and_call', 'run_safely', 'do_command', 'main']
 
-# %% ../../nbs/53_cli.ipynb #14822a07
+# %% ../../nbs/53_cli.ipynb #dc9965fb
+import difflib
+import errno
 import importlib.util
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,20 +22,22 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial, wraps
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
 from tyro.conf import arg, subcommand
 
-# %% ../../nbs/53_cli.ipynb #9a06acb8
+# %% ../../nbs/53_cli.ipynb #33063abc
 COMMANDS = {
     "run": "Train and evaluate every fold and print the table: the main job. Alone, it runs the "
     "bundled samples.",
     "train": "Train every fold, without evaluating.",
-    "evaluate": "Score a trained run anew, replay an episode list on one of its folds, or score a "
-    "published checkpoint.",
+    "evaluate": "Score a trained run anew or on other data, replay an episode list on one of its "
+    "folds, or score a published checkpoint.",
     "presets": "List the rows of the paper's tables that a run can start from: celp run --preset "
     "NAME --data DIR.",
     "data": "Fetch PASCAL-5i, or say what of COCO 2014 is missing; check it and build its index.",
@@ -134,9 +141,50 @@ def interruption_text(command: str, stop: KeyboardInterrupt) -> str:
     if command not in GOES_ON: return f"{word}."
     return f"{word}; the same command{GOES_ON[command]} goes on from the last checkpoint."
 
-# %% ../../nbs/53_cli.ipynb #d86cd681
-def parse_and_call(argv: Sequence[str]) -> None:
-    "Read the options of a command and call its function. Raises SystemExit for unreadable ones."
+# %% ../../nbs/53_cli.ipynb #fd36d75b
+class LastingOutput(io.FileIO):
+    "A file that takes everything; what cannot be written is dropped, and why is noted in `lost`."
+
+    def __init__(self, descriptor: int, name: str, lost: dict[str, OSError]):
+        super().__init__(descriptor, "w", closefd=False)
+        self.stream, self.lost = name, lost
+
+    def write(self, data) -> int:  # bytes taken
+        if self.stream not in self.lost:
+            try: return super().write(data)
+            except OSError as error: self.lost[self.stream] = error
+        return len(data)
+
+
+@contextmanager
+def lasting_output() -> Iterator[dict[str, OSError]]:  # stream → why it could not be written
+    "Let stdout and stderr take every character, and go on where they cannot be written."
+    lost: dict[str, OSError] = {}
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        if isinstance(stream, io.TextIOWrapper): stream.reconfigure(errors="replace")
+        if stream is None or stream is not getattr(sys, f"__{name}__"): continue  # redirected
+        raw = LastingOutput(stream.fileno(), name, lost)
+        lines = stream.line_buffering or name == "stderr"
+        buffer = io.BufferedWriter(raw)
+        text = io.TextIOWrapper(buffer, stream.encoding, "replace", line_buffering=lines)
+        setattr(sys, name, text)
+    try: yield lost
+    finally:
+        for name, stream in before.items():
+            if getattr(sys, name) is not None: getattr(sys, name).flush()
+            setattr(sys, name, stream)
+
+# %% ../../nbs/53_cli.ipynb #013d37a8
+def later(function: Callable) -> Callable:
+    "A function of the same arguments that returns the call, for when the options have been read."
+    if isinstance(function, partial):
+        return partial(later(function.func), *function.args, **function.keywords)
+    return wraps(function)(lambda *args, **options: partial(function, *args, **options))
+
+
+def read_options(argv: Sequence[str]) -> Callable[[], None]:
+    "Read the options of a command. Raises SystemExit for unreadable ones and after --help."
     functions: dict[str, Callable] = {"explore": explore_command}
     if argv[0] != "explore":
         from celp_nb.app.commands import command_functions
@@ -144,17 +192,45 @@ def parse_and_call(argv: Sequence[str]) -> None:
         functions |= command_functions(argv)
     kinds = []
     for name, function in functions.items():
-        kind = subcommand(name, description=COMMANDS[name], constructor=function)
+        kind = subcommand(name, description=COMMANDS[name], constructor=later(function))
         kinds.append(Annotated[Any, kind])
     kinds.append(Annotated[None, tyro.conf.Suppress])  # one command alone would be no choice
-    tyro.cli(
+    return tyro.cli(
         Union[tuple(kinds)],  # noqa: UP007
         prog="celp",
         args=argv,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
 
-# %% ../../nbs/53_cli.ipynb #920056e8
+# %% ../../nbs/53_cli.ipynb #e1385f68
+def option_mistake(argv: Sequence[str], said: str) -> str:
+    "One sentence about options that cannot be read. `said` is tyro's text."
+    text, more = io.StringIO(), f"celp {argv[0]} --help"
+    with redirect_stdout(text), suppress(SystemExit): read_options([argv[0], "--help"])
+    options = sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", text.getvalue())))
+    for word in argv[1:]:
+        name = word.split("=")[0].replace("_", "-")
+        if name.startswith("--") and len(name) > 2 and name not in options:
+            near = difflib.get_close_matches(name, options, 1, 0)[0]
+            return f"there is no option {name}; the nearest is {near} ({more} lists all)."
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", said)  # without colours
+    lines = [line.strip(" │") for line in plain.splitlines()[1:]]  # without the title
+    lines = list(dropwhile(lambda line: not line.strip("─-"), lines))
+    first = " ".join(takewhile(lambda line: line.strip("─-"), lines)).rstrip(".")
+    return f"{first or 'the options cannot be read'}; see {more}."
+
+
+def parse_and_call(argv: Sequence[str]) -> None:
+    "Read the options of a command and call its function. Raises SystemExit for unreadable ones."
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said): call = read_options(argv)
+    except SystemExit as stop:
+        if stop.code == 2: print_message(option_mistake(argv, said.getvalue()))
+        raise
+    call()
+
+# %% ../../nbs/53_cli.ipynb #488ec340
 def run_safely(argv: Sequence[str]) -> int:  # exit status
     "Call a command and print its mistakes as one line each."
     os.environ.setdefault("MPLBACKEND", "Agg")  # pictures go to files: no window, no display needed
@@ -172,11 +248,8 @@ def run_safely(argv: Sequence[str]) -> int:  # exit status
     return 0
 
 
-def main(
-    argv: Sequence[str] | None = None,  # the arguments; by default those of the command line
-) -> int:  # exit status; options that cannot be read exit with 2
-    "The command `celp`."
-    argv = list(sys.argv[1:] if argv is None else argv)
+def do_command(argv: list[str]) -> int:  # exit status
+    "Do what a command line says."
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text())
         return 0
@@ -186,6 +259,22 @@ def main(
         print(celp_nb.__version__)
         return 0
     if argv[0] not in COMMANDS:
-        print_message(f"there is no command {argv[0]!r}; choose one of {', '.join(COMMANDS)}.")
+        near = difflib.get_close_matches(argv[0], COMMANDS, 1, 0)[0]
+        print_message(
+            f"there is no command {argv[0]!r}; the nearest is {near!r} (of {', '.join(COMMANDS)})."
+        )
         return 1
     return run_safely(argv)
+
+# %% ../../nbs/53_cli.ipynb #db2ffcb4
+def main(
+    argv: Sequence[str] | None = None,  # the arguments; by default those of the command line
+) -> int:  # exit status; options that cannot be read exit with 2
+    "The command `celp`."
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with lasting_output() as lost:
+        status = do_command(argv)
+    if lost.get("stdout") and lost["stdout"].errno != errno.EPIPE:
+        print_message(f"not all of the output could be written ({lost['stdout'].strerror}).")
+        if argv[:1] in ([], ["presets"]) or argv[0].startswith("-"): return status or 1
+    return status

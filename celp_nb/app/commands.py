@@ -7,11 +7,11 @@ __all__ = ['Settings', 'Name', 'Resume', 'AllFolds', 'starting_config', 'run_fol
            'train_command', 'data_command', 'presets_command', 'print_comparison', 'print_table', 'table_command',
            'PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command', 'command_functions']
 
-# %% ../../nbs/52_celp_commands.ipynb #dc6b8302
+# %% ../../nbs/52_celp_commands.ipynb #c01596ae
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,8 +26,9 @@ from celp_nb.repro.config import (
     change_config,
     make_config,
 )
+from ..repro.run_checks import check_run_name
 
-# %% ../../nbs/52_celp_commands.ipynb #2c96e057
+# %% ../../nbs/52_celp_commands.ipynb #913b19cd
 def starting_config(
     args: Sequence[str],  # what follows `celp run`
 ) -> RunConfig:
@@ -44,14 +45,18 @@ def starting_config(
 
 
 def run_folder(config: RunConfig, name: str | None, all_folds: bool) -> Path:
-    "The folder of a run. Raises ValueError where both all folds and some of them are asked for."
+    """The folder of a run, inside of `runs`.
+
+    Raises ValueError for a name that leads out of it, and where both all folds and some of them are
+    asked for."""
     folds = config.data.folds
     if all_folds and folds is not None:
         raise ValueError(
             f"--all-folds runs every fold, --fold {' '.join(map(str, folds))} does not; leave one "
             "of them out."
         )
-    return Path("runs") / (name or config.preset or Path(config.data.folder).resolve().name)
+    if name is None: name = config.preset or Path(config.data.folder).expanduser().resolve().name
+    return Path("runs") / check_run_name(name)
 
 
 def print_once(text: str) -> None:
@@ -181,13 +186,13 @@ def table_command(
     settings = {"data": data, "backbone": backbone, "weights": weights, "folds": fold}
     print_table(runs, scale, seeds, {**settings, "iterations": iterations})
 
-# %% ../../nbs/52_celp_commands.ipynb #da8196e4
+# %% ../../nbs/52_celp_commands.ipynb #873eb4b9
 @dataclass(frozen=True)
 class PublishedEvaluation:
-    "For --published alone."
+    "For --published; --data also for a run."
 
-    # samples, or a folder
-    data: str = "samples"
+    # samples, or a folder; beside a run: other data, on whose novel classes it is scored
+    data: str | None = None
     # supports per episode
     shots: tuple[int, ...] = (1, 5)
     # episodes per class; by default 40 for the samples, 200 for a folder
@@ -204,7 +209,7 @@ class PublishedEvaluation:
     # COCO 1 0.5 0.25 0.125
     bins: tuple[float, ...] | None = None
 
-# %% ../../nbs/52_celp_commands.ipynb #240ddab0
+# %% ../../nbs/52_celp_commands.ipynb #5eb7598b
 def check_form(
     folder: Path | None,
     episodes: Path | None,
@@ -220,10 +225,15 @@ def check_form(
             "--episodes replays a list on a trained run; a published checkpoint draws its own with "
             "--pairs."
         )
-    if folder and options != PublishedEvaluation():
-        names = ", ".join(f"--{f.name}" for f in fields(PublishedEvaluation))
+    if folder and replace(options, data=None) != PublishedEvaluation():
+        names = ", ".join(f"--{f.name}" for f in fields(PublishedEvaluation) if f.name != "data")
         raise ValueError(
             f"{names} are for --published; a run is scored with its own settings."
+        )
+    if folder and options.data and (episodes or fold is not None):
+        raise ValueError(
+            "--data scores all folds of a run on other data, whose episodes it draws; leave "
+            "--episodes and --fold out."
         )
     if folder and fold is not None and not episodes:
         raise ValueError(
@@ -231,15 +241,16 @@ def check_form(
             f"{fold} --episodes {folder / f'fold{fold}' / 'episodes.csv'}."
         )
 
-# %% ../../nbs/52_celp_commands.ipynb #1b8eb523
+# %% ../../nbs/52_celp_commands.ipynb #bac6f157
 def published_table(file: Path, fold: int, options: PublishedEvaluation):  # as of `runs.replay`
     "The scores of a published checkpoint on a fold."
     from celp_nb.repro.published import score_published
 
-    settings = {**asdict(options), "bins": options.bins or PASCAL_BINS}
+    data, bins = options.data or "samples", options.bins or PASCAL_BINS
+    settings = {**asdict(options), "data": data, "bins": bins}
     return score_published(file, make_config(folds=(fold,), **settings))
 
-# %% ../../nbs/52_celp_commands.ipynb #77ea5278
+# %% ../../nbs/52_celp_commands.ipynb #cc2f4605
 def evaluate_command(
     folder: Positional[
         Annotated[Path | None, arg(help="of a trained run, such as runs/samples")]
@@ -267,6 +278,11 @@ def evaluate_command(
 
     if published:
         table = report.markdown_table(published_table(published, fold or 0, for_published))
+    elif for_published.data:
+        from celp_nb.repro.other_data import evaluate_on
+
+        place = evaluate_on(folder, for_published.data)
+        table = (place / "table.md").read_text(encoding="utf-8") + f"\nIn {place}: results.csv."
     elif episodes:
         table = report.markdown_table(runs.replay(folder, fold or 0, episodes))
     else:

@@ -35,7 +35,7 @@ from celp_nb.data.photographs import (  # noqa: F401  some are read from here on
     read_photograph,
 )
 
-# %% ../../nbs/21_images.ipynb #ca88c2ca
+# %% ../../nbs/21_images.ipynb #7dd8e699
 #: the whole of a published data set, or the bundled scenes; "" for any other
 Benchmark = Literal["", "samples", "pascal-5i", "coco-20i"]
 
@@ -54,6 +54,7 @@ class ImageSet:
     benchmark: Benchmark = ""  # what its scores may be compared with, as its reader knows
     note: str = ""  # a sentence on what its reader made void, for messages on rare classes
     colours: Colours = field(default_factory=dict)  # of the numbers in its masks, as of `21a_index`
+    mask_paths: list[Path] | None = None  # n files that `read_mask` reads; None: it reads none
 
 # %% ../../nbs/21_images.ipynb #769d33e5
 def read_image(
@@ -64,7 +65,7 @@ def read_image(
     path = image_set.image_paths[i]
     return photograph_with_notes(open_image(path), path)[0]
 
-# %% ../../nbs/21_images.ipynb #68fe8591
+# %% ../../nbs/21_images.ipynb #b721ee53
 def cache_folder() -> Path:
     """Where indexes, rendered masks and features are kept: $CELP_CACHE, or the user's cache."""
     return Path(os.environ.get("CELP_CACHE") or Path.home() / ".cache" / "celp_nb")
@@ -80,10 +81,11 @@ def file_fingerprint(
             stat = os.stat(path)
         except OSError:  # a link to nothing: whoever reads it will say so
             stat = os.lstat(path)
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        text = f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(text.encode("utf-8", "surrogatepass"))  # a path need not be UTF-8
     return digest.hexdigest()
 
-# %% ../../nbs/21_images.ipynb #73615e3c
+# %% ../../nbs/21_images.ipynb #b1f2897a
 def _mask_of_subset(
     read_mask: Callable[[int], np.ndarray],
     indices: np.ndarray,  # (m,) int64
@@ -108,6 +110,7 @@ def subset(
         image_set.interleaved,
         note=image_set.note,
         colours=image_set.colours,
+        mask_paths=image_set.mask_paths and [image_set.mask_paths[i] for i in indices],
     )
 
 # %% ../../nbs/21_images.ipynb #02550366
@@ -141,7 +144,7 @@ def joint_classes(
             number[class_key(name)] = len(names)
     return names, np.array([number[class_key(name)] for name in b.class_names])
 
-# %% ../../nbs/21_images.ipynb #822a8272
+# %% ../../nbs/21_images.ipynb #8aeb2479
 def _mask_of_union(
     read_a: Callable[[int], np.ndarray],
     n_a: int,  # images of the first set
@@ -187,4 +190,5 @@ def merge(
         pixels,
         a.interleaved,
         note=" ".join(filter(None, (a.note, b.note))),
+        mask_paths=a.mask_paths and b.mask_paths and [*a.mask_paths, *b.mask_paths],
     )

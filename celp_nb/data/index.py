@@ -38,7 +38,7 @@ from .pairs import count_pixels, index_arrays
 from .photographs import UnreadableImage
 from ..ops import VOID
 
-# %% ../../nbs/21a_index.ipynb #5c25ceae
+# %% ../../nbs/21a_index.ipynb #968ebcaa
 CACHE_FORMAT = 3  # 3: photographs upright; counts by value, colours and depths of masks
 
 
@@ -53,7 +53,7 @@ def cache_file(
     name: str,  # what is kept
 ) -> Path:  # may not exist yet
     """The file of the cache folder that keeps what has this name."""
-    digest = hashlib.sha1(name.encode()).hexdigest()
+    digest = hashlib.sha1(name.encode("utf-8", "surrogatepass")).hexdigest()
     return cache_folder() / f"{file_label(name)}-{digest[:12]}.npz"
 
 
@@ -260,7 +260,7 @@ def pixel_index(
     counts = MaskCounts(len(image_paths), *columns, int(stored["bits"]), colours)
     return counts, np.flatnonzero(stored["problems"] == "")
 
-# %% ../../nbs/21a_index.ipynb #4de88a18
+# %% ../../nbs/21a_index.ipynb #9c97907b
 def check_values(
     counts: MaskCounts,
     n_classes: int,  # C
@@ -301,6 +301,14 @@ def checked_set(
     if not len(readable):
         raise ValueError(f"{name}: none of its {len(ids)} images can be read.")
     read_mask = partial(read_class_map, mask_paths, class_map_dtype(n_classes))
-    pixels, colours = class_pixels(counts, n_classes), counts.colours
-    whole = ImageSet(name, ids, image_paths, read_mask, class_names, pixels, colours=colours)
+    whole = ImageSet(
+        name,
+        ids,
+        image_paths,
+        read_mask,
+        class_names,
+        class_pixels(counts, n_classes),
+        colours=counts.colours,
+        mask_paths=mask_paths,
+    )
     return whole if len(readable) == len(ids) else subset(whole, readable)

@@ -259,7 +259,7 @@ def run_notes(part: pd.DataFrame) -> list[str]:
         )
     return notes
 
-# %% ../../nbs/41a_comparison.ipynb #bb59df0a
+# %% ../../nbs/41a_comparison.ipynb #5eacf6af
 #: settings that may differ from a preset's without being worth a line
 UNCOMPARED_FIELDS = ("data", "folds", "seed", "cache", *RESUMABLE_FIELDS)
 #: values that are the row's too: presets leave precision and weights open, the paper does not
@@ -269,10 +269,11 @@ SAME_AS_ROW = {"precision": (None, "auto", "float32"), "weights": (None, "imagen
 def changed_from_preset(config: RunConfig) -> dict[str, object]:  # flat name → value
     """The settings of a run that are not those of the preset it started from.
 
-    Without a preset it is `n_folds` alone, where it is not the paper's."""
-    values = flat_config(config)
-    if not config.preset: return {"n_folds": values["n_folds"]} if values["n_folds"] != 4 else {}
-    row = flat_config(preset_config(config.preset))
+    Without a preset these are `n_folds` and `split` alone, where they are not the paper's."""
+    values, usual = flat_config(config), {"n_folds": 4, "split": None}
+    values["n_folds"] = values["n_folds"] or 4
+    if not config.preset: return {k: values[k] for k in usual if values[k] != usual[k]}
+    row = {**flat_config(preset_config(config.preset)), **usual}
     compared = [k for k in values if k not in (*UNCOMPARED_FIELDS, "epochs", "iterations")]
     as_row = lambda k: values[k] in SAME_AS_ROW.get(k, (row[k],))
     changed = {k: values[k] for k in compared if not as_row(k)}

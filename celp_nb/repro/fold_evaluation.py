@@ -65,7 +65,7 @@ def evaluate_together(
     together = pd.DataFrame(gather_object(rows.to_dict("records")))
     return together.sort_values("episode", kind="stable", ignore_index=True)
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #0a87715c
+# %% ../../nbs/42c_fold_evaluation.ipynb #01b2f3c5
 def all_predictors(
     models: dict[str, FewShotModel],
     evaluation: EvaluationConfig,
@@ -90,7 +90,8 @@ def score_fold(
     watch: Callable[[str, int], Progress],  # of `progress_display`
 ) -> pd.DataFrame:
     "The rows of `evaluate` for every episode, number of shots and predictor of a fold."
-    tick = watch(f"fold {fold.number} evaluate", len(episodes.cls))
+    total, processes = len(episodes.cls), setup.accelerator.num_processes
+    tick = watch(f"fold {fold.number} evaluate", total)
     return evaluate_together(
         setup.accelerator,
         all_predictors(models, setup.config.evaluation),
@@ -99,7 +100,7 @@ def score_fold(
         episodes,
         fold.train_classes,
         setup.config.evaluation.shots,
-        lambda e: tick(e + 1),
+        lambda e: tick(min(total, (e + 1) * processes)),  # all are as far as the main one
     )
 
 # %% ../../nbs/42c_fold_evaluation.ipynb #c3eaf271

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
-           'prepare', 'new_models']
+           'training_items', 'check_fold', 'check_annotated', 'open_folds', 'prepare', 'new_models', 'views_place',
+           'check_room', 'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #b14042d0
+# %% ../../nbs/42b_setup.ipynb #77d3ad5b
 import importlib.util
+import json
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +19,20 @@ from accelerate import Accelerator
 
 import celp_nb
 from ..contrast import FewShotModel
-from ..data.images import ImageSet
+from ..data.episodes import atomic_file
+from ..data.images import ImageSet, cache_folder, class_key
+from celp_nb.data.mask_facts import (
+    DataIdentity,
+    MaskFacts,
+    check_unique,
+    data_identity,
+    identity_differences,
+    identity_digest,
+    mask_facts,
+    name_some,
+)
+from ..data.training_set import TrainingEpisodes
+from ..data.transforms import Recipe
 from celp_nb.engine.backbones import (
     Backbone,
     backbone_fingerprint,
@@ -28,11 +43,20 @@ from ..engine.feature_bank import FeatureBank, feature_bank
 from ..engine.methods import Method, build_model
 from ..engine.steps import ProcessShare, own_episodes
 from ..engine.training import accelerator_for
-from .config import RunConfig, RuntimeConfig, method_of
+from .config import RunConfig, RuntimeConfig, method_of, read_digests
 from .folds import Fold, add_folders, draw_fold, open_splits, warn_of_all_rare
 from .presets import check_preset, find_preset
+from celp_nb.repro.run_checks import (
+    check_list,
+    check_space,
+    check_supports,
+    checkpoint_bytes,
+    table_bytes,
+    view_bytes,
+    warn_of_vanishing,
+)
 
-# %% ../../nbs/42b_setup.ipynb #05f48f15
+# %% ../../nbs/42b_setup.ipynb #4bc90788
 class Setup(NamedTuple):
     "A run that has passed every check."
     config: RunConfig  # resolved
@@ -44,6 +68,8 @@ class Setup(NamedTuple):
     fingerprint: str     # of the backbone's weights
     accelerator: Accelerator
     memory: FeatureBank  # of `val`, shared by all folds
+    identity: dict[str, DataIdentity]  # of `train` and `val`
+    digests: dict[str, str]  # of `identity`: they stand in config.json and in every model
     commit: str          # of `code_version`, when the run began
 
 # %% ../../nbs/42b_setup.ipynb #b1edd2a4
@@ -83,7 +109,7 @@ def evaluation_memory(
     memory = feature_bank(backbone, data, side, runtime.cache_gb, precision_of(runtime))
     return memory._replace(void_seen=config.evaluation.void == "padding")
 
-# %% ../../nbs/42b_setup.ipynb #1588936f
+# %% ../../nbs/42b_setup.ipynb #16c801fa
 def check_tensorboard(runtime: RuntimeConfig) -> None:
     "Raise ImportError where TensorBoard is asked for and missing."
     if runtime.tensorboard and not importlib.util.find_spec("tensorboard"):
@@ -94,7 +120,15 @@ def check_tensorboard(runtime: RuntimeConfig) -> None:
 
 
 def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
-    "Raise ValueError where a process cannot work through its episodes in equal parts."
+    "Raise ValueError where processes cannot share a batch, or work through it in equal parts."
+    processes = accelerator.num_processes
+    if batch % processes:
+        fits = [n for n in range(1, processes) if batch % n == 0]
+        raise ValueError(
+            f"{processes} processes cannot share a batch of {batch} episodes equally; start "
+            f"{' or '.join(map(str, fits))} (torchrun --nproc_per_node {max(fits)}), or take "
+            f"--batch {-(-batch // processes) * processes}, which is another training."
+        )
     if len(own_episodes(0, batch, process_share(accelerator))) % parts:
         raise ValueError(
             f"each of {accelerator.num_processes} processes gets "
@@ -102,23 +136,72 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #35f596d2
+# %% ../../nbs/42b_setup.ipynb #b01b0ab7
+def training_items(config: RunConfig, train: ImageSet, fold: Fold) -> TrainingEpisodes:
+    "The training episodes of a fold, with the run's augmentation."
+    data = config.data
+    recipe = Recipe(data.crop, round(data.crop * data.reference / data.side), data.scale)
+    return TrainingEpisodes(
+        train, fold.training, fold.train_classes, recipe, config.runtime.seed
+    )
+
+
+def check_fold(
+    config: RunConfig,  # resolved
+    train: ImageSet,
+    val: ImageSet,
+    facts: dict[str, MaskFacts],  # of `train` and `val`
+    fold: Fold,
+) -> None:
+    "Raise ValueError for what would stop the evaluation of a fold; warn of wasted training."
+    side = config.data.side
+    check_list(val, fold.evaluation)
+    check_supports(val, facts["val"], fold.evaluation, side, "evaluation")
+    if fold.selection: check_supports(train, facts["train"], fold.selection, side, "training")
+    recipe = training_items(config, train, fold).recipe
+    warn_of_vanishing(train, facts["train"], fold.training, recipe, side)
+
+
+def check_annotated(image_set: ImageSet, split: str) -> None:
+    "Raise ValueError where no image of a split shows any class."
+    if image_set.pixels.any(): return
+    raise ValueError(
+        f"{image_set.name}, {split} split: its masks hold nothing but 0 (background) and 255 "
+        "(void), so there is no object; mark objects by their class's number, from 1 on."
+    )
+
+
+def open_folds(
+    config: RunConfig,  # resolved
+) -> tuple[ImageSet, ImageSet, list[Fold], dict[str, DataIdentity]]:  # training, evaluation, …
+    "Image sets and folds of a run, and what the data are known by. Raises whatever is wrong."
+    train, val = open_splits(config.data)
+    for data, split in ((train, "training"), (val, "evaluation")):
+        check_unique(data)
+        check_annotated(data, split)
+    check_preset(config, val.class_names)
+    train = add_folders(train, config.data)
+    check_unique(train)
+    warn_of_all_rare(config, train, val)
+    folds = [draw_fold(config, train, val, number) for number in config.data.folds]
+    facts = {"train": mask_facts(train), "val": mask_facts(val)}
+    for fold in folds: check_fold(config, train, val, facts, fold)
+    sets = {"train": train, "val": val}
+    return train, val, folds, {k: data_identity(sets[k], facts[k]) for k in sets}
+
+# %% ../../nbs/42b_setup.ipynb #3e953e63
 def prepare(
     config: RunConfig,  # resolved
 ) -> Setup:
     "Data, episodes of every fold, backbone and device. Raises whatever can go wrong, now."
     if config.preset is not None: find_preset(config.preset)
-    train, val = open_splits(config.data)
-    check_preset(config, val.class_names)
-    train = add_folders(train, config.data)
-    warn_of_all_rare(config, train, val)
-    folds = [draw_fold(config, train, val, number) for number in config.data.folds]
     check_tensorboard(config.runtime)
+    accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))
+    check_parts(accelerator, config.optimisation.batch, config.optimisation.accumulate)
+    train, val, folds, identity = open_folds(config)
     torch.manual_seed(config.runtime.seed)  # for random weights
     backbone = load_backbone(config.model.backbone, config.model.weights)
     fingerprint = backbone_fingerprint(backbone)
-    accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))
-    check_parts(accelerator, config.optimisation.batch, config.optimisation.accumulate)
     backbone.to(accelerator.device)
     return Setup(
         config=config,
@@ -131,6 +214,8 @@ def prepare(
         accelerator=accelerator,
         memory=evaluation_memory(config, backbone, val),
         commit=code_version(),
+        identity=identity,
+        digests={k: identity_digest(of_split) for k, of_split in identity.items()},
     )
 
 # %% ../../nbs/42b_setup.ipynb #1981cd2b
@@ -144,3 +229,90 @@ def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
         models[name].to(setup.accelerator.device)
         if config.runtime.compile: models[name].decoder.compile()
     return models
+
+# %% ../../nbs/42b_setup.ipynb #d2a9754f
+def views_place(runtime: RuntimeConfig) -> Path:
+    "The folder for kept views."
+    return Path(runtime.cache) if runtime.cache else cache_folder() / "views"
+
+
+def check_room(setup: Setup, folder: str | Path) -> None:
+    "Raise OSError where the disk has no room for a run and its kept views."
+    config, folds = setup.config, setup.folds
+    optimisation, evaluation = config.optimisation, config.evaluation
+    with torch.random.fork_rng(devices=[]):
+        models = new_models(setup)
+    parameters = sum(p.numel() for model in models.values() for p in model.parameters())
+    moments, selected = 1 + (optimisation.optimiser == "adamw"), optimisation.select != "last"
+    methods = len(models) * (1 + evaluation.voting * max(evaluation.shots)) + 11
+    episodes = sum(len(fold.evaluation.cls) for fold in folds)
+    size = checkpoint_bytes(parameters, len(folds), moments, selected)
+    losses = sum(fold.iterations for fold in folds) * len(models)
+    size += table_bytes(losses, episodes * methods * len(evaluation.shots))
+    needs = {Path(folder): ("models, checkpoints and tables", size)}
+    if config.runtime.cache_views:
+        items = [training_items(config, setup.train, fold) for fold in folds]
+        views = view_bytes(items, config.runtime.cache_views, feature_channels(setup.backbone))
+        needs[views_place(config.runtime)] = ("kept views", views)
+    check_space(needs)
+
+# %% ../../nbs/42b_setup.ipynb #e254336a
+def write_identity(folder: str | Path, identity: dict[str, DataIdentity]) -> None:
+    "Write what a run's data are known by, whole or not at all."
+    values = {split: of_split._asdict() for split, of_split in identity.items()}
+    with atomic_file(Path(folder) / "data.json", "w") as f: json.dump(values, f, indent=0)
+
+
+def read_identity(folder: str | Path) -> dict[str, DataIdentity]:  # empty where there is no file
+    "Read what `write_identity` wrote. Raises ValueError naming a file that is damaged."
+    path = Path(folder) / "data.json"
+    if not path.is_file(): return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {split: DataIdentity(**of_split) for split, of_split in values.items()}
+    except (ValueError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} is damaged ({e}); start a new run.") from e
+
+
+def check_data(setup: Setup, folder: str | Path) -> None:
+    "Raise ValueError where a run was begun with other data, saying in what they differ."
+    before = read_digests(folder)
+    if not before or before == setup.digests: return
+    known, words = read_identity(folder), []
+    for split, now in setup.identity.items():
+        if before.get(split) == setup.digests[split]: continue
+        differs = identity_differences(known[split], now) if split in known else ""
+        words.append(f"{split} split: {differs or 'names or masks differ'}")
+    raise ValueError(
+        f"{folder} was begun with other data than {setup.config.data.folder} holds now "
+        f"({'; '.join(words)}); use the data as they were, or start a new run."
+    )
+
+# %% ../../nbs/42b_setup.ipynb #6611650d
+def known_names(
+    saved: dict,  # what the file of a model holds
+) -> set[str]:  # of `class_key`
+    "The classes that a model was trained on, or that its checkpoint was chosen by."
+    return set(map(class_key, (*saved.get("train_classes", ()), *saved.get("held_classes", ()))))
+
+
+def check_model_data(
+    path: Path,  # of a trained model, for the message
+    saved: dict,  # what it holds
+    setup: Setup,
+    fold: Fold,
+) -> None:
+    "Raise ValueError for a model of other data, or one that was trained on a class to be tested."
+    trained_on = known_names(saved)
+    tested = [setup.val.class_names[c - 1] for c in fold.test_classes]
+    both = [name for name in tested if class_key(name) in trained_on]
+    if both:
+        raise ValueError(
+            f"{path} was trained on {name_some(both)}, which fold {fold.number} would test; "
+            "use the classes and folds of its training, or train again."
+        )
+    if saved.get("data", setup.digests) != setup.digests:
+        raise ValueError(
+            f"{path} was trained on other data than {setup.config.data.folder} holds now; use "
+            "the data as they were, or train again."
+        )

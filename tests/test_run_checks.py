@@ -1,0 +1,594 @@
+"""What is refused before a run begins, and what a run knows of its data and its folder."""
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from celp_nb.app.cli import main
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.mask_facts import (
+    class_thickness,
+    data_identity,
+    identity_differences,
+    mask_facts,
+)
+from celp_nb.engine.checkpoints import load_checkpoint, save_checkpoint
+from celp_nb.repro import folds as repro_folds
+from celp_nb.repro import run_checks, runs
+from celp_nb.repro import setup as repro_setup
+from celp_nb.repro.config import change_config, make_config, read_config, read_digests
+from celp_nb.repro.defaults import resolve
+from celp_nb.repro.other_data import evaluate_on
+
+NAMES = ("apple", "brick", "chair", "drum")
+SMALL = dict(
+    backbone="tiny",
+    side=65,
+    crop=65,
+    reference=161,
+    width=8,
+    iterations=2,
+    pairs=2,
+    n_folds=2,
+    folds=(0,),
+    shots=(1,),
+    methods=("PFENet",),
+    device="cpu",
+    precision="float32",
+    trivial=False,
+)
+LINE = (
+    "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2 "
+    "--shots 1 --methods PFENet --device cpu --precision float32"
+)
+
+
+def rectangles(classes, height=120, width=160):
+    "A mask with a rectangle for each class, side by side."
+    mask, slot = np.zeros((height, width), np.uint8), width // len(classes)
+    for k, c in enumerate(classes): mask[20:90, k * slot + 4 : k * slot + 60] = c
+    return mask
+
+
+def write_voc(root, masks, names=NAMES):
+    "A folder in VOC layout; `masks`: split → image name → mask."
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True, exist_ok=True)
+    for split, of_split in masks.items():
+        for name, mask in of_split.items():
+            noise = np.random.default_rng(len(name)).integers(0, 40, (*mask.shape, 3), np.uint8)
+            photo = noise + 50 * np.minimum(mask, 4)[..., None].astype(np.uint8)
+            Image.fromarray(photo).save(root / f"JPEGImages/{name}.jpg")
+            Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
+        listed = root / f"ImageSets/Segmentation/{split}.txt"
+        listed.write_text("\n".join(of_split), encoding="utf-8")
+    (root / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+    return root
+
+
+def pairs_of_classes(n=8, classes=4, draw=rectangles):
+    "Masks of both splits, two classes in each image."
+    shown = lambda i: sorted({i % classes + 1, (i + 1) % classes + 1})
+    splits = ("train", "val")
+    return {s: {f"{s[0]}{i:02d}": draw(shown(i)) for i in range(n)} for s in splits}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_cache(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("CELP_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    return write_voc(tmp_path / "scenes", pairs_of_classes())
+
+
+def small(folder, **settings):
+    return make_config(**{**SMALL, "data": str(folder), **settings})
+
+
+def stays_out(config, folder, match):
+    "The run is refused with these words, and nothing is written."
+    with pytest.raises((ValueError, OSError), match=match):
+        runs.run(config, folder)
+    assert not Path(folder).exists()
+
+
+# --- objects that vanish
+
+
+def cracks(classes, height=450, width=650):
+    "Stripes of two pixels: many pixels, of which a small image keeps none."
+    mask = np.zeros((height, width), np.uint8)
+    for k, c in enumerate(classes):
+        for row in (21, 23): mask[row + 101 * k, 20:630] = c
+        mask[22 + 101 * k, 20:630] = c
+        mask[43 + 101 * k, 20:630] = c
+    return mask
+
+
+def test_thickness_is_the_largest_square_by_a_slow_search():
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.integers(0, 4, (6, 7)), np.ones((9, 9), int)).astype(np.uint8)
+    mask[rng.random(mask.shape) < 0.02] = 255
+    for c in (1, 2, 3):
+        for side in (1, 2, 4, 8, 16, 32):
+            windows = [
+                mask[y : y + side, x : x + side]
+                for y in range(mask.shape[0] - side + 1)
+                for x in range(mask.shape[1] - side + 1)
+            ]
+            if any((w == c).all() for w in windows): largest = side
+        assert class_thickness(mask, 3)[c - 1] == largest
+
+
+def test_supports_that_vanish_are_refused_and_the_advised_side_works(tmp_path):
+    root = write_voc(tmp_path / "thin", pairs_of_classes(6, 3, cracks), NAMES[:3])
+    config = small(root, n_folds=3, pairs=4)
+    with pytest.raises(ValueError, match="no pixel is left in image 'v0. at side 65|at side") as e:
+        runs.run(config, tmp_path / "run")
+    assert "evaluation split" in str(e.value) and "apple" in str(e.value)
+    assert not (tmp_path / "run").exists()
+    side = int(str(e.value).split("--side ")[1].split(",")[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        setup = repro_setup.prepare(resolve(change_config(config, side=side)))
+    facts, fold = mask_facts(setup.val), setup.folds[0]
+    run_checks.check_supports(setup.val, facts, fold.evaluation, side, "evaluation")
+
+
+def test_training_images_that_vanish_are_a_warning_with_a_side_that_helps(tmp_path):
+    masks = pairs_of_classes(6, 3, cracks)
+    masks["val"] = pairs_of_classes(6, 3)["val"]
+    root = write_voc(tmp_path / "thin", masks, NAMES[:3])
+    config = resolve(small(root, n_folds=3, reference=650))
+    with pytest.warns(UserWarning, match=r"vanish in .*\(brick.*t0.*with --side") as said:
+        repro_setup.prepare(config)
+    text = next(str(w.message) for w in said if "vanish" in str(w.message))
+    side = int(text.split("--side ")[1].split()[0])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*vanish")
+        repro_setup.prepare(resolve(change_config(config, side=side)))
+
+
+def test_held_out_classes_that_vanish_are_refused_too(tmp_path):
+    masks = pairs_of_classes(8, 4, cracks)
+    masks["val"] = pairs_of_classes(8, 4)["val"]
+    root = write_voc(tmp_path / "thin", masks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stays_out(small(root, select="train"), tmp_path / "run", "training split: of the class")
+
+
+def test_facts_come_from_the_cache_until_a_mask_changes(scenes, monkeypatch):
+    data = repro_folds.open_data(str(scenes), "val")
+    before = mask_facts(data)
+    blind = replace(data, read_mask=lambda i: 1 / 0)
+    assert (mask_facts(blind).checksums == before.checksums).all()
+    path = scenes / "SegmentationClass/v00.png"
+    Image.fromarray(np.array(Image.open(path))[:, ::-1]).save(path)  # as many pixels of each class
+    os.utime(path, (1, 1))
+    after = mask_facts(repro_folds.open_data(str(scenes), "val"))
+    assert (after.checksums != before.checksums).tolist() == [True] + 7 * [False]
+
+
+# --- lists, names, masks
+
+
+def test_ids_and_class_names_must_differ_before_training(monkeypatch, tmp_path):
+    data = samples("val")
+    for twice in (
+        replace(data, ids=[data.ids[1], *data.ids[1:]]),
+        replace(data, class_names=["moon", *data.class_names[1:-1], "moon"]),
+    ):
+        monkeypatch.setattr(repro_setup, "open_splits", lambda d, twice=twice: (twice, twice))
+        stays_out(make_config(folds=(0,), iterations=1), tmp_path / "run", "two .* are called")
+
+
+def test_a_list_that_is_not_read_back_is_refused_before_training(scenes, monkeypatch, tmp_path):
+    def read(path, ids, names): return repro_folds.read_episodes(path, ids, names).shots(1)
+    monkeypatch.setattr(run_checks, "read_episodes", read)
+    stays_out(small(scenes, shots=(1, 2)), tmp_path / "run", "not read back as it was written")
+
+
+def test_masks_of_void_alone_are_refused(tmp_path):
+    white = {s: {k: m * 0 + 255 for k, m in v.items()} for s, v in pairs_of_classes().items()}
+    root = write_voc(tmp_path / "white", white)
+    stays_out(small(root), tmp_path / "run", r"0 \(background\) and 255 \(void\)")
+
+
+def test_an_edited_list_is_checked_before_training_goes_on(scenes, tmp_path):
+    config, place = small(scenes), tmp_path / "run"
+    runs.train_run(config, place)
+    (place / "fold0/PFENet.pt").unlink()
+    (place / "fold0/episodes.csv").write_text("class,class_id,query,support_1\ncat,1,v00,v01\n")
+    with pytest.raises(ValueError, match="unknown class 'cat'"):
+        runs.run(config, place, resume=True)
+    assert not (place / "fold0/PFENet.pt").exists()
+
+
+# --- room
+
+
+def test_a_full_disk_is_refused_with_numbers(scenes, monkeypatch, tmp_path):
+    config, needs = small(scenes, cache_views=2), {}
+    setup = repro_setup.prepare(resolve(config))
+    with monkeypatch.context() as m:
+        m.setattr(repro_setup, "check_space", needs.update)
+        repro_setup.check_room(setup, tmp_path / "run")
+    run, views = (size for _, size in needs.values())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(run_checks.shutil, "disk_usage", lambda path: usage._replace(free=free))
+    free = run // 2
+    stays_out(small(scenes), tmp_path / "run", r"0.0\d+ GB free, but the run will write 0.0\d+ GB")
+    free = run + views // 2
+    stays_out(config, tmp_path / "run", "GB of kept views; make room, or use fewer --cache-views")
+    runs.train_run(change_config(config, cache_views=0), tmp_path / "run")  # without them, it fits
+
+
+def test_what_a_run_takes_is_estimated(scenes, tmp_path):
+    "Neither less than what it writes, nor more than four times that."
+    for select in ("last", "test"):
+        config = resolve(small(scenes, select=select, cache_views=2, cache=str(tmp_path / "views")))
+        needs = {}
+        patch = pytest.MonkeyPatch()
+        patch.setattr(repro_setup, "check_space", needs.update)
+        runs.train_run(config, tmp_path / select)
+        patch.undo()
+        run, views = (size for _, size in needs.values())
+        taken = run_checks.folder_bytes(tmp_path / select)
+        assert 0.9 * taken < run < 4 * taken
+    taken = run_checks.folder_bytes(tmp_path / "views")
+    assert taken < views < 4 * taken
+
+
+# --- a run knows its data
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    "A folder of photographs, and a run on it that is trained."
+    home = tmp_path_factory.mktemp("trained")
+    root = write_voc(home / "scenes", pairs_of_classes())
+    runs.run(small(root), home / "run")
+    return home
+
+
+@pytest.fixture
+def copy(trained, tmp_path):
+    "A copy of both; the run points to the copied folder."
+    shutil.copytree(trained, tmp_path / "copy")
+    path = tmp_path / "copy/run/config.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace(str(trained), str(tmp_path / "copy")), encoding="utf-8")
+    return tmp_path / "copy"
+
+
+def mirror_a_mask(root):
+    path = root / "SegmentationClass/t00.png"
+    Image.fromarray(np.array(Image.open(path))[:, ::-1]).save(path)
+
+
+def drop_images(root):
+    path = root / "ImageSets/Segmentation/train.txt"
+    path.write_text("\n".join(path.read_text().split()[:6]), encoding="utf-8")
+
+
+def rename_a_class(root):
+    (root / "classes.txt").write_text("apple\nbrick\nstool\ndrum", encoding="utf-8")
+
+
+def add_images(root):
+    masks = pairs_of_classes(9)
+    write_voc(root, {"val": masks["val"]})
+
+
+def swap_classes(root):
+    (root / "classes.txt").write_text("chair\ndrum\napple\nbrick", encoding="utf-8")
+
+
+CHANGES = [
+    (mirror_a_mask, r"train split: 1 mask has changed \(t00\)"),
+    (drop_images, r"train split: 2 images are gone \(t06, t07\)"),
+    (rename_a_class, r"1 class is gone \(chair\); 1 class is new \(stool\)"),
+    (add_images, r"val split: 1 image is new \(v08\)"),
+    (swap_classes, "the classes are in another order"),
+]
+
+
+@pytest.mark.parametrize("change, said", CHANGES)
+def test_other_data_are_refused_with_what_differs(copy, change, said):
+    change(copy / "scenes")
+    before = (copy / "run/results.csv").read_bytes()
+    for ask in (
+        lambda: runs.evaluate_run(copy / "run"),
+        lambda: runs.replay(copy / "run", 0, copy / "run/fold0/episodes.csv"),
+        lambda: runs.run(small(copy / "scenes"), copy / "run", resume=True),
+    ):
+        with pytest.raises(ValueError, match=said): ask()
+    assert (copy / "run/results.csv").read_bytes() == before
+
+
+def test_the_same_masks_written_anew_are_the_same_data(copy):
+    for path in (copy / "scenes/SegmentationClass").iterdir():
+        mask = np.array(Image.open(path))
+        Image.fromarray(mask).save(path, compress_level=1)
+        os.utime(path, (1, 1))
+    runs.evaluate_run(copy / "run")
+
+
+def test_config_and_models_carry_the_digests(trained):
+    digests = read_digests(trained / "run")
+    assert set(digests) == {"train", "val"} and digests["train"] != digests["val"]
+    for name in ("PFENet.pt",):
+        assert load_checkpoint(trained / "run/fold0" / name)["data"] == digests
+    assert read_config(trained / "run").data.folder == str(trained / "scenes")
+
+
+def test_a_class_that_was_trained_on_is_never_tested(copy):
+    "Not even where the run's own record of its data is gone, as in runs of earlier versions."
+    swap_classes(copy / "scenes")
+    (copy / "run/data.json").unlink()
+    config = json.loads((copy / "run/config.json").read_text())
+    del config["data_digests"]
+    (copy / "run/config.json").write_text(json.dumps(config))
+    path = copy / "run/fold0/PFENet.pt"
+    saved = load_checkpoint(path)
+    save_checkpoint(path, **{k: v for k, v in saved.items() if k != "data"})
+    (copy / "run/fold0/episodes.csv").unlink()
+    with pytest.raises(ValueError, match="was trained on chair, drum, which fold 0 would test"):
+        runs.evaluate_run(copy / "run")
+
+
+def test_a_model_of_other_data_is_refused(copy):
+    path = copy / "run/fold0/PFENet.pt"
+    saved = load_checkpoint(path)
+    save_checkpoint(path, **{**saved, "data": {"train": "0", "val": "0"}})
+    with pytest.raises(ValueError, match="PFENet.pt was trained on other data"):
+        runs.evaluate_run(copy / "run")
+
+
+def test_differences_name_the_first_and_count_all():
+    data = samples("val")
+    now = data_identity(data, mask_facts(data))
+    before = now._replace(masks=dict(list(now.masks.items())[5:]))
+    assert "5 images are new (" in identity_differences(before, now)
+    assert ", …)" in identity_differences(before, now)
+    turned = now._replace(masks=dict(reversed(now.masks.items())))
+    assert identity_differences(now, turned) == "the images are listed in another order"
+    assert identity_differences(now, now) == ""
+
+
+# --- other data
+
+
+def test_a_run_is_scored_on_the_novel_classes_of_other_data(copy, capsys, monkeypatch):
+    other = write_voc(
+        copy / "other", pairs_of_classes(10, 4), ("Drum", "apple", "fox", "gate")
+    )  # fold 0 of the run was trained on chair and drum
+    before = (copy / "run/results.csv").read_bytes()
+    shutil.rmtree(copy / "scenes")  # its own data are not needed
+    with pytest.warns(UserWarning, match="trained on 1 of its 4 classes, .* not tested: Drum"):
+        place = evaluate_on(copy / "run", str(other))
+    episodes = pd.read_csv(place / "fold0/episodes.csv")
+    assert set(episodes["class"]) == {"apple", "fox", "gate"} and len(episodes) == 6
+    results = pd.read_csv(place / "results.csv")
+    assert set(results.data) == {"other"} and set(results.method) == {"PFENet"}
+    assert (copy / "run/results.csv").read_bytes() == before
+    assert main(["evaluate", str(copy / "run"), "--data", str(other)]) == 0
+    said = capsys.readouterr()
+    assert "`other`" in said.out and "apple, fox, gate" in said.out and "Drum" in said.err
+
+
+def test_other_data_without_a_novel_class_are_refused(copy):
+    other = write_voc(copy / "other", pairs_of_classes(8, 2), ("drum", "chair"))
+    with pytest.raises(ValueError, match="no class to test that fold 0 was not trained on"):
+        evaluate_on(copy / "run", str(other))
+
+
+def test_options_that_do_not_go_with_other_data(capsys, copy):
+    line = ["evaluate", str(copy / "run"), "--data", "x", "--fold", "0", "--episodes", "y"]
+    assert main(line) == 1 and "leave --episodes and --fold out" in capsys.readouterr().err
+    assert main(["evaluate", str(copy / "run"), "--pairs", "3"]) == 1
+    assert "are for --published" in capsys.readouterr().err
+
+
+# --- the folder
+
+
+HOLD = (
+    "import sys, time; from celp_nb.repro.run_checks import run_lock\n"
+    "with run_lock(sys.argv[1]): print('mine', flush=True); time.sleep(100)"
+)
+
+
+def test_a_folder_that_another_process_writes_is_refused_until_it_has_gone(scenes, tmp_path):
+    place = tmp_path / "run"
+    code = [sys.executable, "-c", HOLD, str(place)]
+    with subprocess.Popen(code, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline().strip() == b"mine"
+        for resume in (False, True):
+            with pytest.raises(FileExistsError, match=f"in use by process {other.pid} of this"):
+                runs.run(small(scenes), place, resume=resume)
+        other.kill()
+        other.wait()
+    runs.run(small(scenes), place)
+    assert (place / "results.csv").is_file() and not (place / "lock.json").exists()
+
+
+def claim(**changes):
+    facts = run_checks.process_facts(os.getpid())
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "since": "2024-01-01 00:00:00"}
+    return {**own, "start": facts[1] if facts else "", **changes}
+
+
+def test_a_lock_of_another_host_says_how_to_remove_it(tmp_path):
+    lock = tmp_path / "lock.json"
+    lock.write_text(json.dumps(claim(host="elsewhere")))
+    with pytest.raises(FileExistsError, match="on elsewhere since .* or delete .*lock.json if"):
+        run_checks.check_lock(tmp_path)
+    lock.unlink()
+    run_checks.check_lock(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"host": 1}'])
+def test_a_damaged_lock_is_in_use_for_some_seconds_only(tmp_path, text):
+    lock = tmp_path / "lock.json"
+    lock.write_text(text)
+    with pytest.raises(FileExistsError, match="just claiming"):
+        run_checks.check_lock(tmp_path)
+    os.utime(lock, (1, 1))
+    with run_checks.run_lock(tmp_path): assert json.loads(lock.read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="the start of a process: Linux")
+def test_a_number_that_another_process_has_now_is_stale(tmp_path):
+    (tmp_path / "lock.json").write_text(json.dumps(claim(start="1")))
+    run_checks.check_lock(tmp_path)
+    (tmp_path / "lock.json").write_text(json.dumps(claim()))
+    with pytest.raises(FileExistsError): run_checks.check_lock(tmp_path)
+
+
+def test_of_processes_that_claim_together_one_gets_the_folder(tmp_path):
+    code = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
+    pipe = subprocess.PIPE
+    all_of_them = [subprocess.Popen(code, stdout=pipe, stderr=subprocess.DEVNULL) for _ in "abc"]
+    outcomes = []
+    for process in all_of_them:
+        line = process.stdout.readline().strip()
+        outcomes.append(line)
+    assert sorted(outcomes) == [b"", b"", b"mine"]
+    for process in all_of_them:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_the_lock_goes_after_an_error_and_an_unused_folder_with_it(scenes, tmp_path, monkeypatch):
+    def fail(*_): raise RuntimeError("no")
+    monkeypatch.setattr(runs, "train_fold", fail)
+    with pytest.raises(RuntimeError): runs.run(small(scenes), tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["config.json", "data.json"]
+    monkeypatch.setattr(runs, "claim_folder", fail)
+    with pytest.raises(RuntimeError): runs.run(small(scenes), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_folder_begun_while_this_run_prepared_is_not_written_over(scenes, tmp_path, monkeypatch):
+    begun = runs.begin
+    def begin(config, folder, resume):
+        setup = begun(config, folder, resume)
+        runs.run(config, folder)
+        return setup
+    with monkeypatch.context() as m:
+        m.setattr(runs, "begin", lambda *a: (m.setattr(runs, "begin", begun), begin(*a))[1])
+        with pytest.raises(FileExistsError, match="was begun meanwhile"):
+            runs.run(small(scenes), tmp_path / "run")
+    assert (tmp_path / "run/results.csv").is_file()
+
+
+def test_a_folder_that_is_no_run_is_not_taken(scenes, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/thesis.tex").write_text("")
+    for resume in (False, True):
+        with pytest.raises(FileExistsError, match="no folder of a run; choose another name"):
+            runs.run(small(scenes), tmp_path / "run", resume)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", ".", "/tmp/x", "a/b", "a\\b", "", " ", "nul", "c:x", ".x", "x" * 300]
+)
+def test_names_that_lead_out_of_runs_are_refused(capsys, scenes, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    line = ["run", "--data", str(scenes), *LINE.split(), "--n-folds", "2", f"--name={name}"]
+    assert main(line) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("celp: the name of the run") and err.count("\n") == 1 and "--name" in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- advice
+
+
+def celp(capsys, *words):
+    status = main(["train", *map(str, words), *LINE.split(), "--iterations", "1"])
+    return status, capsys.readouterr().err
+
+
+def test_one_class_is_told_about_extra_and_that_works(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = write_voc(tmp_path / "one", pairs_of_classes(8, 1), ["apple"])
+    more = write_voc(tmp_path / "more", pairs_of_classes(8, 2), ["fox", "gate"])
+    for n_folds in ([], ["--n-folds", "1"], ["--n-folds", "3"]):
+        status, err = celp(capsys, "--data", one, *n_folds)
+        assert status == 1 and "a single class ('apple')" in err and "--extra DIR" in err
+        assert "more folds" not in err
+        follow = n_folds if n_folds == ["--n-folds", "1"] else ["--n-folds", "1"]
+        assert ("--n-folds 1" in err) == (n_folds != ["--n-folds", "1"])
+        name = f"n{len(n_folds) and n_folds[1]}"
+        assert celp(capsys, "--data", one, "--extra", more, *follow, "--name", name)[0] == 0
+    status, err = celp(capsys, "--data", one, "--extra", one)
+    assert status == 1 and "the extra folders add no class" in err
+    status, err = celp(capsys, "--data", one, "--extra", more)
+    assert status == 1 and "--n-folds 1" in err
+
+
+@pytest.mark.parametrize("classes, n_folds", [(2, 4), (3, 4), (4, 3), (4, 1), (2, 1)])
+def test_the_number_of_folds_that_is_advised_works(capsys, tmp_path, monkeypatch, classes, n_folds):
+    monkeypatch.chdir(tmp_path)
+    root = write_voc(tmp_path / "few", pairs_of_classes(8, classes), NAMES[:classes])
+    status, err = celp(capsys, "--data", root, "--n-folds", n_folds)
+    assert status == 1 and "--n-folds" in err
+    follow = err.split("--n-folds ")[1].split(")")[0]
+    assert celp(capsys, "--data", root, "--n-folds", follow)[0] == 0
+
+
+def test_skip_rare_is_advised_where_it_helps_and_fewer_shots_where_they_do(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    masks = pairs_of_classes()
+    for k in ("v03", "v07", "v02"): masks["val"][k][masks["val"][k] == 4] = 0
+    for k in ("v02",): masks["val"][k][masks["val"][k] == 3] = 0
+    root = write_voc(tmp_path / "rare", masks)  # chair: 3 evaluation images, drum: 1
+    status, err = celp(capsys, "--data", root, "--n-folds", 2)
+    assert status == 1 and "drum" in err and "--skip-rare" in err
+    assert celp(capsys, "--data", root, "--n-folds", 2, "--skip-rare")[0] == 0
+    for more in ([], ["--skip-rare"]):
+        line = ["--data", root, "--n-folds", 2, *more, "--fold", 1, "--name", f"s{len(more)}"]
+        assert main(["train", *map(str, line), *LINE.split(), "--shots", "5"]) == 1
+        err = capsys.readouterr().err
+        shots = err.split("--shots ")[1].split(",")[0]
+        status = main(["train", *map(str, line), *LINE.split(), "--shots", shots, "--skip-rare"])
+        assert status == 0, capsys.readouterr().err
+
+
+def test_photographs_that_are_too_few_are_not_answered_with_more_where_there_are_none(tmp_path):
+    masks = {"train": pairs_of_classes(4)["train"], "val": pairs_of_classes()["val"]}
+    train, val = (
+        repro_folds.open_data(str(write_voc(tmp_path / "few", masks)), s) for s in ("train", "val")
+    )
+    lonely = replace(train, pixels=np.eye(4, dtype=np.int64) * 9999)
+    for photographs, said in ((2, "use more photographs"), (9, "add images")):
+        data = make_config(photographs=photographs).data
+        with pytest.raises(ValueError, match=said):
+            repro_folds.shown_in_training(data, lonely, [1, 2, 3, 4], 0)
+
+
+def test_epochs_of_less_than_a_step_are_refused(scenes, tmp_path):
+    config = small(scenes, iterations=None, epochs=1, batch=100, accumulate=1)
+    stays_out(config, tmp_path / "run", "less than one step of 100 episodes; use more --epochs")
