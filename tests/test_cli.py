@@ -291,10 +291,12 @@ def test_a_run_leaves_everything(home):
         "seed",
         "selection",
         "commit",
+        "benchmark",
         "weights",
         "precision",
         "seconds",
     ]
+    assert results.benchmark.isna().all(), "a folder of one's own is none"
     assert (
         (results.data == "scenes").all()
         and (results.iterations == 2).all()
