@@ -406,6 +406,30 @@ def test_crowds_are_counted_and_said(tmp_path):
         training_episodes(config, image_set, fold, image_set.pixels)
 
 
+def test_300_categories_get_masks_of_16_bits(tmp_path):
+    pytest.importorskip("pycocotools")
+    categories = [{"id": k, "name": f"class {k}"} for k in range(1, 301)]
+    crowd = [30.0, 5.0, 50.0, 5.0, 50.0, 25.0, 30.0, 25.0]
+    root = make_coco(
+        tmp_path / "coco",
+        [
+            {"segmentation": [SQUARE], "category_id": 300},
+            {"segmentation": [crowd], "category_id": 255, "iscrowd": 1},
+            {"segmentation": [crowd], "category_id": 255, "image_id": 9},
+        ],
+        categories=categories,
+    )
+    with pytest.warns(UserWarning, match="1 of 1 of 'class 300'|1 of 2 of 'class 255'"):
+        image_set = data_coco.coco_layout(root, "train2014")
+    five, nine = image_set.read_mask(0), image_set.read_mask(1)
+    assert five.dtype == nine.dtype == np.uint16 and len(image_set.class_names) == 300
+    assert np.unique(five).tolist() == [0, 300, 65535] and np.unique(nine).tolist() == [0, 255]
+    assert image_set.pixels[:, [299, 254]].tolist() == [
+        [(five == 300).sum(), 0],
+        [0, (nine == 255).sum()],
+    ]
+
+
 def test_a_damaged_rendered_mask_is_named(tmp_path):
     pytest.importorskip("pycocotools")
     root = make_coco(

@@ -20,7 +20,8 @@ from celp_nb.data.photographs import ORIENTATION, UnreadableImage
 from celp_nb.data.transforms import Recipe, augment, binary_mask, fit_square, known_mask
 from celp_nb.data.voc import voc_layout
 from celp_nb.engine.evaluation import read_truth
-from celp_nb.engine.segmenter import check_same_size, object_mask, photograph
+from celp_nb.engine.segmenter import object_mask, photograph
+from celp_nb.engine.supports import check_same_size
 from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import runs as repro_runs
 from celp_nb.repro.config import make_config

@@ -6,7 +6,7 @@
 __all__ = ['COCO_CLASSES', 'MASKS_FORMAT', 'paint_mask', 'CocoFile', 'annotation_file', 'find_photographs', 'crowds_text',
            'coco_cache_names', 'coco_layout']
 
-# %% ../../nbs/23_coco.ipynb #0724cee2
+# %% ../../nbs/23_coco.ipynb #6c47847c
 import os
 import warnings
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ from .coco_file import AnnotatedImage, CocoContents, image_name, parse_coco
 from .coco_outlines import coco_tools
 from .images import ImageSet, file_fingerprint
 from .index import cached_arrays, checked_set, pixel_index, render_masks
+from .masks import class_map_dtype
 from .text_files import composed
 
 # %% ../../nbs/23_coco.ipynb #fac420fe
@@ -36,23 +37,24 @@ COCO_CLASSES = [
     "teddy bear", "hair drier", "toothbrush",
 ]  # fmt: skip
 
-# %% ../../nbs/23_coco.ipynb #34c7f8a8
+# %% ../../nbs/23_coco.ipynb #6bd6903d
 def paint_mask(
     image: AnnotatedImage,
-) -> np.ndarray:  # (H, W) uint8, class numbers, 255 in crowds
+    dtype: np.dtype = np.dtype(np.uint8),  # of the set's class maps, as of `class_map_dtype`
+) -> np.ndarray:  # (H, W) of that type, class numbers, void in crowds
     """Paint an image's annotations one over the other, in the file's order."""
     tools = coco_tools()
-    mask = np.zeros(image.size, np.uint8)
+    mask = np.zeros(image.size, dtype)
     for value, outline in zip(image.values, image.outlines):
         inside = tools.decode({"size": list(image.size), "counts": outline})
         mask[inside.astype(bool)] = value
     return mask
 
 
-def _paint_ith(images: list[AnnotatedImage], i: int) -> np.ndarray:
-    return paint_mask(images[i])
+def _paint_ith(images: list[AnnotatedImage], dtype: np.dtype, i: int) -> np.ndarray:
+    return paint_mask(images[i], dtype)
 
-# %% ../../nbs/23_coco.ipynb #8f6c9605
+# %% ../../nbs/23_coco.ipynb #4bc5e679
 class CocoFile:
     """A COCO instances file that is parsed when its contents are first needed."""
 
@@ -77,7 +79,9 @@ class CocoFile:
 
     def painter(self):
         """The function i -> mask of image i."""
-        return partial(_paint_ith, self.contents().images)
+        contents = self.contents()
+        dtype = class_map_dtype(len(contents.class_names))
+        return partial(_paint_ith, contents.images, dtype)
 
 # %% ../../nbs/23_coco.ipynb #6d352404
 def annotation_file(

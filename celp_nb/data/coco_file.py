@@ -7,7 +7,7 @@ __all__ = ['MAX_PIXELS', 'coco_lists', 'id_in', 'label_of', 'whole_or_text', 'na
            'AnnotatedImage', 'file_inside', 'image_name', 'image_of', 'images_by_id', 'is_crowd', 'read_annotation',
            'read_annotations', 'CocoContents', 'parse_coco']
 
-# %% ../../nbs/22b_coco_file.ipynb #f1fccb58
+# %% ../../nbs/22b_coco_file.ipynb #0fd76b4e
 import re
 import warnings
 from pathlib import Path, PurePosixPath
@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .coco_outlines import run_lengths, whole_number
+from .masks import WIDE_VOID, class_map_void
 from .text_files import NO_LETTER, composed, is_background, read_json
-from ..ops import VOID
 
 # %% ../../nbs/22b_coco_file.ipynb #6729f20a
 def coco_lists(
@@ -72,7 +72,7 @@ def whole_or_text(value: object) -> object:
     number = whole_number(value)
     return value if number is None else number
 
-# %% ../../nbs/22b_coco_file.ipynb #81227449
+# %% ../../nbs/22b_coco_file.ipynb #83fa1022
 def named_categories(
     categories: list[dict],
     path: Path,  # the file, for messages
@@ -113,7 +113,7 @@ def class_numbers(
 ) -> tuple[dict[int | str, int], list[str]]:  # category id -> class 1 .. C; C class names
     """Number the categories in id order.
 
-    Raises ValueError as `named_categories`, for more than 254, and for one called background that
+    Raises ValueError as `named_categories`, for more than 65534, and for one called background that
     has annotations; warns of one that is left out.
     """
     names = named_categories(categories, path)
@@ -129,14 +129,14 @@ def class_numbers(
             stacklevel=3,
         )
         del names[number]
-    if len(names) >= VOID:
+    if len(names) >= WIDE_VOID:
         raise ValueError(
-            f"{path}: {len(names)} categories do not fit into a mask; at most 254 do."
+            f"{path}: {len(names)} categories do not fit into a mask; at most 65534 do."
         )
     order = sorted(names, key=lambda number: (isinstance(number, str), number))
     return {number: c + 1 for c, number in enumerate(order)}, [names[k] for k in order]
 
-# %% ../../nbs/22b_coco_file.ipynb #3a196585
+# %% ../../nbs/22b_coco_file.ipynb #baced144
 MAX_PIXELS = 178_956_970  # of an image; pillow opens no larger one
 
 
@@ -145,7 +145,7 @@ class AnnotatedImage(NamedTuple):
 
     file: str  # file name, relative to the split's folder
     size: tuple[int, int]  # height, width
-    values: list[int]  # mask value of each annotation: its class 1 .. 254, or 255 for a crowd
+    values: list[int]  # mask value of each annotation: its class 1 .. C, or void for a crowd
     outlines: list[bytes]  # compressed run lengths of each annotation
 
 
@@ -218,7 +218,7 @@ def images_by_id(
         by_id[number], id_of[name] = image, number
     return by_id
 
-# %% ../../nbs/22b_coco_file.ipynb #7300a1a7
+# %% ../../nbs/22b_coco_file.ipynb #9ac554b0
 def is_crowd(
     annotation: dict,
 ) -> bool:
@@ -233,6 +233,7 @@ def read_annotation(
     annotation: dict,
     images: dict[int | str, AnnotatedImage],  # of `images_by_id`; one of them gets the annotation
     class_of: dict[int | str, int],  # category id -> class
+    void: int,  # of the set's masks: 255, or 65535 for more than 254 classes
 ) -> tuple[int, bool]:  # class; whether it is a crowd
     """Give an annotation to its image. Raises ValueError for an unknown image or category,
     and for a wrong outline."""
@@ -244,10 +245,10 @@ def read_annotation(
     image, cls, crowd = images[number], class_of[category], is_crowd(annotation)
     outline = run_lengths(annotation.get("segmentation"), *image.size)
     image.outlines.append(outline)
-    image.values.append(VOID if crowd else cls)
+    image.values.append(void if crowd else cls)
     return cls, crowd
 
-# %% ../../nbs/22b_coco_file.ipynb #7d99a727
+# %% ../../nbs/22b_coco_file.ipynb #54e7a6c6
 def read_annotations(
     annotations: list[dict],
     images: dict[int | str, AnnotatedImage],  # of `images_by_id`; they get the annotations
@@ -255,10 +256,10 @@ def read_annotations(
     path: Path,  # the file, for messages
 ) -> list[int]:  # crowds of each class
     """Give all annotations to their images. Raises ValueError naming the first that is wrong."""
-    crowds = [0] * len(class_of)
+    crowds, void = [0] * len(class_of), class_map_void(len(class_of))
     for i, annotation in enumerate(annotations):
         try:
-            cls, crowd = read_annotation(annotation, images, class_of)
+            cls, crowd = read_annotation(annotation, images, class_of, void)
         except ValueError as error:
             number = whole_or_text(annotation.get("image_id"))
             known = isinstance(number, int | str) and number in images
@@ -270,7 +271,7 @@ def read_annotations(
         crowds[cls - 1] += crowd
     return crowds
 
-# %% ../../nbs/22b_coco_file.ipynb #1f7bd6f7
+# %% ../../nbs/22b_coco_file.ipynb #a25ff1a1
 class CocoContents(NamedTuple):
     """What a COCO file holds, all of it checked."""
 
@@ -296,6 +297,7 @@ def parse_coco(
         raise ValueError(
             f"{path}: the split is empty: none of its {len(images)} images has an annotation."
         )
-    values = [value for image in annotated for value in image.values if value != VOID]
+    void = class_map_void(len(names))
+    values = [value for image in annotated for value in image.values if value != void]
     objects = np.bincount(np.array(values, np.int64), minlength=len(names) + 1)[1:].tolist()
     return CocoContents(annotated, names, crowds, objects)
