@@ -157,6 +157,22 @@ def test_sbd_masks_are_rendered_once(tmp_path, monkeypatch):
     assert (changed.read_mask(3) == blocks(7, 0)).all(), "a changed source is rendered anew"
 
 
+def test_pascal5i_leaves_unreadable_images_out_on_request(tmp_path, monkeypatch):
+    root = make_pascal(tmp_path / "data")
+    counts = {"train": 4, "val": 1}
+    monkeypatch.setattr(data_benchmarks.pascal5i, "__defaults__", (False, counts, False))
+    (root / "sbd/img/2008_d.jpg").write_bytes(b"no picture")
+    with pytest.raises(data_images.UnreadableImage, match="2008_d.jpg.*--skip-unreadable"):
+        data_benchmarks.open_folder(root, "train")
+    with pytest.warns(UserWarning, match="1 of 4 images are unreadable and were skipped.*2008_d"):
+        part = data_benchmarks.open_folder(root, "train", skip_unreadable=True)
+    assert part.ids == ["2007_a", "2007_b", "2008_e"] and part.name == "pascal5i"
+    assert part.benchmark == "", "a part is no benchmark"
+    assert (part.read_mask(2) == blocks(5, 0)).all()
+    whole = data_benchmarks.open_folder(root, "val", skip_unreadable=True)
+    assert whole.benchmark == "pascal-5i"
+
+
 def test_pascal5i_refuses_what_is_not_whole(tmp_path):
     root = make_pascal(tmp_path / "data")
     counts = {"train": 4, "val": 1}

@@ -174,13 +174,14 @@ def as_png_masks(
     png_of = dict(zip(mats, rendered))
     return [png_of.get(image, mask) for image, (_, mask) in files.items()]
 
-# %% ../../nbs/24_benchmarks.ipynb #92a08d03
+# %% ../../nbs/24_benchmarks.ipynb #0d01c7a9
 def pascal5i(
     root: str | Path,  # with VOCdevkit/VOC2012 and sbd/{img,cls,train_noval.txt}, or to put them
     split: str,  # "train" or "val"
     download: bool = False,  # fetch what is missing (VOC 2 GB, SBD 1.4 GB)
     counts: dict[str, int] = PASCAL_COUNTS,  # images that each split must have
-) -> ImageSet:  # named "pascal5i", its benchmark "pascal-5i"
+    skip_unreadable: bool = False,  # leave unreadable images out; it is then no benchmark
+) -> ImageSet:  # named "pascal5i", its benchmark "pascal-5i" where no image is left out
     """PASCAL-5i: VOC 2012 train with SBD train_noval, or VOC 2012 val.
 
     Raises ValueError for another split and if the number of images is not the published one;
@@ -202,12 +203,13 @@ def pascal5i(
             )
     name, classes = f"pascal5i {root} {split}", list(PASCAL_CLASSES)
     masks = as_png_masks(name, files)
-    table, readable = pixel_index(name, images, masks, False)
+    table, readable = pixel_index(name, images, masks, skip_unreadable)
     ids = list(files)
     found = checked_set("pascal5i", ids, images, masks, sources, classes, table, readable)
-    return replace(found, benchmark="pascal-5i")
+    whole = len(found.ids) == len(ids)
+    return replace(found, benchmark="pascal-5i") if whole else found
 
-# %% ../../nbs/24_benchmarks.ipynb #d2ddc9bd
+# %% ../../nbs/24_benchmarks.ipynb #bb62a197
 def as_coco20i(
     image_set: ImageSet,  # of COCO's 80 classes
     split: str,  # "train" or "val"
@@ -223,6 +225,7 @@ def coco20i(
     root: str | Path,  # annotations/instances_{train,val}2014.json, train2014/, val2014/
     split: str,  # "train" or "val"
     counts: dict[str, int] = COCO_COUNTS,  # annotated images of each whole split
+    skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
 ) -> ImageSet:  # named "coco20i", or after its folder where that holds a part
     """COCO-20i: COCO 2014 with 80 classes, every fourth of them a fold; warns of a part of it.
 
@@ -230,7 +233,7 @@ def coco20i(
     """
     if split not in ("train", "val"):
         raise ValueError(f"COCO-20i has no split '{split}': choose 'train' or 'val'.")
-    image_set = coco_layout(root, f"{split}2014")
+    image_set = coco_layout(root, f"{split}2014", skip_unreadable=skip_unreadable)
     n, n_classes = len(image_set.ids), len(image_set.class_names)
     if image_set.class_names != COCO_CLASSES:
         raise ValueError(
@@ -245,7 +248,7 @@ def coco20i(
         )
     return as_coco20i(image_set, split, counts)
 
-# %% ../../nbs/24_benchmarks.ipynb #87212e0c
+# %% ../../nbs/24_benchmarks.ipynb #371b3542
 def open_folder(
     folder: str | Path,
     split: str,  # "train" or "val"
@@ -254,7 +257,7 @@ def open_folder(
     """Open a split of a data set in the layout that its folder has; raises what its reader does."""
     root, layout = Path(folder), folder_layout(folder)
     if layout == "pascal-5i":
-        return pascal5i(root, split)
+        return pascal5i(root, split, skip_unreadable=skip_unreadable)
     if layout == "voc":
         return voc_layout(root, split, skip_unreadable=skip_unreadable)
     image_set = coco_layout(root, f"{split}2014", skip_unreadable=skip_unreadable)
