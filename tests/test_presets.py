@@ -291,6 +291,13 @@ def test_results_stand_beside_their_row():
     assert at(coco, 1, "mIoU", 0, "CyCTR").paper == 36.8 and coco.comparable.all()
     deep = compare_with_paper(results(backbone="resnet101_deep", methods=("PFENet",)))
     assert at(deep, 5, "mIoU", 3, "PFENet").paper == 57.6
+    stepped = compare_with_paper(results(backbone="resnet101_deep_stepped", methods=("PFENet",)))
+    assert at(stepped, 5, "mIoU", 3, "PFENet").paper == 57.6
+
+
+def test_a_registered_backbone_is_not_set_beside_the_papers():
+    c = compare_with_paper(results(backbone="resnet50_deeplab"))
+    assert c.paper.isna().all() and c.difference.isna().all()
 
 
 def test_a_mean_over_some_folds_is_set_beside_the_paper_over_the_same():

@@ -9,7 +9,7 @@ __all__ = ['EXPECTED_FOLDS', 'DATA_LABELS', 'OPTIONAL', 'MADE_WITH', 'SELECTION_
            'comparison_text', 'setting_notes', 'run_notes', 'changed_from_preset', 'read_table', 'settings_columns',
            'read_runs']
 
-# %% ../../nbs/41a_comparison.ipynb #dceffa03
+# %% ../../nbs/41a_comparison.ipynb #c7fc60f7
 import json
 import warnings
 from collections.abc import Iterable
@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.text_files import read_columns
+from ..engine.backbones import BUILT_IN_BACKBONES
 from .config import RESUMABLE_FIELDS, RunConfig, flat_config, read_config
 from celp_nb.repro.presets import (
     PAPER_BACKBONES,
@@ -32,7 +33,7 @@ from celp_nb.repro.presets import (
     preset_config,
 )
 
-# %% ../../nbs/41a_comparison.ipynb #0e0a949e
+# %% ../../nbs/41a_comparison.ipynb #348b8fa2
 EXPECTED_FOLDS = [0, 1, 2, 3]
 #: the paper's data set → column `benchmark` of results.csv, which the reader of the data has set
 DATA_LABELS = {"PASCAL-5i": "pascal-5i", "COCO-20i": "coco-20i"}
@@ -60,7 +61,8 @@ def paper_row(
     "What the paper states for a method on a backbone."
     t = paper_scores()
     t = t[(t.dataset == dataset) & (t.metric == metric) & (t.shot == shots)]
-    backbone = PAPER_BACKBONES.get(backbone.split("_deep")[0])
+    built_in = backbone in BUILT_IN_BACKBONES  # a registered one is another network
+    backbone = PAPER_BACKBONES.get(backbone.split("_deep")[0]) if built_in else None
     t = t[(t.plain == PAPER_METHODS.get(method)) & (t.backbone == backbone)]
     values = t[[*PAPER_FOLDS, "mean"]].iloc[0].tolist() if len(t) else [np.nan] * 5
     return pd.Series(values, [*EXPECTED_FOLDS, "mean"], dtype=float)
