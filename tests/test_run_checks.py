@@ -28,6 +28,7 @@ from celp_nb.repro import run_checks, runs
 from celp_nb.repro import setup as repro_setup
 from celp_nb.repro.config import change_config, make_config, read_config, read_digests
 from celp_nb.repro.defaults import resolve
+from celp_nb.repro.folds import add_folders, open_splits
 from celp_nb.repro.other_data import evaluate_on
 
 NAMES = ("apple", "brick", "chair", "drum")
@@ -545,6 +546,21 @@ def test_one_class_is_told_about_extra_and_that_works(capsys, tmp_path, monkeypa
     assert status == 1 and "the extra folders add no class" in err
     status, err = celp(capsys, "--data", one, "--extra", more)
     assert status == 1 and "--n-folds 1" in err
+
+
+def test_extra_samples_are_the_bundled_scenes_as_data_samples_are(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    one = write_voc(tmp_path / "one", pairs_of_classes(8, 1), ["apple"])
+    data = resolve(make_config(data=str(one), extra=("samples",), n_folds=1, weights="random")).data
+    assert data.extra == ("samples",)
+    train, _ = open_splits(data)
+    more = add_folders(train, data)
+    assert set(samples("train").class_names) < set(more.class_names)
+    (tmp_path / "samples").mkdir()
+    with pytest.warns(UserWarning, match="--extra samples are the bundled.*write ./samples"):
+        open_splits(data)
+    other = resolve(make_config(data=str(one), extra=("./samples",), weights="random")).data
+    assert other.extra == (str(tmp_path / "samples"),)
 
 
 @pytest.mark.parametrize("classes, n_folds", [(2, 4), (3, 4), (4, 3), (4, 1), (2, 1)])

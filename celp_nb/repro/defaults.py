@@ -240,7 +240,7 @@ def load_plugins(config: RunConfig) -> RunConfig:
         )
     return change_config(config, plugin=plugins)
 
-# %% ../../nbs/40a_defaults.ipynb #afd91686
+# %% ../../nbs/40a_defaults.ipynb #bd3d06aa
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
@@ -252,7 +252,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     data = replace(
         config.data,
         folder=folder if folder == "samples" else absolute(folder),
-        extra=tuple(map(absolute, config.data.extra)),
+        extra=tuple(f if f == "samples" else absolute(f) for f in config.data.extra),
         side=round_side(config.data.side, backbone.stride, backbone.remainder),
         crop=round_side(config.data.crop, backbone.stride, backbone.remainder),
     )

@@ -31,7 +31,7 @@ from ..data.masks import check_colours
 from .config import DataConfig, EvaluationConfig, RunConfig
 from .own_folds import read_class_split, split_numbers
 
-# %% ../../nbs/42_folds.ipynb #8d80c892
+# %% ../../nbs/42_folds.ipynb #4e54ca24
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
@@ -47,9 +47,10 @@ def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     Raises ValueError where their classes differ, or the colours of a number in their masks."""
     train = open_data(data.folder, "train", data.skip_unreadable)
     val = open_data(data.folder, "val", data.skip_unreadable)
-    if data.folder == "samples" and Path("samples").is_dir():
+    if "samples" in (data.folder, *data.extra) and Path("samples").is_dir():
+        option = "--data" if data.folder == "samples" else "--extra"
         warnings.warn(
-            "--data samples are the bundled scenes, not the folder of that name here; for the "
+            f"{option} samples are the bundled scenes, not the folder of that name here; for the "
             "folder write ./samples.",
             stacklevel=2,
         )
