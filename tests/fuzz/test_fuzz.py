@@ -8,13 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from properties import PROPERTIES, run_property  # noqa: E402
 
-#: what is known to fail, and how; take a line out when it is mended
-KNOWN = {
-    "voc": "a UTF-16 list is a UnicodeDecodeError that does not name the file",
-    "voc, skipping": "the same",
-    "episodes": "a list that is not UTF-8 is a UnicodeDecodeError that does not name the file",
-    "checkpoint": "fields of other types end in a TypeError or AttributeError",
-}
+KNOWN = {}  # what is known to fail → how; take a line out when it is mended
 
 
 def with_marks(name):
