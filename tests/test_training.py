@@ -31,7 +31,13 @@ from celp_nb.engine.methods import (
     build_model,
     find_method,
 )
-from celp_nb.engine.steps import cached_steps, draw_pseudo_masks, online_steps, own_episodes
+from celp_nb.engine.steps import (
+    cached_steps,
+    draw_pseudo_masks,
+    online_steps,
+    own_episodes,
+    views_folder,
+)
 from celp_nb.engine.training import (
     Objective,
     Optimisation,
@@ -829,6 +835,38 @@ def test_a_file_of_a_method_that_is_not_known(tmp_path):
         load_model(tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("model", None),
+        ("model", {"reduce.0.weight": 3}),
+        ("model", {1: torch.zeros(1)}),
+        ("method", None),
+        ("fold", "x"),
+        ("backbone", ["tiny"]),
+        ("weights", 3),
+        ("fingerprint", None),
+        ("in_channels", -1),
+        ("in_channels", torch.zeros(2)),
+        ("width", -8),
+        ("width", 2**40),
+        ("width", True),
+        ("bins", None),
+        ("bins", (1.0, "x")),
+        ("bins", (0.0,)),
+        ("side", "a text"),
+        ("seed", 1.5),
+        ("plugin", 3),
+        ("train_classes", None),
+    ],
+)
+def test_a_file_with_a_field_of_another_type_is_refused_by_name(field, value, tmp_path):
+    save_checkpoint(tmp_path / "m.pt", **(as_file("PFENet", model()) | {field: value}))
+    with pytest.raises(ValueError, match=rf"m\.pt .*'?{field}'?.*train again\.") as refusal:
+        load_model(tmp_path / "m.pt")
+    assert "\n" not in str(refusal.value)
+
+
 @pytest.mark.parametrize("says, holds", [("CyCTR", model), ("PFENet+CE", attentive)])
 def test_a_file_of_another_decoder_than_it_says(says, holds, tmp_path):
     save_checkpoint(tmp_path / "m.pt", **as_file(says, holds()))
@@ -910,6 +948,15 @@ def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, 
         and torch.equal(rest[0].query.mid, first[10].query.mid)
         and torch.equal(rest[1].target, first[11].target)
     )
+
+
+def test_views_of_photographs_that_were_read_otherwise_are_not_used(
+    backbone, training, tmp_path, monkeypatch
+):
+    now = views_folder(tmp_path, backbone, training, None)
+    assert views_folder(tmp_path, backbone, training, None) == now
+    monkeypatch.setattr("celp_nb.engine.steps.READER_FORMAT", 1)
+    assert views_folder(tmp_path, backbone, training, None) != now
 
 
 def test_cached_steps_hold_the_whole_supports_too(backbone, training, tmp_path):

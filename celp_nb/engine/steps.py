@@ -7,7 +7,7 @@ __all__ = ['ProcessShare', 'checked_once', 'own_episodes', 'read_ahead', 'online
            'view_features', 'views_folder', 'drawn_views', 'cached_episode', 'cached_steps', 'image_delta',
            'cached_call', 'draw_pseudo_masks', 'shared_inputs']
 
-# %% ../../nbs/33_steps.ipynb #5c546354
+# %% ../../nbs/33_steps.ipynb #9186bd47
 import hashlib
 import json
 import warnings
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, default_collate
 from ..conditioning import Features, SupportFeatures
 from ..contrast import FewShotModel, main_prior
 from ..data.images import file_fingerprint, read_image
+from ..data.photographs import READER_FORMAT
 from ..data.training_set import Batch, TrainingEpisodes
 from ..data.transforms import augment, binary_mask, known_mask
 from .backbones import Backbone, autocast, backbone_fingerprint, episode_features
@@ -164,14 +165,14 @@ def view_features(
     save_checkpoint(path, **made._asdict())
     return made
 
-# %% ../../nbs/33_steps.ipynb #bcb51db3
+# %% ../../nbs/33_steps.ipynb #eacf9c71
 def views_folder(
     folder: str | Path,
     backbone: Backbone,
     episodes: TrainingEpisodes,  # for its images and recipe
     precision: torch.dtype | None,  # of the backbone
 ) -> Path:
-    "The subfolder for views of this backbone, data set, recipe and precision."
+    "The subfolder for views of this backbone, data set, recipe, precision and reader."
     data = episodes.image_set
     described = [
         data.name,
@@ -180,6 +181,7 @@ def views_folder(
         asdict(episodes.recipe),
         str(precision),
         "positions first",
+        f"photographs {READER_FORMAT}",
     ]
     digest = hashlib.sha1(json.dumps(described).encode()).hexdigest()[:10]
     return Path(folder) / f"{backbone_fingerprint(backbone)}-{digest}"
