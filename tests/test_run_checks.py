@@ -22,6 +22,7 @@ from celp_nb.data.mask_facts import (
     identity_differences,
     mask_facts,
 )
+from celp_nb.engine.backbones import BACKBONES
 from celp_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import run_checks, runs
@@ -151,6 +152,16 @@ def test_supports_that_vanish_are_refused_and_the_advised_side_works(tmp_path):
     run_checks.check_supports(setup.val, facts, fold.evaluation, side, "evaluation")
 
 
+def test_the_side_that_helps_is_one_of_the_backbones(tmp_path, monkeypatch):
+    tiny = BACKBONES["tiny"]._replace(stride=14, remainder=9)
+    monkeypatch.setitem(BACKBONES, "tiny", tiny)
+    root = write_voc(tmp_path / "thin", pairs_of_classes(6, 3, cracks), NAMES[:3])
+    config = small(root, n_folds=3, pairs=4)
+    with pytest.raises(ValueError, match="at side 65.* use --side") as e:
+        runs.run(config, tmp_path / "run")
+    assert int(str(e.value).split("--side ")[1].split(",")[0]) % 14 == 9
+
+
 def test_training_images_that_vanish_are_a_warning_with_a_side_that_helps(tmp_path):
     masks = pairs_of_classes(6, 3, cracks)
     masks["val"] = pairs_of_classes(6, 3)["val"]
@@ -254,6 +265,16 @@ def test_what_a_run_takes_is_estimated(scenes, tmp_path):
         assert 0.9 * taken < run < 4 * taken
     taken = run_checks.folder_bytes(tmp_path / "views")
     assert taken < views < 4 * taken
+
+
+def test_the_room_for_views_follows_the_stride_of_the_backbone(scenes, monkeypatch, tmp_path):
+    setup, needs = repro_setup.prepare(resolve(small(scenes, cache_views=2))), []
+    monkeypatch.setattr(repro_setup, "feature_channels", lambda backbone: (1000, 1000))
+    monkeypatch.setattr(repro_setup, "check_space", lambda n: needs.append([*n.values()][1][1]))
+    for stride in (8, 4):
+        monkeypatch.setattr(setup.backbone, "stride", stride)
+        repro_setup.check_room(setup, tmp_path / "run")
+    assert 3.4 < needs[1] / needs[0] < (17 / 9) ** 2
 
 
 # --- a run knows its data

@@ -6,7 +6,7 @@
 __all__ = ['MOST_THICK', 'class_thickness', 'MaskFacts', 'read_facts', 'mask_facts', 'vanishing', 'enough_side', 'DataIdentity',
            'data_identity', 'identity_digest', 'name_some', 'identity_differences', 'check_unique']
 
-# %% ../../nbs/25a_mask_facts.ipynb #92cce53d
+# %% ../../nbs/25a_mask_facts.ipynb #529cc01c
 import hashlib
 import json
 import sys
@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import functional as F
 from .images import ImageSet, file_fingerprint
 from .index import cached_arrays, thread_map
 from .transforms import scaled_size
+from ..ops import STRIDE
 
 # %% ../../nbs/25a_mask_facts.ipynb #9e925b06
 MOST_THICK = 32  # pixels; nothing above is told apart
@@ -96,16 +97,18 @@ def vanishing(
         gone[k] = not (left == cls).any()
     return gone
 
-# %% ../../nbs/25a_mask_facts.ipynb #09ce1b2a
+# %% ../../nbs/25a_mask_facts.ipynb #1a9ccaa8
 def enough_side(
     image_set: ImageSet,
     facts: MaskFacts,  # of that set
     pairs: np.ndarray,  # (m, 2) int64, image and class
-    side: int,  # 8n+1 pixels, at which something vanishes
+    side: int,  # pixels that suit the backbone, at which something vanishes
     factors: Callable[[int], np.ndarray],  # side → new length / old length, of each pair's image
-) -> int:  # 8n+1
+    stride: int = STRIDE,  # of the backbone
+) -> int:  # suits it too
     "A larger side at which every pair keeps a pixel."
-    while vanishing(image_set, facts, pairs, factors(side)).any(): side += max(8, side // 128 * 8)
+    while vanishing(image_set, facts, pairs, factors(side)).any():
+        side += stride * max(1, side // (16 * stride))
     return side
 
 # %% ../../nbs/25a_mask_facts.ipynb #ec901518

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['novel_classes', 'fold_of_other', 'prepare_other', 'other_place', 'other_text', 'evaluate_on']
 
-# %% ../../nbs/43a_other_data.ipynb #6bfbd939
+# %% ../../nbs/43a_other_data.ipynb #071a20f9
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +23,7 @@ from celp_nb.data.mask_facts import (
     mask_facts,
     name_some,
 )
-from ..engine.backbones import backbone_fingerprint, load_backbone
+from ..engine.backbones import BACKBONES, backbone_fingerprint, load_backbone
 from ..engine.checkpoints import check_backbone, load_model
 from ..engine.training import accelerator_for
 from .config import RunConfig, change_config, method_of, read_config
@@ -77,17 +77,18 @@ def fold_of_other(
     nothing = Episodes(*(x[:0] for x in listed))
     return Fold(number, trained, novel, 0, nothing, listed, [])
 
-# %% ../../nbs/43a_other_data.ipynb #6f61af88
+# %% ../../nbs/43a_other_data.ipynb #b0cf5e57
 def prepare_other(
     config: RunConfig,  # resolved; its data are the others
     folds: list[Fold],
     other: ImageSet,
 ) -> Setup:
     "A run's settings on other data, with its backbone. Raises whatever can go wrong, now."
-    facts = mask_facts(other)
+    facts, side = mask_facts(other), config.data.side
+    stride = BACKBONES[config.model.backbone].stride
     for fold in folds:
         check_list(other, fold.evaluation)
-        check_supports(other, facts, fold.evaluation, config.data.side, "evaluation")
+        check_supports(other, facts, fold.evaluation, side, "evaluation", stride)
     torch.manual_seed(config.runtime.seed)  # for random weights
     backbone = load_backbone(config.model.backbone, config.model.weights)
     accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))

@@ -155,13 +155,14 @@ def shown_pairs(
     pairs = np.stack([images.ravel(), np.repeat(cls, images.shape[1])], 1)
     return np.unique(pairs, axis=0)
 
-# %% ../../nbs/41c_run_checks.ipynb #649b1c25
+# %% ../../nbs/41c_run_checks.ipynb #1f50f5e3
 def check_supports(
     image_set: ImageSet,
     facts: MaskFacts,
     episodes: Episodes,
-    side: int,  # 8n+1 pixels, of the square that images are fitted into
+    side: int,  # pixels, of the square that images are fitted into
     split: str,  # "evaluation" or "training", for the message
+    stride: int = STRIDE,  # of the backbone, for the side that helps
 ) -> None:
     "Raise ValueError where a support shows no pixel of its class at the size that a model sees."
     pairs = shown_pairs(episodes.cls, episodes.support)
@@ -169,7 +170,7 @@ def check_supports(
     gone = np.flatnonzero(vanishing(image_set, facts, pairs, factors(side)))
     if not len(gone): return
     image, cls = pairs[gone[0]].tolist()
-    enough = enough_side(image_set, facts, pairs, side, factors)
+    enough = enough_side(image_set, facts, pairs, side, factors, stride)
     others = f" (nor can {len(gone) - 1} others)" * (len(gone) > 1)
     raise ValueError(
         f"{image_set.name}, {split} split: of the class '{image_set.class_names[cls - 1]}' no "
@@ -178,13 +179,14 @@ def check_supports(
         "such images out."
     )
 
-# %% ../../nbs/41c_run_checks.ipynb #13b594fa
+# %% ../../nbs/41c_run_checks.ipynb #5485e510
 def warn_of_vanishing(
     image_set: ImageSet,
     facts: MaskFacts,
     episodes: Episodes,
     recipe: Recipe,  # of training
     side: int,  # of the settings, at which images are `recipe` large
+    stride: int = STRIDE,  # of the backbone, for the side that helps
 ) -> None:
     "Warn of classes of which no pixel may be left in training images."
     images = np.c_[episodes.query, episodes.support]
@@ -193,7 +195,7 @@ def warn_of_vanishing(
     gone = pairs[vanishing(image_set, facts, pairs, factors(side))]
     if not len(gone): return
     names = [image_set.class_names[c - 1] for c in np.unique(gone[:, 1])]
-    enough = enough_side(image_set, facts, pairs, side, factors)
+    enough = enough_side(image_set, facts, pairs, side, factors, stride)
     warnings.warn(
         f"{image_set.name}, training split: at the size of training, thin or small objects vanish "
         f"in {len(gone)} of {len(pairs)} pairs of image and class ({name_some(names)}; the first "
@@ -216,7 +218,7 @@ def check_list(image_set: ImageSet, episodes: Episodes) -> None:
         "classes plain names."
     )
 
-# %% ../../nbs/41c_run_checks.ipynb #d6a999b7
+# %% ../../nbs/41c_run_checks.ipynb #8da8e1d8
 def checkpoint_bytes(
     parameters: int,  # of all models together
     folds: int,
@@ -240,6 +242,7 @@ def view_bytes(
     episodes: list[TrainingEpisodes],  # of each fold
     views: int,  # that are kept of each image and class
     channels: tuple[int, int],  # of middle and high features
+    stride: int,  # of the backbone: pixels per position
 ) -> int:
     "What kept views take, at most."
     kept: set[tuple[int, int]] = set()
@@ -249,7 +252,7 @@ def view_bytes(
         kept |= set(map(tuple, shown_pairs(items.episodes.cls, images).tolist()))
         shown += images.size
     side = episodes[0].recipe.side
-    positions = ((side - 1) // STRIDE + 1) ** 2
+    positions = (-(-side // stride)) ** 2
     one = side**2 + 2 * positions * (channels[0] + 2 * channels[1]) + 2000
     return one * min(shown, len(kept) * views)
 

@@ -57,7 +57,7 @@ from celp_nb.repro.report import (
 from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
 
-# %% ../../nbs/43_runs.ipynb #0aa694d8
+# %% ../../nbs/43_runs.ipynb #fc28e8f9
 def check_folder(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -102,7 +102,8 @@ def check_lists(setup: Setup, folder: str | Path) -> None:
         path = Path(folder) / f"fold{fold.number}" / "episodes.csv"
         if not path.is_file(): continue
         episodes = read_episode_list(path, setup.val, fold, shots)
-        check_supports(setup.val, mask_facts(setup.val), episodes, side, "evaluation")
+        facts, stride = mask_facts(setup.val), setup.backbone.stride
+        check_supports(setup.val, facts, episodes, side, "evaluation", stride)
 
 # %% ../../nbs/43_runs.ipynb #6d345d6d
 def begin(
@@ -235,7 +236,7 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #d3560f97
+# %% ../../nbs/43_runs.ipynb #7fd1d5e8
 def evaluate_run(folder: str | Path) -> pd.DataFrame:  # as of `run`
     """Score a trained run anew, on its episode lists where they exist.
 
@@ -267,6 +268,7 @@ def replay(
     (of_run,) = setup.folds
     models = trained_models(setup, of_run, folder)
     listed = read_episode_list(episodes, setup.val, of_run, max(config.evaluation.shots))
-    check_supports(setup.val, mask_facts(setup.val), listed, config.data.side, "evaluation")
+    facts, side, stride = mask_facts(setup.val), config.data.side, setup.backbone.stride
+    check_supports(setup.val, facts, listed, side, "evaluation", stride)
     watch = progress_display(1, setup.accelerator.is_main_process)
     return fold_scores(setup, of_run, score_fold(setup, of_run, models, listed, watch))

@@ -7,7 +7,7 @@ __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation
            'training_items', 'check_fold', 'check_annotated', 'open_folds', 'prepare', 'new_models', 'views_place',
            'check_room', 'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #77d3ad5b
+# %% ../../nbs/42b_setup.ipynb #712dda18
 import importlib.util
 import json
 import subprocess
@@ -34,6 +34,7 @@ from celp_nb.data.mask_facts import (
 from ..data.training_set import TrainingEpisodes
 from ..data.transforms import Recipe
 from celp_nb.engine.backbones import (
+    BACKBONES,
     Backbone,
     backbone_fingerprint,
     feature_channels,
@@ -136,7 +137,7 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #b01b0ab7
+# %% ../../nbs/42b_setup.ipynb #6dd24009
 def training_items(config: RunConfig, train: ImageSet, fold: Fold) -> TrainingEpisodes:
     "The training episodes of a fold, with the run's augmentation."
     data = config.data
@@ -154,12 +155,13 @@ def check_fold(
     fold: Fold,
 ) -> None:
     "Raise ValueError for what would stop the evaluation of a fold; warn of wasted training."
-    side = config.data.side
+    side, stride = config.data.side, BACKBONES[config.model.backbone].stride
     check_list(val, fold.evaluation)
-    check_supports(val, facts["val"], fold.evaluation, side, "evaluation")
-    if fold.selection: check_supports(train, facts["train"], fold.selection, side, "training")
+    check_supports(val, facts["val"], fold.evaluation, side, "evaluation", stride)
+    chosen_by = fold.selection
+    if chosen_by: check_supports(train, facts["train"], chosen_by, side, "training", stride)
     recipe = training_items(config, train, fold).recipe
-    warn_of_vanishing(train, facts["train"], fold.training, recipe, side)
+    warn_of_vanishing(train, facts["train"], fold.training, recipe, side, stride)
 
 
 def check_annotated(image_set: ImageSet, split: str) -> None:
@@ -230,7 +232,7 @@ def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
         if config.runtime.compile: models[name].decoder.compile()
     return models
 
-# %% ../../nbs/42b_setup.ipynb #d2a9754f
+# %% ../../nbs/42b_setup.ipynb #6e824602
 def views_place(runtime: RuntimeConfig) -> Path:
     "The folder for kept views."
     return Path(runtime.cache) if runtime.cache else cache_folder() / "views"
@@ -252,7 +254,8 @@ def check_room(setup: Setup, folder: str | Path) -> None:
     needs = {Path(folder): ("models, checkpoints and tables", size)}
     if config.runtime.cache_views:
         items = [training_items(config, setup.train, fold) for fold in folds]
-        views = view_bytes(items, config.runtime.cache_views, feature_channels(setup.backbone))
+        channels, stride = feature_channels(setup.backbone), setup.backbone.stride
+        views = view_bytes(items, config.runtime.cache_views, channels, stride)
         needs[views_place(config.runtime)] = ("kept views", views)
     check_space(needs)
 
