@@ -38,7 +38,7 @@ from celp_nb.app.explorer_pictures import (
 from celp_nb.app.explorer_state import drawn_mask
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.images import read_image
-from celp_nb.data.transforms import denormalise, fit_square, known_mask
+from celp_nb.data.transforms import denormalise, fit_square, known_mask, padding_of
 from celp_nb.engine.backbones import image_features, load_backbone
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.ops import VOID
@@ -349,6 +349,7 @@ class Bench:
         self.high = image_features(load_backbone("tiny"), x[None]).high
         self.known = known_mask(self.class_map, classes)[None]
         self.D = self_similarity(self.high)
+        self.padding = padding_of(*class_map.shape, 161)
 
     def with_mask(self, drawn):
         "The same image with a mask, (S, S) bool, in place of what is annotated."
@@ -372,6 +373,7 @@ class Bench:
     def pseudo(self, point, delta):
         centre = torch.tensor([point[0] * 21 + point[1]])
         pseudo, _ = sample_latent(self.high, self.known, centre=centre, delta=delta, sigma=0)
+        pseudo = pseudo.masked_fill(self.padding, VOID)  # a resized region reaches over the edge
         return decoded(pseudo_png(self.photo, pseudo))
 
 

@@ -224,7 +224,7 @@ def make_config(**settings: object) -> RunConfig:  # by flat names
     "A run with these settings and defaults for the others. Raises what `change_config` raises."
     return change_config(RunConfig(), **settings)
 
-# %% ../../nbs/40_config.ipynb #fd328eb0
+# %% ../../nbs/40_config.ipynb #84a100fb
 DIGESTS = "data_digests"  # beside the sections: what the data were, not how they are used
 
 
@@ -273,8 +273,7 @@ def write_config(
 
 def read_digests(folder: str | Path) -> dict[str, str]:  # empty where a run has none
     "The digests of the data that a run was begun with; its settings have been read before."
-    values = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
-    return values.get(DIGESTS, {})
+    return read_json(Path(folder) / "config.json").get(DIGESTS, {})
 
 # %% ../../nbs/40_config.ipynb #bf830089
 RESUMABLE_FIELDS = ("plugin", "workers", "device", "cache_gb", "compile", "tensorboard")

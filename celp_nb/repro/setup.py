@@ -7,7 +7,7 @@ __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation
            'training_items', 'check_fold', 'check_annotated', 'open_folds', 'prepare', 'new_models', 'views_place',
            'check_room', 'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #712dda18
+# %% ../../nbs/42b_setup.ipynb #33d0e7ea
 import importlib.util
 import json
 import subprocess
@@ -31,6 +31,7 @@ from celp_nb.data.mask_facts import (
     mask_facts,
     name_some,
 )
+from ..data.text_files import read_json
 from ..data.training_set import TrainingEpisodes
 from ..data.transforms import Recipe
 from celp_nb.engine.backbones import (
@@ -259,7 +260,7 @@ def check_room(setup: Setup, folder: str | Path) -> None:
         needs[views_place(config.runtime)] = ("kept views", views)
     check_space(needs)
 
-# %% ../../nbs/42b_setup.ipynb #e254336a
+# %% ../../nbs/42b_setup.ipynb #0eda9c0e
 def write_identity(folder: str | Path, identity: dict[str, DataIdentity]) -> None:
     "Write what a run's data are known by, whole or not at all."
     values = {split: of_split._asdict() for split, of_split in identity.items()}
@@ -271,7 +272,7 @@ def read_identity(folder: str | Path) -> dict[str, DataIdentity]:  # empty where
     path = Path(folder) / "data.json"
     if not path.is_file(): return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
         return {split: DataIdentity(**of_split) for split, of_split in values.items()}
     except (ValueError, TypeError, AttributeError) as e:
         raise ValueError(f"{path} is damaged ({e}); start a new run.") from e
