@@ -240,6 +240,19 @@ def test_mistakes_cost_a_sentence(line, words, here, capsys):
     refused(f"{line} {query}", capsys, *words)
 
 
+@pytest.mark.parametrize(
+    "line, photo",
+    [
+        (ONE, "photos/1.png"),
+        ("--query photos/1.png --support a.png --mask a_mask.png", "a_mask.png"),
+    ],
+)
+def test_a_model_that_is_left_out_is_missed(line, photo, here, capsys):
+    assert main(["predict", *line.split()]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"celp: no model is named: {photo}") and err.count("\n") == 1
+
+
 def test_everything_is_checked_before_the_model_is_read(here, capsys, monkeypatch):
     def unread(*_): raise AssertionError("the model was read")
 
