@@ -240,6 +240,29 @@ def test_mistakes_cost_a_sentence(line, words, here, capsys):
     refused(f"{line} {query}", capsys, *words)
 
 
+@pytest.mark.parametrize(
+    "line, photo",
+    [
+        (ONE, "photos/1.png"),
+        ("--query photos/1.png --support a.png --mask a_mask.png", "a_mask.png"),
+    ],
+)
+def test_a_model_that_is_left_out_is_missed(line, photo, here, capsys):
+    assert main(["predict", *line.split()]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"celp: no model is named: {photo}") and err.count("\n") == 1
+
+
+def test_files_of_another_kind_are_named_without_pythons_words(here, capsys):
+    (here / "list.csv").write_text("class,query\n1,2\n")
+    (here / "text.png").write_text("no photograph")
+    refused("--support a.png --mask a_mask.png --query text.png", capsys, "text.png", "format")
+    assert main(["predict", "list.csv", *ONE.split()]) == 1
+    err = capsys.readouterr().err
+    assert "list.csv is not a checkpoint" in err and "load failed); give" in err, err
+    refused("--support text.png --mask a_mask.png --query a.png", capsys, "no known format")
+
+
 def test_everything_is_checked_before_the_model_is_read(here, capsys, monkeypatch):
     def unread(*_): raise AssertionError("the model was read")
 

@@ -44,7 +44,7 @@ from celp_nb.losses import dice
 from celp_nb.ops import VOID
 from celp_nb.repro.comparison import compare_with_paper, comparison_text, read_runs
 from celp_nb.repro.config import change_config, make_config, read_config
-from celp_nb.repro.defaults import resolve
+from celp_nb.repro.defaults import resolve, warn_of_bins
 from celp_nb.repro.runs import evaluate_run, run, train_run
 
 SMALL = make_config(
@@ -642,11 +642,17 @@ def test_scales_of_more_positions_than_the_map_are_said():
     fitting = dict(crop=97, side=97, methods=("PFENet",))
     words = "60 30 15 8, .* 97 pixels has 13 × 13 .*--bins 1 0.5 0.25 0.125"
     with pytest.warns(UserWarning, match=words):
-        resolve(make_config(**fitting, bins=(60, 30, 15, 8)))
+        warn_of_bins(resolve(make_config(**fitting, bins=(60, 30, 15, 8))))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        resolve(make_config(**fitting, bins=(13, 8)))
-        resolve(make_config(**{**fitting, "methods": ("CyCTR",)}, bins=(60, 30)))
+        warn_of_bins(resolve(make_config(**fitting, bins=(13, 8))))
+        warn_of_bins(resolve(make_config(**{**fitting, "methods": ("CyCTR",)}, bins=(60, 30))))
+
+
+def test_a_run_with_such_scales_says_so(tmp_path):
+    config = change_config(SMALL, methods=("PFENet",), bins=(60, 30))
+    with pytest.warns(UserWarning, match="bins are 60 30"):
+        train_run(config, tmp_path / "run")
 
 
 def test_void_is_part_of_the_trial():

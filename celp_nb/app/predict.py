@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['Paths', 'Model', 'SupportOption', 'MaskOption', 'BoxOption', 'PointOption', 'QueryOption', 'OutOption',
            'read_numbers', 'read_box', 'read_point', 'Supports', 'chosen_marks', 'read_supports', 'use_supports',
-           'marked_text', 'print_predictions', 'predict_command']
+           'marked_text', 'print_predictions', 'check_model_is_given', 'predict_command']
 
-# %% ../../nbs/51b_predict.ipynb #24ca6ffc
+# %% ../../nbs/51b_predict.ipynb #22fcbcf0
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ import numpy as np
 from tyro.conf import Positional, UseAppendAction, arg
 
 from celp_nb.app.photo_files import (
+    PHOTO_SUFFIXES,
     check_outputs,
     output_files,
     predictions,
@@ -196,7 +197,20 @@ OutOption = Annotated[
     ),
 ]
 
-# %% ../../nbs/51b_predict.ipynb #083f2cf5
+# %% ../../nbs/51b_predict.ipynb #9b69e3d0
+def check_model_is_given(
+    checkpoint: str,  # what stands in the model's place
+) -> None:
+    """Raise ValueError for a photograph.
+
+    Where the model is left out, the last value of an option takes its place."""
+    if Path(checkpoint).suffix.lower() in PHOTO_SUFFIXES:
+        raise ValueError(
+            f"no model is named: {checkpoint}, a photograph, stands in its place; begin with the "
+            "model, such as celp predict samples-pfenet-ce --support IMAGE."
+        )
+
+# %% ../../nbs/51b_predict.ipynb #65fdb4cf
 def predict_command(
     checkpoint: Positional[Model],
     support: SupportOption,
@@ -221,6 +235,7 @@ def predict_command(
 ) -> None:
     for file in plugin: load_plugin(file)
     find_device(device)
+    check_model_is_given(checkpoint)
     pretrained_file(checkpoint)
     supports_given, masks_given, queries_given = (
         [path for each in option for path in each] for option in (support, mask, query)

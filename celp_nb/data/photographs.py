@@ -8,7 +8,7 @@ __all__ = ['READER_FORMAT', 'ORIENTATION', 'TURNS', 'DEPTHS', 'CONTRAST', 'Unrea
            'values_range', 'grey_from_values', 'has_transparency', 'on_white', 'from_lab', 'rgb_pixels',
            'photograph_with_notes', 'file_notes', 'as_photograph', 'read_photograph', 'inspect_photograph']
 
-# %% ../../nbs/20a_photographs.ipynb #a01ca597
+# %% ../../nbs/20a_photographs.ipynb #efddbc8a
 import os
 import warnings
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ from typing import BinaryIO
 
 import numpy as np
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 
-# %% ../../nbs/20a_photographs.ipynb #38645b8c
+# %% ../../nbs/20a_photographs.ipynb #1439e1cb
 #: what a file becomes; raise it when that changes, so that nothing made before is used.
 #: 2: turned upright, 16 bits by their range, transparency on white
 READER_FORMAT = 2
@@ -38,6 +39,10 @@ def unreadable_by_name(
         yield
     except UnreadableImage:
         raise
+    except UnidentifiedImageError as error:  # its text shows Python's name of the open file
+        raise UnreadableImage(
+            f"{name}: unreadable or truncated image (its bytes begin as no known format does)."
+        ) from error
     except Exception as error:
         reason = str(error).rstrip(".") or type(error).__name__
         raise UnreadableImage(f"{name}: unreadable or truncated image ({reason}).") from error

@@ -21,7 +21,7 @@ from ..data.episodes import atomic_file
 from .backbones import BACKBONES, TINY_WEIGHTS
 from .methods import METHODS, build_model, find_method
 
-# %% ../../nbs/32_checkpoints.ipynb #7967ec9b
+# %% ../../nbs/32_checkpoints.ipynb #4ab2f1fc
 def save_checkpoint(path: str | Path, **state) -> None:
     "Write tensors and plain values, as a whole or not at all."
     with atomic_file(path) as f: torch.save(state, f)
@@ -47,7 +47,7 @@ def load_checkpoint(path: str | Path) -> dict:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not is_undamaged(path): raise ValueError("a checksum is wrong: it is damaged")
     except Exception as e:
-        reason = f"{type(e).__name__}: {str(e)[:80]}"
+        reason = f"{type(e).__name__}: {str(e).split('. ')[0][:80]}"
         raise ValueError(f"{path} is not a checkpoint of this project ({reason}); {mend}") from e
     if not isinstance(saved, dict):
         kind = type(saved).__name__

@@ -152,7 +152,7 @@ def check_numbers(config: RunConfig) -> None:  # with defaults filled in
             f"{values['accumulate']} equal parts; choose an accumulate that divides it."
         )
 
-# %% ../../nbs/40a_defaults.ipynb #04bf85a4
+# %% ../../nbs/40a_defaults.ipynb #eaa099ac
 def map_sides(config: RunConfig) -> dict[str, tuple[int, int]]:  # with sizes rounded
     "Positions and pixels along a side of the maps in training (`crop`) and evaluation (`side`)."
     stride, data = BACKBONES[config.model.backbone].stride, config.data
@@ -169,7 +169,7 @@ def check_methods(config: RunConfig) -> None:  # with defaults filled in and siz
     check_delta(model.delta)
 
 
-def warn_of_bins(config: RunConfig) -> None:  # with defaults filled in and sizes rounded
+def warn_of_bins(config: RunConfig) -> None:  # resolved
     "Warn where a scale of PFENet has more positions than the map that it is pooled from."
     if all(find_method(m).decoder != "PFENet" for m in config.model.methods): return
     positions, pixels = min(map_sides(config).values())
@@ -240,7 +240,7 @@ def load_plugins(config: RunConfig) -> RunConfig:
         )
     return change_config(config, plugin=plugins)
 
-# %% ../../nbs/40a_defaults.ipynb #bd3d06aa
+# %% ../../nbs/40a_defaults.ipynb #3f4878ed
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
@@ -258,6 +258,5 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     )
     config = replace(config, data=data)
     check_methods(config)
-    warn_of_bins(config)
     runtime, model = resolve_runtime(config.runtime), resolve_weights(config.model)
     return replace(config, model=model, runtime=runtime)

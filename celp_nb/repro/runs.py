@@ -6,7 +6,7 @@
 __all__ = ['check_folder', 'claim_folder', 'check_lists', 'begin', 'open_run', 'run_callbacks', 'train_run', 'read_results',
            'save_predictions', 'finish_fold', 'run', 'evaluate_run', 'replay']
 
-# %% ../../nbs/43_runs.ipynb #1108acb2
+# %% ../../nbs/43_runs.ipynb #60093360
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -36,7 +36,7 @@ from celp_nb.repro.config import (
     read_config,
     write_config,
 )
-from .defaults import resolve
+from .defaults import resolve, warn_of_bins
 from celp_nb.repro.fold_evaluation import (
     evaluate_fold,
     first_of_each_class,
@@ -105,7 +105,7 @@ def check_lists(setup: Setup, folder: str | Path) -> None:
         facts, stride = mask_facts(setup.val), setup.backbone.stride
         check_supports(setup.val, facts, episodes, side, "evaluation", stride)
 
-# %% ../../nbs/43_runs.ipynb #6d345d6d
+# %% ../../nbs/43_runs.ipynb #2e3bb83d
 def begin(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -133,6 +133,7 @@ def open_run(
     is_main = setup.accelerator.is_main_process
     with run_lock(folder) if is_main else nullcontext():
         if is_main:
+            warn_of_bins(config)
             if not resume and (Path(folder) / "config.json").is_file():
                 raise FileExistsError(f"{folder} was begun meanwhile; choose another name.")
             claim_folder(setup, folder)
