@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from celp_nb.repro.config import make_config
+
 SHARED = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 needs_shared = pytest.mark.skipif(
     not (SHARED / "data" / "coco-mini").is_dir(),
@@ -16,6 +18,19 @@ needs_shared = pytest.mark.skipif(
 )
 RNG = np.random.default_rng(0)
 PICTURE = RNG.integers(0, 256, (40, 56, 3), np.uint8)
+#: settings of a run on the samples that takes seconds
+TINY = make_config(
+    folds=(0,),
+    crop=57,
+    side=97,
+    width=16,
+    iterations=4,
+    pairs=2,
+    shots=(1,),
+    methods=("PFENet+CE",),
+    trivial=False,
+    device="cpu",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")

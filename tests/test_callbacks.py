@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from folders import TINY
 
 from celp_nb.app.cli import main
 from celp_nb.bundled.scenes import samples
@@ -26,19 +27,6 @@ from celp_nb.repro.own_folds import read_class_split, split_numbers
 from celp_nb.repro.report import loss_figure, predictions_figure, save_figure
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = make_config(
-    folds=(0,),
-    crop=57,
-    side=97,
-    width=16,
-    iterations=4,
-    pairs=2,
-    shots=(1,),
-    methods=("PFENet+CE",),
-    trivial=False,
-    device="cpu",
-)
-
 
 # --- callbacks
 
@@ -132,8 +120,8 @@ def test_a_run_on_folds_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     "text, said",
     [
-        ("star, moon", "is not JSON"),
-        ("[" * 100_000, "is not JSON"),
+        ("star, moon", "not a JSON file"),
+        ("[" * 100_000, "not a JSON file"),
         ('{"star": 0}', "holds no list of folds"),
         ("[]", "holds no list of folds"),
         ('["star", "moon"]', "fold 0 is no list of class names"),

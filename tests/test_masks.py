@@ -16,12 +16,12 @@ from torch.testing import assert_close
 from celp_nb.bundled.scenes import samples
 from celp_nb.data import masks as data_masks
 from celp_nb.data.images import merge, read_image, read_png_mask, write_png_mask
+from celp_nb.data.pairs import check_mask_size
 from celp_nb.data.photographs import ORIENTATION, UnreadableImage
 from celp_nb.data.transforms import Recipe, augment, binary_mask, fit_square, known_mask
 from celp_nb.data.voc import voc_layout
 from celp_nb.engine.evaluation import read_truth
 from celp_nb.engine.segmenter import object_mask, photograph
-from celp_nb.engine.supports import check_same_size
 from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import runs as repro_runs
 from celp_nb.repro.config import make_config
@@ -220,7 +220,7 @@ def test_predict_reads_as_data_sets_do(tmp_path):
     write_png_mask(tmp_path / "m.png", wide)
     assert (object_mask(tmp_path / "m.png") == blocks(0, 1, 0, 255)).all()
     with pytest.raises(ValueError, match="orientation"):
-        check_same_size(PICTURE, blocks(0, 1).T, "a.png", "m.png")
+        check_mask_size(blocks(0, 1).T.shape, PICTURE.shape, "m.png", "a.png")
     (tmp_path / "x.png").write_bytes(b"")
     with pytest.raises(UnreadableImage, match="x.png"):
         photograph(tmp_path / "x.png")

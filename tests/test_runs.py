@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from folders import TINY
 
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import MIN_PIXELS
@@ -18,18 +19,6 @@ from celp_nb.repro import runs as repro_runs
 from celp_nb.repro import setup as repro_setup
 from celp_nb.repro.config import change_config, make_config
 from celp_nb.repro.defaults import resolve
-
-TINY = make_config(
-    folds=(0,),
-    crop=57,
-    side=97,
-    width=16,
-    iterations=4,
-    pairs=2,
-    shots=(1,),
-    methods=("PFENet+CE",),
-    trivial=False,
-)
 
 
 def prepared(**settings):

@@ -235,7 +235,7 @@ WRONG_MASKS = [
     (lambda m: m.astype(np.float32), "type float32"),
     (lambda m: m[..., None], r"shape \(161, 161, 1\)"),
     (lambda m: m * np.uint8(7), "holds the value 7"),
-    (lambda m: m[:-1], "support mask 1 is 160x161 .* support image 1 is 161x161"),
+    (lambda m: m[:-1], "support image 1: .* is 161x161 .* mask is 160x161 .support mask 1"),
     (lambda m: m * np.uint8(0), "support mask 1 marks no pixel"),
     (lambda m: np.where(m == 1, 255, 0).astype(np.uint8), "support mask 1 marks no pixel"),
     (lambda m: Image.new("RGB", (161, 161)), "mode RGB"),

@@ -7,7 +7,7 @@ __all__ = ['Paths', 'Model', 'SupportOption', 'MaskOption', 'BoxOption', 'PointO
            'read_numbers', 'read_box', 'read_point', 'Supports', 'chosen_marks', 'read_supports', 'use_supports',
            'marked_text', 'print_predictions', 'check_model_is_given', 'predict_command']
 
-# %% ../../nbs/51b_predict.ipynb #22fcbcf0
+# %% ../../nbs/51b_predict.ipynb #8d7353d6
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -25,10 +25,11 @@ from celp_nb.app.photo_files import (
     query_files,
     readable,
 )
+from ..data.pairs import check_mask_size
 from ..engine.plugins import load_plugin
 from ..engine.pretrained import find_device, pretrained_file
 from ..engine.segmenter import Segmentation, Segmenter, object_mask, photograph
-from ..engine.supports import box_mask, check_point, check_same_size, point_mask
+from ..engine.supports import box_mask, check_point, point_mask
 
 # %% ../../nbs/51b_predict.ipynb #f9916954
 def read_numbers(
@@ -68,7 +69,7 @@ class Supports(NamedTuple):
     marks: list[np.ndarray | tuple[int, int]]
     names: list[tuple[str, str]]  # of images and marks, for messages
 
-# %% ../../nbs/51b_predict.ipynb #2099ac2d
+# %% ../../nbs/51b_predict.ipynb #4c9a5c5c
 def chosen_marks(
     supports: Sequence[Path],
     masks: Sequence[Path],
@@ -110,7 +111,7 @@ def read_supports(
         supports.names.append(names)
         if isinstance(mark, Path):
             read = object_mask(mark, value)
-            check_same_size(photo, read, *names)
+            check_mask_size(read.shape, photo.shape, names[1], names[0])
             supports.marks.append(read)
             continue
         try: supports.marks.append(read_box(size, mark) if boxes else read_point(size, mark))

@@ -6,7 +6,7 @@
 __all__ = ['MOST_THICK', 'class_thickness', 'MaskFacts', 'read_facts', 'mask_facts', 'vanishing', 'enough_side', 'DataIdentity',
            'data_identity', 'identity_digest', 'name_some', 'identity_differences', 'check_unique']
 
-# %% ../../nbs/25a_mask_facts.ipynb #529cc01c
+# %% ../../nbs/25a_mask_facts.ipynb #dcc8ad02
 import hashlib
 import json
 import sys
@@ -15,12 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from torchvision.transforms.v2 import functional as F
 
 from .images import ImageSet, file_fingerprint
 from .index import cached_arrays, thread_map
-from .transforms import scaled_size
+from .transforms import class_map_tensor, scaled_size
 from ..ops import STRIDE
 
 # %% ../../nbs/25a_mask_facts.ipynb #9e925b06
@@ -77,7 +76,7 @@ def mask_facts(image_set: ImageSet) -> MaskFacts:
     stored = cached_arrays(name, mark, lambda: read_facts(image_set)._asdict())
     return MaskFacts(**stored)
 
-# %% ../../nbs/25a_mask_facts.ipynb #01c5d5e5
+# %% ../../nbs/25a_mask_facts.ipynb #902f4c95
 def vanishing(
     image_set: ImageSet,
     facts: MaskFacts,  # of that set
@@ -91,7 +90,7 @@ def vanishing(
     gone = thick < np.ceil((sizes / scaled).max(1))
     for k in np.flatnonzero(gone):
         image, cls = pairs[k].tolist()
-        mask = torch.from_numpy(np.ascontiguousarray(image_set.read_mask(image)))[None]
+        mask = class_map_tensor(image_set.read_mask(image))[None]
         size = scaled_size(*mask.shape[1:], float(factors[k]))
         left = F.resize(mask, list(size), F.InterpolationMode.NEAREST_EXACT)
         gone[k] = not (left == cls).any()

@@ -264,7 +264,7 @@ def backbone_fingerprint(backbone: Backbone) -> str:  # ten hexadecimal digits
         digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:10]
 
-# %% ../../nbs/30_backbones.ipynb #80e48792
+# %% ../../nbs/30_backbones.ipynb #812f56ab
 @torch.no_grad()
 def image_features(
     backbone: Backbone,
@@ -280,10 +280,12 @@ def support_features(
     backbone: Backbone,
     image: Tensor,  # (N, 3, S, S) float, ImageNet-normalised
     mask: Tensor,  # (N, S, S) integer {0, 1, 255}
-) -> Features:
+    whole: bool = False,  # also layer4 of the images with their background
+) -> Features | SupportFeatures:
     "Middle features of whole images and high features of their foreground, as of a support."
     mid, f3 = backbone(image)
-    return Features(mid, backbone.layer4(keep_foreground(f3, mask)))
+    foreground = Features(mid, backbone.layer4(keep_foreground(f3, mask)))
+    return SupportFeatures(*foreground, backbone.layer4(f3)) if whole else foreground
 
 
 def feature_channels(backbone: Backbone) -> tuple[int, int]:

@@ -6,7 +6,7 @@
 __all__ = ['ImageLike', 'Segmentation', 'one_or_more', 'Segmenter', 'segment', 'one_object', 'object_mask', 'check_least_size',
            'photograph', 'photograph_array', 'mask_array', 'support_names']
 
-# %% ../../nbs/35_segmenter.ipynb #be3d7b58
+# %% ../../nbs/35_segmenter.ipynb #05fdee38
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from celp_nb.data.images import (
 from ..data.masks import mask_numbers
 from ..data.photographs import decode_image
 from ..data.transforms import at_native_size, fit_square, padding_of
-from .backbones import Backbone, autocast, image_features
+from .backbones import Backbone, autocast, image_features, support_features
 from celp_nb.engine.pretrained import (
     find_device,
     find_precision,
@@ -36,7 +36,7 @@ from celp_nb.engine.pretrained import (
     saw_only_scenes,
     warn_of_photographs,
 )
-from .supports import fit_support, shot_features
+from .supports import fit_support
 from ..ops import STRIDE, VOID
 from ..viz import overlay
 
@@ -70,7 +70,7 @@ def one_or_more(
     if isinstance(given, str | Path | PILImage.Image): return [given]
     return [given] if isinstance(given, np.ndarray) and given.ndim <= dimensions else given
 
-# %% ../../nbs/35_segmenter.ipynb #afd5e49b
+# %% ../../nbs/35_segmenter.ipynb #21c39fcf
 class Segmenter:
     "A trained model in use: it marks in a photograph what is marked in its K supports."
 
@@ -141,7 +141,8 @@ class Segmenter:
         if self.only_scenes: warn_of_photographs(photos)
         with autocast(self.device, self.precision):
             whole = self.model.whole_support
-            shots = [shot_features(self.backbone, x, m, whole) for x, m in zip(squares, fitted)]
+            pairs = zip(squares, fitted)
+            shots = [support_features(self.backbone, x, m, whole) for x, m in pairs]
         maps = (torch.cat(maps)[None].float() for maps in zip(*shots))
         self.support = shots[0]._make(maps), torch.cat(fitted)[None]
         return self

@@ -5,41 +5,28 @@
 # %% auto #0
 __all__ = ['novel_classes', 'fold_of_other', 'prepare_other', 'other_place', 'other_text', 'evaluate_on']
 
-# %% ../../nbs/43a_other_data.ipynb #071a20f9
+# %% ../../nbs/43a_other_data.ipynb #0a7dafe8
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from ..data.episodes import Episodes, atomic_file
 from ..data.images import ImageSet, class_key
 from ..data.index import file_label
-from celp_nb.data.mask_facts import (
-    check_unique,
-    data_identity,
-    identity_digest,
-    mask_facts,
-    name_some,
-)
-from ..engine.backbones import BACKBONES, backbone_fingerprint, load_backbone
+from ..data.mask_facts import check_unique, data_identity, mask_facts, name_some
+from ..engine.backbones import BACKBONES
 from ..engine.checkpoints import check_backbone, load_model
 from ..engine.training import accelerator_for
-from .config import RunConfig, change_config, method_of, read_config
+from .config import RunConfig, change_config, read_config
 from .defaults import absolute, resolve
 from .fold_evaluation import evaluate_fold
 from .fold_training import model_file
 from .folds import Fold, evaluation_episodes, frequent_classes, open_data
 from .report import markdown_table, progress_display, write_table
 from .run_checks import check_list, check_lock, check_supports, run_lock
-from celp_nb.repro.setup import (
-    Setup,
-    code_version,
-    evaluation_memory,
-    known_names,
-    precision_of,
-)
+from .setup import Setup, known_names, precision_of, put_together
 
 # %% ../../nbs/43a_other_data.ipynb #f9d25a5d
 def novel_classes(
@@ -77,7 +64,7 @@ def fold_of_other(
     nothing = Episodes(*(x[:0] for x in listed))
     return Fold(number, trained, novel, 0, nothing, listed, [])
 
-# %% ../../nbs/43a_other_data.ipynb #b0cf5e57
+# %% ../../nbs/43a_other_data.ipynb #f54e4529
 def prepare_other(
     config: RunConfig,  # resolved; its data are the others
     folds: list[Fold],
@@ -89,25 +76,9 @@ def prepare_other(
     for fold in folds:
         check_list(other, fold.evaluation)
         check_supports(other, facts, fold.evaluation, side, "evaluation", stride)
-    torch.manual_seed(config.runtime.seed)  # for random weights
-    backbone = load_backbone(config.model.backbone, config.model.weights)
     accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))
-    backbone.to(accelerator.device)
     identity = {"val": data_identity(other, facts)}
-    return Setup(
-        config=config,
-        methods={name: method_of(config, name) for name in config.model.methods},
-        train=other,
-        val=other,
-        folds=folds,
-        backbone=backbone,
-        fingerprint=backbone_fingerprint(backbone),
-        accelerator=accelerator,
-        memory=evaluation_memory(config, backbone, other),
-        commit=code_version(),
-        identity=identity,
-        digests={"val": identity_digest(identity["val"])},
-    )
+    return put_together(config, accelerator, other, other, folds, identity)
 
 
 def other_place(folder: str | Path, setup: Setup) -> Path:

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['SPLIT_EXAMPLE', 'check_class_split', 'read_class_split', 'split_text', 'split_numbers']
 
-# %% ../../nbs/39a_own_folds.ipynb #989cd006
+# %% ../../nbs/39a_own_folds.ipynb #bc5362e9
 import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from ..data.text_files import read_json
 
 # %% ../../nbs/39a_own_folds.ipynb #ddc85847
 SPLIT_EXAMPLE = 'write the test classes of each fold by name, such as [["cat", "dog"], ["bus"]]'
@@ -36,7 +38,7 @@ def check_class_split(
                 raise ValueError(f"{where}: the class '{name}' is {twice}; name it once.")
             fold_of[name] = fold
 
-# %% ../../nbs/39a_own_folds.ipynb #d65c7f2b
+# %% ../../nbs/39a_own_folds.ipynb #8e899b3b
 def read_class_split(
     split: str,  # a JSON file, or JSON that begins with a bracket
 ) -> list[list[str]]:  # fold → names of its test classes
@@ -47,10 +49,8 @@ def read_class_split(
     path, where = Path(split).expanduser(), split if is_file else "split"
     if is_file and not path.is_file():
         raise FileNotFoundError(f"there is no file {path} with a split; {SPLIT_EXAMPLE}.")
-    try:
-        groups = json.loads(path.read_bytes() if is_file else split)  # UTF-8 or -16, as json does
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{where} is not JSON ({e}); {SPLIT_EXAMPLE}.") from e
+    try: groups = read_json(path) if is_file else json.loads(split)
+    except ValueError as e: raise ValueError(f"{e} To define folds, {SPLIT_EXAMPLE}.") from e
     check_class_split(groups, where)
     return groups
 

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
-           'training_items', 'check_fold', 'check_annotated', 'open_folds', 'prepare', 'new_models', 'views_place',
-           'check_room', 'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
+           'training_recipe', 'training_items', 'check_fold', 'check_annotated', 'open_folds', 'put_together',
+           'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity', 'check_data',
+           'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #33d0e7ea
+# %% ../../nbs/42b_setup.ipynb #d390aefd
 import importlib.util
 import json
 import subprocess
@@ -45,7 +46,7 @@ from ..engine.feature_bank import FeatureBank, feature_bank
 from ..engine.methods import Method, build_model
 from ..engine.steps import ProcessShare, own_episodes
 from ..engine.training import accelerator_for
-from .config import RunConfig, RuntimeConfig, method_of, read_digests
+from .config import DataConfig, RunConfig, RuntimeConfig, method_of, read_digests
 from .folds import Fold, add_folders, draw_fold, open_splits, warn_of_all_rare
 from .presets import check_preset, find_preset
 from celp_nb.repro.run_checks import (
@@ -138,14 +139,16 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #6dd24009
+# %% ../../nbs/42b_setup.ipynb #d6dacd0e
+def training_recipe(data: DataConfig) -> Recipe:  # of resolved settings
+    "A run's augmentation."
+    return Recipe(data.crop, round(data.crop * data.reference / data.side), data.scale)
+
+
 def training_items(config: RunConfig, train: ImageSet, fold: Fold) -> TrainingEpisodes:
     "The training episodes of a fold, with the run's augmentation."
-    data = config.data
-    recipe = Recipe(data.crop, round(data.crop * data.reference / data.side), data.scale)
-    return TrainingEpisodes(
-        train, fold.training, fold.train_classes, recipe, config.runtime.seed
-    )
+    recipe, seed = training_recipe(config.data), config.runtime.seed
+    return TrainingEpisodes(train, fold.training, fold.train_classes, recipe, seed)
 
 
 def check_fold(
@@ -161,7 +164,7 @@ def check_fold(
     check_supports(val, facts["val"], fold.evaluation, side, "evaluation", stride)
     chosen_by = fold.selection
     if chosen_by: check_supports(train, facts["train"], chosen_by, side, "training", stride)
-    recipe = training_items(config, train, fold).recipe
+    recipe = training_recipe(config.data)
     warn_of_vanishing(train, facts["train"], fold.training, recipe, side, stride)
 
 
@@ -192,16 +195,16 @@ def open_folds(
     sets = {"train": train, "val": val}
     return train, val, folds, {k: data_identity(sets[k], facts[k]) for k in sets}
 
-# %% ../../nbs/42b_setup.ipynb #3e953e63
-def prepare(
+# %% ../../nbs/42b_setup.ipynb #43474472
+def put_together(
     config: RunConfig,  # resolved
+    accelerator: Accelerator,
+    train: ImageSet,
+    val: ImageSet,
+    folds: list[Fold],
+    identity: dict[str, DataIdentity],  # of the splits
 ) -> Setup:
-    "Data, episodes of every fold, backbone and device. Raises whatever can go wrong, now."
-    if config.preset is not None: find_preset(config.preset)
-    check_tensorboard(config.runtime)
-    accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))
-    check_parts(accelerator, config.optimisation.batch, config.optimisation.accumulate)
-    train, val, folds, identity = open_folds(config)
+    "Data and folds that have passed their checks, with the backbone. Raises as `load_backbone`."
     torch.manual_seed(config.runtime.seed)  # for random weights
     backbone = load_backbone(config.model.backbone, config.model.weights)
     fingerprint = backbone_fingerprint(backbone)
@@ -220,6 +223,17 @@ def prepare(
         identity=identity,
         digests={k: identity_digest(of_split) for k, of_split in identity.items()},
     )
+
+
+def prepare(
+    config: RunConfig,  # resolved
+) -> Setup:
+    "Data, episodes of every fold, backbone and device. Raises whatever can go wrong, now."
+    if config.preset is not None: find_preset(config.preset)
+    check_tensorboard(config.runtime)
+    accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))
+    check_parts(accelerator, config.optimisation.batch, config.optimisation.accumulate)
+    return put_together(config, accelerator, *open_folds(config))
 
 # %% ../../nbs/42b_setup.ipynb #1981cd2b
 def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
