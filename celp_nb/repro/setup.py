@@ -7,7 +7,7 @@ __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation
            'training_items', 'check_fold', 'check_annotated', 'open_folds', 'prepare', 'new_models', 'views_place',
            'check_room', 'write_identity', 'read_identity', 'check_data', 'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #33d0e7ea
+# %% ../../nbs/42b_setup.ipynb #a9a77dbb
 import importlib.util
 import json
 import subprocess
@@ -33,7 +33,7 @@ from celp_nb.data.mask_facts import (
 )
 from ..data.text_files import read_json
 from ..data.training_set import TrainingEpisodes
-from ..data.transforms import Recipe
+from ..data.transforms import RECIPES
 from celp_nb.engine.backbones import (
     BACKBONES,
     Backbone,
@@ -45,7 +45,7 @@ from ..engine.feature_bank import FeatureBank, feature_bank
 from ..engine.methods import Method, build_model
 from ..engine.steps import ProcessShare, own_episodes
 from ..engine.training import accelerator_for
-from .config import RunConfig, RuntimeConfig, method_of, read_digests
+from .config import RunConfig, RuntimeConfig, method_of, read_digests, rules_of_run
 from .folds import Fold, add_folders, draw_fold, open_splits, warn_of_all_rare
 from .presets import check_preset, find_preset
 from celp_nb.repro.run_checks import (
@@ -90,7 +90,7 @@ def code_version() -> str:  # a commit, with "+" where files differ from it; or 
     except (OSError, subprocess.CalledProcessError):
         return celp_nb.__version__
 
-# %% ../../nbs/42b_setup.ipynb #553e458d
+# %% ../../nbs/42b_setup.ipynb #e029ef03
 def precision_of(runtime: RuntimeConfig) -> torch.dtype | None:  # None: float32
     "A run's precision as PyTorch names it."
     return torch.bfloat16 if runtime.precision == "bf16" else None
@@ -109,7 +109,8 @@ def evaluation_memory(
     "An empty memory for the features of the images that a run is evaluated on."
     runtime, side = config.runtime, config.data.side
     memory = feature_bank(backbone, data, side, runtime.cache_gb, precision_of(runtime))
-    return memory._replace(void_seen=config.evaluation.void == "padding")
+    rules = rules_of_run(config.data)
+    return memory._replace(void_seen=config.evaluation.void == "padding", rules=rules)
 
 # %% ../../nbs/42b_setup.ipynb #16c801fa
 def check_tensorboard(runtime: RuntimeConfig) -> None:
@@ -138,11 +139,12 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #6dd24009
+# %% ../../nbs/42b_setup.ipynb #e2ac9dcc
 def training_items(config: RunConfig, train: ImageSet, fold: Fold) -> TrainingEpisodes:
     "The training episodes of a fold, with the run's augmentation."
     data = config.data
-    recipe = Recipe(data.crop, round(data.crop * data.reference / data.side), data.scale)
+    reference = round(data.crop * data.reference / data.side)
+    recipe = RECIPES[rules_of_run(data).name](data.crop, reference, data.scale)
     return TrainingEpisodes(
         train, fold.training, fold.train_classes, recipe, config.runtime.seed
     )
