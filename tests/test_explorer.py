@@ -204,7 +204,7 @@ def test_uploads():
 def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
     backbone, text = backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
     assert backbone.name == "tiny" and "instead of resnet50" in text and "none.pth" in text
-    model, side, text = model_or_none(str(tmp_path / "none.pt"), backbone)
+    model, side, _, text = model_or_none(str(tmp_path / "none.pt"), backbone)
     assert model is None and side == 161 and "none.pt" in text
 
 

@@ -72,7 +72,7 @@ def store(kept: LRUCache, name: tuple, value):
     with suppress(ValueError): kept[name] = value  # cachetools': value too large
     return value
 
-# %% ../../nbs/37_feature_bank.ipynb #4aaa2593
+# %% ../../nbs/37_feature_bank.ipynb #40455794
 class FeatureBank(NamedTuple):
     "Where the features of a test set's images come from, and what is kept of them."
     backbone: Backbone
@@ -80,8 +80,7 @@ class FeatureBank(NamedTuple):
     side: int  # of the square that images are fitted into, 8n + 1 pixels
     precision: torch.dtype | None  # of the backbone: torch.bfloat16; None: float32
     kept: LRUCache  # name → tensors, up to a budget in bytes
-    #: whether void pixels of a query's ground truth are padding too: as published, but a leak
-    void_seen: bool = False
+    void_seen: bool = False  # a query's void pixels are padding too: as published, but a leak
     rules: Rules = STRICT  # by which images are fitted
 
     def square(self, i: int) -> tuple[Tensor, Tensor]:  # (3, S, S) float, normalised; (S, S) uint8
@@ -314,7 +313,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #8257a038
+# %% ../../nbs/37_feature_bank.ipynb #137f42f9
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -358,5 +357,5 @@ def evaluate(
             rows[e, K, name] = count_row(name, K, e, x.cls, data.ids[x.query], foreground, truth)
         for n in range(first, min(first + batch, len(order))): report(n)
     bank.kept.clear()
-    keys = product(range(len(order)), shots, predictors)
-    return pd.DataFrame([rows[key] for key in keys if key in rows])
+    keys = filter(rows.__contains__, product(range(len(order)), shots, predictors))
+    return pd.DataFrame([rows[key] for key in keys])
