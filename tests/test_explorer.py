@@ -209,7 +209,7 @@ def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
 
 
 def test_an_episode_says_each_score_and_shows_each_picture():
-    models, backbone, side, _ = load_fold_models("")
+    models, backbone, side, *_ = load_fold_models("")
     episodes = pairs_per_class(VAL.pixels, NOVEL, 1, 1, seed=0)
     memory = feature_bank(backbone, VAL, side, 0.1)
     pictures = episode_pictures(memory, models, VAL, episodes, 2, TRAINING)

@@ -241,7 +241,8 @@ def test_the_square_is_the_published_one(h, w, side):
     labels[:rows, :columns] = slow_corners(mask, rows, columns)
     assert (m.numpy() != labels).mean() < 0.02
     padding = transforms.padding_of(h, w, side, LITERATURE)[0].numpy()
-    assert np.array_equal(padding, np.add.outer(np.arange(side) >= rows, np.arange(side) >= columns))
+    outside = np.add.outer(np.arange(side) >= rows, np.arange(side) >= columns)
+    assert np.array_equal(padding, outside)
 
 
 # ---- the recipe -------------------------------------------------------------------------------

@@ -272,7 +272,7 @@ def save_state(
             "the one before it is whole: make room and go on with --resume."
         ) from e
 
-# %% ../../nbs/32_checkpoints.ipynb #0077c043
+# %% ../../nbs/32_checkpoints.ipynb #c1bb136d
 def changed_settings(before: dict, now: dict) -> str:
     "Which settings differ, old and new, in words; empty where none does."
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
@@ -295,9 +295,10 @@ def resume_state(
             "or a new path."
         )
     for n in models: check_names(checkpoint, saved["models"].get(n, {}), models[n])
-    before = {"first_iteration": 0, **saved["settings"]}  # older files do not say it
-    if before != settings:
-        changed = changed_settings(before, settings)
+    older = {"first_iteration": 0}  # what files from before it was a setting do not say
+    before, now = older | saved["settings"], older | settings
+    if before != now:
+        changed = changed_settings(before, now)
         raise ValueError(
             f"{checkpoint} was written with other settings ({changed}); "
             "use the same, or a new folder."
