@@ -311,7 +311,7 @@ def prepare_coco(
     check_count(f"COCO-20i val in {root}", len(val.ids), counts["val"])
     return train, val
 
-# %% ../../nbs/24_benchmarks.ipynb #252c1d25
+# %% ../../nbs/24_benchmarks.ipynb #5fe22bfd
 def index_size(
     root: str | Path,  # a data set's folder
 ) -> tuple[int, Path]:  # bytes of all that the cache keeps of it, and the cache folder
@@ -319,7 +319,8 @@ def index_size(
     root = Path(root).expanduser().resolve()
     names = [f"pascal5i {root} {split}" for split in ("train", "val")]
     for split in ("train2014", "val2014"):
-        names += {name for r in (STRICT, LITERATURE) for name in coco_cache_names(root, split, r.crowds)}
+        names += coco_cache_names(root, split, STRICT.crowds)
+        names += coco_cache_names(root, split, LITERATURE.crowds)[1:]
     files = [cache_file(name) for name in names]
     for name in names:
         files += rendered_folder(name).rglob("*.png")

@@ -72,7 +72,7 @@ def store(kept: LRUCache, name: tuple, value):
     with suppress(ValueError): kept[name] = value  # cachetools': value too large
     return value
 
-# %% ../../nbs/37_feature_bank.ipynb #40455794
+# %% ../../nbs/37_feature_bank.ipynb #e262b112
 class FeatureBank(NamedTuple):
     "Where the features of a test set's images come from, and what is kept of them."
     backbone: Backbone
@@ -85,8 +85,7 @@ class FeatureBank(NamedTuple):
 
     def square(self, i: int) -> tuple[Tensor, Tensor]:  # (3, S, S) float, normalised; (S, S) uint8
         "Image and class map as a model sees them."
-        name = "square", i
-        if name in self.kept: return self.kept[name]
+        if (name := ("square", i)) in self.kept: return self.kept[name]
         photo, class_map = read_image(self.data, i), self.data.read_mask(i)
         return store(self.kept, name, fit_square(photo, class_map, self.side, self.rules))
 

@@ -63,7 +63,7 @@ def find_precision(precision: str) -> torch.dtype | None:  # None: float32
     check_choice("precision", precision, ("float32", "bf16"))
     return torch.bfloat16 if precision == "bf16" else None
 
-# %% ../../nbs/34a_pretrained.ipynb #51be7ac3
+# %% ../../nbs/34a_pretrained.ipynb #0646e9df
 def backbone_of(
     path: str | Path,  # of a trained model, or its name, for messages
     saved: dict,  # what it holds
@@ -95,7 +95,7 @@ def backbone_of(
 def load_pretrained(
     name_or_path: str | Path,  # one of `PRETRAINED`, or a checkpoint that celp wrote
     weights: str | Path | None = None,  # of the backbone, as of `backbone_of`
-) -> tuple[FewShotModel, Backbone, int, Rules]:  # and the square that images are fitted into, and how
+) -> tuple[FewShotModel, Backbone, int, Rules]:  # and the side of the square, and how it is filled
     "A model in evaluation mode. Raises as `pretrained_file`, `load_model` and `backbone_of` do."
     model, saved = load_model(pretrained_file(name_or_path))
     backbone = backbone_of(name_or_path, saved, weights)

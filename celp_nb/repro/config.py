@@ -283,9 +283,9 @@ def read_digests(folder: str | Path) -> dict[str, str]:  # empty where a run has
     "The digests of the data that a run was begun with; its settings have been read before."
     return read_json(Path(folder) / "config.json").get(DIGESTS, {})
 
-# %% ../../nbs/40_config.ipynb #62ff3cf7
+# %% ../../nbs/40_config.ipynb #c2957fb3
 def rules_of_run(data: DataConfig) -> Rules:
-    "By which rules a run is made (`24a_rules`). Raises ValueError for an unknown name."
+    "By which rules a run is made (`20d_rules`). Raises ValueError for an unknown name."
     return default_rules(data.folder) if data.rules is None else find_rules(data.rules)
 
 # %% ../../nbs/40_config.ipynb #bf830089
