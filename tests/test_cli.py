@@ -294,6 +294,7 @@ def test_a_run_leaves_everything(home):
         "benchmark",
         "weights",
         "precision",
+        "rules",
         "seconds",
     ]
     assert results.benchmark.isna().all(), "a folder of one's own is none"

@@ -204,12 +204,12 @@ def test_uploads():
 def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
     backbone, text = backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
     assert backbone.name == "tiny" and "instead of resnet50" in text and "none.pth" in text
-    model, side, text = model_or_none(str(tmp_path / "none.pt"), backbone)
+    model, side, _, text = model_or_none(str(tmp_path / "none.pt"), backbone)
     assert model is None and side == 161 and "none.pt" in text
 
 
 def test_an_episode_says_each_score_and_shows_each_picture():
-    models, backbone, side, _ = load_fold_models("")
+    models, backbone, side, *_ = load_fold_models("")
     episodes = pairs_per_class(VAL.pixels, NOVEL, 1, 1, seed=0)
     memory = feature_bank(backbone, VAL, side, 0.1)
     pictures = episode_pictures(memory, models, VAL, episodes, 2, TRAINING)

@@ -7,7 +7,7 @@ __all__ = ['Choice', 'read_source', 'choice_mask', 'model_or_none', 'ChoiceCache
            'load_choice', 'choose_centre', 'describe_centre', 'prediction_picture', 'show_choice', 'LatestOnly',
            'FoldModels', 'load_fold_models', 'make_episode_job']
 
-# %% ../../nbs/50b_explorer_choice.ipynb #a2f2bb8c
+# %% ../../nbs/50b_explorer_choice.ipynb #957f860f
 import threading
 import traceback
 from collections import deque
@@ -46,6 +46,7 @@ from celp_nb.app.explorer_state import (
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes
 from ..data.images import ImageSet, read_image
+from ..data.rules import STRICT, Rules
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, known_mask
 from celp_nb.engine.backbones import (
     Backbone,
@@ -53,7 +54,7 @@ from celp_nb.engine.backbones import (
     backbone_or_tiny,
     load_backbone,
 )
-from ..engine.checkpoints import BUNDLED, load_model
+from ..engine.checkpoints import BUNDLED, load_model, rules_of
 from ..engine.feature_bank import FeatureBank, feature_bank
 from ..latent import candidates
 
@@ -92,29 +93,31 @@ def choice_mask(
     if shape == "classes": return known_mask(class_map, classes)
     return drawn_mask(shape, read_corners(corners, len(class_map)), class_map)
 
-# %% ../../nbs/50b_explorer_choice.ipynb #c9248130
+# %% ../../nbs/50b_explorer_choice.ipynb #5aaf47f9
 @lru_cache(4)
 def model_or_none(
     path: str,  # a checkpoint, or "" for none
     backbone: Backbone,
-) -> tuple[FewShotModel | None, int, str]:  # model, side in pixels, description
+) -> tuple[FewShotModel | None, int, Rules, str]:  # model, side in pixels, rules, description
     "Load a trained model, or return none and the reason."
     side = SAMPLES_SIDE if backbone.name == "tiny" else PASCAL_SIDE
     if not path:
-        return None, side, "no checkpoint, so no prediction, and prototypes of unreduced features"
+        words = "no checkpoint, so no prediction, and prototypes of unreduced features"
+        return None, side, STRICT, words
     try:
         model, saved = load_model(path, backbone_fingerprint(backbone))
     except (ValueError, OSError) as error:
-        return None, side, f"no prediction, and prototypes of unreduced features: {error}"
+        words = f"no prediction, and prototypes of unreduced features: {error}"
+        return None, side, STRICT, words
     origin = "bundled" if Path(path) in BUNDLED.values() else path
-    return model, saved["side"], f"{saved['method']}, {origin}"
+    return model, saved["side"], rules_of(saved), f"{saved['method']}, {origin}"
 
-# %% ../../nbs/50b_explorer_choice.ipynb #2b509874
+# %% ../../nbs/50b_explorer_choice.ipynb #42a93b73
 class ChoiceCache(NamedTuple):
     "Three cached functions of a choice's fields."
-    image: Callable[..., ExplorerImage]  # of backbone, source, side
+    image: Callable[..., ExplorerImage]  # of backbone, source, side, rules
     known: Callable[..., tuple[KnownPositions, bytes]]  # … and shape, corners; with the photograph
-    mid: Callable[..., Tensor]  # of model, backbone, source, side → (1, C, h, w)
+    mid: Callable[..., Tensor]  # of model, backbone, source, side, rules → (1, C, h, w)
 
 
 def make_choice_cache(
@@ -123,23 +126,23 @@ def make_choice_cache(
 ) -> ChoiceCache:
     "Cache the last two images, and the last mask and reduced features."
     @lru_cache(2)
-    def image_of(backbone, source, side):
-        return prepare_image(backbone, *read_source(data, source), side)
+    def image_of(backbone, source, side, rules):
+        return prepare_image(backbone, *read_source(data, source), side, rules)
 
     @lru_cache(1)
-    def known_of(backbone, source, side, shape, corners):
-        image = image_of(backbone, source, side)
+    def known_of(backbone, source, side, rules, shape, corners):
+        image = image_of(backbone, source, side, rules)
         mask = choice_mask(shape, corners, image.class_map, classes)
         size = tuple(image.features.high.shape[-2:])
         return rank_similarities(image.D, mask, size), photo_png(image.photo, mask.numpy())
 
     @lru_cache(1)
-    def mid_of(model, backbone, source, side):
-        return reduced_features(model, image_of(backbone, source, side).features)
+    def mid_of(model, backbone, source, side, rules):
+        return reduced_features(model, image_of(backbone, source, side, rules).features)
 
     return ChoiceCache(image_of, known_of, mid_of)
 
-# %% ../../nbs/50b_explorer_choice.ipynb #1c0ecbd2
+# %% ../../nbs/50b_explorer_choice.ipynb #719245a2
 class LoadedChoice(NamedTuple):
     "What a choice needs, apart from sliders and centre."
     model: FewShotModel | None
@@ -153,8 +156,8 @@ class LoadedChoice(NamedTuple):
 def load_choice(choice: Choice, cache: ChoiceCache) -> LoadedChoice:
     "Load or recall what a choice needs. Raises ValueError, OSError or RuntimeError in words."
     backbone, backbone_words = backbone_or_tiny(choice.backbone, choice.weights)
-    model, side, model_words = model_or_none(choice.checkpoint, backbone)
-    which = backbone, choice.source, side
+    model, side, rules, model_words = model_or_none(choice.checkpoint, backbone)
+    which = backbone, choice.source, side, rules
     image = cache.image(*which)
     known, photograph = cache.known(*which, choice.shape, choice.corners)
     mid = cache.mid(model, *which)
@@ -261,13 +264,14 @@ class LatestOnly:
         "Wait until nothing waits."
         self.last_run.result()
 
-# %% ../../nbs/50b_explorer_choice.ipynb #cd1dc938
+# %% ../../nbs/50b_explorer_choice.ipynb #03c13d40
 class FoldModels(NamedTuple):
     "The models of both methods on one fold."
     models: dict[str, FewShotModel]  # by method
     backbone: Backbone
     side: int  # S, pixels
     description: str
+    rules: Rules = STRICT  # by which they were trained
 
 
 def load_fold_models(
@@ -281,9 +285,9 @@ def load_fold_models(
     models = {m: load_model(path, fingerprint)[0] for m, path in files.items()}
     origin = folder or "the package, trained on fold 0 of the samples"
     words = f"{saved['backbone']}; models of {origin}; {saved['side']} pixels."
-    return FoldModels(models, backbone, saved["side"], words)
+    return FoldModels(models, backbone, saved["side"], words, rules_of(saved))
 
-# %% ../../nbs/50b_explorer_choice.ipynb #4fd17404
+# %% ../../nbs/50b_explorer_choice.ipynb #768a108b
 def make_episode_job(
     data: ImageSet,
     episodes: Episodes,
@@ -295,7 +299,8 @@ def make_episode_job(
     @lru_cache(2)
     def load(folder: str) -> tuple[FoldModels, FeatureBank]:
         fold = load_fold_models(folder)
-        return fold, feature_bank(fold.backbone, data, fold.side, 0.5)
+        memory = feature_bank(fold.backbone, data, fold.side, 0.5)
+        return fold, memory._replace(rules=fold.rules)
 
     def show_episode(state, is_outdated):
         e, folder = state

@@ -8,7 +8,7 @@ __all__ = ['BLANK', 'VIRIDIS', 'REGION_TINT', 'KNOWN_TINT', 'CANDIDATE_TINT', 'P
            'map_pictures', 'EpisodeImages', 'read_episode', 'segment_episode', 'episode_iou', 'input_pictures',
            'scored_picture', 'episode_pictures']
 
-# %% ../../nbs/50a_explorer_pictures.ipynb #156a42db
+# %% ../../nbs/50a_explorer_pictures.ipynb #c4b3e6ac
 import io
 from typing import NamedTuple
 
@@ -23,6 +23,7 @@ from ..conditioning import support_prior
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes
 from ..data.images import ImageSet, read_image
+from ..data.rules import STRICT, Rules
 from ..data.transforms import binary_mask, known_mask
 from ..engine.backbones import Backbone
 from ..engine.feature_bank import FeatureBank, episode_inputs
@@ -182,15 +183,16 @@ def read_episode(
         support_mask=binary_mask(data.read_mask(s), cls),
     )
 
-# %% ../../nbs/50a_explorer_pictures.ipynb #f8deb266
+# %% ../../nbs/50a_explorer_pictures.ipynb #0f20f9e4
 def segment_episode(
     model: FewShotModel,
     backbone: Backbone,
     side: int,  # S
     episode: EpisodeImages,
+    rules: Rules = STRICT,  # by which the model was trained
 ) -> Tensor:  # (H, W) bool
     "Predict the query's mask at the size of the photograph."
-    segmenter = Segmenter(model, backbone, side)
+    segmenter = Segmenter(model, backbone, side, rules=rules)
     segmenter.set_support([episode.support], [episode.support_mask])
     return torch.from_numpy(segmenter.predict(episode.query).mask)
 
@@ -238,7 +240,7 @@ def scored_picture(
     png = photo_png(episode.query, prediction.numpy(), PREDICTION_TINT)
     return png, f"{method}: prediction in orange, IoU {percent:.1f} %"
 
-# %% ../../nbs/50a_explorer_pictures.ipynb #68c90867
+# %% ../../nbs/50a_explorer_pictures.ipynb #303f2053
 @torch.no_grad()
 def episode_pictures(
     memory: FeatureBank,
@@ -254,6 +256,7 @@ def episode_pictures(
     prior = support_prior(query.high, support.high, masks)[0, 0]
     pictures = input_pictures(episode, prior, memory.side)
     for method, model in models.items():
-        prediction = segment_episode(model, memory.backbone, memory.side, episode)
+        of_bank = memory.backbone, memory.side, episode, memory.rules
+        prediction = segment_episode(model, *of_bank)
         pictures[method] = scored_picture(method, prediction, episode)
     return pictures

@@ -6,7 +6,7 @@
 __all__ = ['ExplorerImage', 'prepare_image', 'decode_upload', 'read_corners', 'drawn_mask', 'KnownPositions', 'rank_similarities',
            'ranked_count', 'SliderMaps', 'slider_maps', 'draw_candidate', 'reduced_features', 'latent_prediction']
 
-# %% ../../nbs/50_explorer_state.ipynb #49853907
+# %% ../../nbs/50_explorer_state.ipynb #d329085d
 import io
 from typing import NamedTuple
 
@@ -20,13 +20,14 @@ from ..conditioning import Conditioning, Features
 from ..contrast import FewShotModel, latent_conditioning
 from ..data.images import UnreadableImage, as_photograph, open_image
 from ..data.masks import void_of
+from ..data.rules import STRICT, Rules
 from ..data.transforms import denormalise, fit_square, padding_of
 from ..engine.backbones import Backbone, image_features
 from ..latent import candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 
-# %% ../../nbs/50_explorer_state.ipynb #e43afa32
+# %% ../../nbs/50_explorer_state.ipynb #78c3426b
 class ExplorerImage(NamedTuple):
     "One image in its square, with features and similarities."
     photo: np.ndarray  # (S, S, 3) uint8
@@ -42,10 +43,11 @@ def prepare_image(
     image: np.ndarray,  # (H, W, 3) uint8
     class_map: np.ndarray,  # (H, W), 0 … C and void; all 0 where nothing is annotated
     side: int,  # S, pixels of the square, 8n + 1
+    rules: Rules = STRICT,  # by which the model was trained
 ) -> ExplorerImage:
     "Fit an image into the square and compute its features and Eq. (1)."
-    x, class_map = fit_square(image, class_map, side)
-    features, padding = image_features(backbone, x[None]), padding_of(*image.shape[:2], side)
+    x, class_map = fit_square(image, class_map, side, rules)
+    features, padding = image_features(backbone, x[None]), padding_of(*image.shape[:2], side, rules)
     D = self_similarity(features.high)
     return ExplorerImage(denormalise(x), class_map, features, D, padding)
 

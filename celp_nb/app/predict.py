@@ -118,14 +118,15 @@ def read_supports(
         except ValueError as error: raise ValueError(f"{path}: {error}") from None
     return supports
 
-# %% ../../nbs/51b_predict.ipynb #dc7e1995
+# %% ../../nbs/51b_predict.ipynb #7a90061f
 def use_supports(segmenter: Segmenter, supports: Supports) -> list[str]:  # lines to print
     "Give a segmenter its supports. Raises ValueError as `set_support` does."
     masks, lines = [], []
     for path, photo, mark in zip(supports.paths, supports.photos, supports.marks):
         if isinstance(mark, tuple):
             y, x = mark
-            mark = point_mask(photo, mark, segmenter.backbone, segmenter.side)
+            of_model = segmenter.backbone, segmenter.side
+            mark = point_mask(photo, mark, *of_model, rules=segmenter.rules)
             lines.append(f"{path}: the point {y},{x} marks {marked_text(mark == 1)}")
         masks.append(mark)
     segmenter.set_support(supports.photos, masks, supports.names)

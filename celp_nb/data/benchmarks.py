@@ -7,7 +7,7 @@ __all__ = ['PASCAL_COUNTS', 'COCO_COUNTS', 'Pairs', 'COCO_SITE', 'COCO_ANNOTATIO
            'fetch', 'pairs_of', 'voc2012_files', 'sbd_files', 'check_pascal_folders', 'as_png_masks', 'pascal5i',
            'as_coco20i', 'coco20i', 'open_folder', 'prepare_pascal', 'prepare_coco', 'index_size', 'inventory']
 
-# %% ../../nbs/24_benchmarks.ipynb #fa697d32
+# %% ../../nbs/24_benchmarks.ipynb #0b8eaf76
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,6 +22,7 @@ from .episodes import MIN_PIXELS
 from .images import ImageSet, UnreadableImage
 from .index import cache_file, checked_set, pixel_index, render_masks, rendered_folder
 from .layouts import folder_layout
+from .rules import LITERATURE, STRICT, Rules
 from .voc import PASCAL_CLASSES, voc_layout
 
 # %% ../../nbs/24_benchmarks.ipynb #b7d0ff31
@@ -209,7 +210,7 @@ def pascal5i(
     whole = len(found.ids) == len(ids)
     return replace(found, benchmark="pascal-5i") if whole else found
 
-# %% ../../nbs/24_benchmarks.ipynb #bb62a197
+# %% ../../nbs/24_benchmarks.ipynb #09ebbcfe
 def as_coco20i(
     image_set: ImageSet,  # of COCO's 80 classes
     split: str,  # "train" or "val"
@@ -226,6 +227,7 @@ def coco20i(
     split: str,  # "train" or "val"
     counts: dict[str, int] = COCO_COUNTS,  # annotated images of each whole split
     skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
+    rules: Rules = STRICT,  # of crowds
 ) -> ImageSet:  # named "coco20i", or after its folder where that holds a part
     """COCO-20i: COCO 2014 with 80 classes, every fourth of them a fold; warns of a part of it.
 
@@ -233,7 +235,7 @@ def coco20i(
     """
     if split not in ("train", "val"):
         raise ValueError(f"COCO-20i has no split '{split}': choose 'train' or 'val'.")
-    image_set = coco_layout(root, f"{split}2014", skip_unreadable=skip_unreadable)
+    image_set = coco_layout(root, f"{split}2014", None, skip_unreadable, rules.crowds)
     n, n_classes = len(image_set.ids), len(image_set.class_names)
     if image_set.class_names != COCO_CLASSES:
         raise ValueError(
@@ -248,11 +250,12 @@ def coco20i(
         )
     return as_coco20i(image_set, split, counts)
 
-# %% ../../nbs/24_benchmarks.ipynb #371b3542
+# %% ../../nbs/24_benchmarks.ipynb #80987670
 def open_folder(
     folder: str | Path,
     split: str,  # "train" or "val"
     skip_unreadable: bool = False,  # leave unreadable images out, with a warning that counts them
+    rules: Rules = STRICT,  # of COCO's crowds
 ) -> ImageSet:
     """Open a split of a data set in the layout that its folder has; raises what its reader does."""
     root, layout = Path(folder), folder_layout(folder)
@@ -260,11 +263,11 @@ def open_folder(
         return pascal5i(root, split, skip_unreadable=skip_unreadable)
     if layout == "voc":
         return voc_layout(root, split, skip_unreadable=skip_unreadable)
-    image_set = coco_layout(root, f"{split}2014", skip_unreadable=skip_unreadable)
+    image_set = coco_layout(root, f"{split}2014", None, skip_unreadable, rules.crowds)
     is_coco = image_set.class_names == COCO_CLASSES
     return as_coco20i(image_set, split) if is_coco else image_set
 
-# %% ../../nbs/24_benchmarks.ipynb #cfd07baf
+# %% ../../nbs/24_benchmarks.ipynb #1edc516a
 COCO_SITE = "http://images.cocodataset.org"
 COCO_ANNOTATIONS = f"{COCO_SITE}/annotations/annotations_trainval2014.zip"
 #: a part of a COCO 2014 folder → the archive that it comes from
@@ -303,12 +306,12 @@ def prepare_coco(
             f"download {' and '.join(archives)} "
             f"and unpack {'it' if len(archives) == 1 else 'them'} in {root}."
         )
-    train, val = (coco20i(root, split, counts) for split in ("train", "val"))
+    train, val = (coco20i(root, split, counts, rules=LITERATURE) for split in ("train", "val"))
     check_count(f"COCO-20i train in {root}", len(train.ids), counts["train"])
     check_count(f"COCO-20i val in {root}", len(val.ids), counts["val"])
     return train, val
 
-# %% ../../nbs/24_benchmarks.ipynb #663a0011
+# %% ../../nbs/24_benchmarks.ipynb #5fe22bfd
 def index_size(
     root: str | Path,  # a data set's folder
 ) -> tuple[int, Path]:  # bytes of all that the cache keeps of it, and the cache folder
@@ -316,7 +319,8 @@ def index_size(
     root = Path(root).expanduser().resolve()
     names = [f"pascal5i {root} {split}" for split in ("train", "val")]
     for split in ("train2014", "val2014"):
-        names += coco_cache_names(root, split)
+        names += coco_cache_names(root, split, STRICT.crowds)
+        names += coco_cache_names(root, split, LITERATURE.crowds)[1:]
     files = [cache_file(name) for name in names]
     for name in names:
         files += rendered_folder(name).rglob("*.png")

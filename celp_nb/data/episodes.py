@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_PIXELS', 'folds_that_test', 'fold_classes', 'class_images', 'draw_distinct', 'Episodes', 'enough_images',
-           'draw_supports', 'pairs_per_class', 'images_in_turn', 'atomic_file', 'list_columns', 'write_episodes',
-           'header_places', 'episode_of', 'read_episodes']
+           'query_images', 'draw_supports', 'pairs_per_class', 'images_in_turn', 'atomic_file', 'list_columns',
+           'write_episodes', 'header_places', 'episode_of', 'read_episodes']
 
 # %% ../../nbs/20_episodes.ipynb #b0d59f58
 import csv
@@ -138,24 +138,38 @@ def enough_images(
                 "or leave the class out."
             )
 
-# %% ../../nbs/20_episodes.ipynb #19c4fe37
+# %% ../../nbs/20_episodes.ipynb #b46570a4
+def query_images(
+    pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
+    classes: Sequence[int],  # the classes that are drawn, each 1 .. C
+    min_pixels: int,  # of one of them, that an image in the list has
+    query_pixels: int,  # of the class itself, that a query about it has
+) -> dict[int, np.ndarray]:  # class -> (m,) int64, ascending
+    """The images that may be asked about each class."""
+    listed = (pixels[:, np.array(classes, np.int64) - 1] >= min_pixels).any(axis=1)
+    return {int(c): np.flatnonzero(listed & (pixels[:, c - 1] >= query_pixels)) for c in classes}
+
+# %% ../../nbs/20_episodes.ipynb #f2aafa90
 def draw_supports(
     images: dict[int, np.ndarray],  # class -> ascending image indices, at least K+1 each
     cls: np.ndarray,  # (n,) int64, class of each episode
-    query: np.ndarray,  # (n,) int64, query image of each episode, one of images[cls]
+    query: np.ndarray,  # (n,) int64, query image of each episode
     shots: int,  # K
     rng: np.random.Generator,
 ) -> np.ndarray:  # (n, K) int64
     """K different images of each episode's class, none of them the query."""
     support = np.empty((len(cls), shots), np.int64)
     for c, members in images.items():
-        rows = np.flatnonzero(cls == c)
+        is_member = np.isin(query, members)
+        rows = np.flatnonzero((cls == c) & is_member)
         drawn = draw_distinct(rng, len(members) - 1, len(rows), shots)
         drawn += drawn >= np.searchsorted(members, query[rows])[:, None]
         support[rows] = members[drawn]
+        others = np.flatnonzero((cls == c) & ~is_member)
+        support[others] = members[draw_distinct(rng, len(members), len(others), shots)]
     return support
 
-# %% ../../nbs/20_episodes.ipynb #164df99a
+# %% ../../nbs/20_episodes.ipynb #f80b78f9
 def pairs_per_class(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -164,6 +178,7 @@ def pairs_per_class(
     seed: int,  # the same seed gives the same episodes
     min_pixels: int = MIN_PIXELS,  # pixels from which a class counts as present
     class_names: Sequence[str] = (),  # names of classes 1 .. C, used in error messages
+    query_pixels: int | None = None,  # of its class in a query; by default min_pixels
 ) -> Episodes:  # len(classes) * pairs episodes, class by class
     """Draw the same number of random episodes for every class; the paper's section 5.1.
 
@@ -173,12 +188,13 @@ def pairs_per_class(
     enough_images(images, shots, min_pixels, class_names)
     rng = np.random.default_rng(seed)
     cls = np.repeat(np.array(list(images), np.int64), pairs)
+    asked = query_images(pixels, classes, min_pixels, query_pixels or min_pixels)
     query = np.concatenate(
-        [members[rng.integers(len(members), size=pairs)] for members in images.values()]
+        [members[rng.integers(len(members), size=pairs)] for members in asked.values()]
     )
     return Episodes(cls, query, draw_supports(images, cls, query, shots, rng))
 
-# %% ../../nbs/20_episodes.ipynb #7c1e8d42
+# %% ../../nbs/20_episodes.ipynb #3514572b
 def images_in_turn(
     pixels: np.ndarray,  # (n_images, C) int64, pixels of each class in each image at native size
     classes: Sequence[int],  # the classes to draw, each 1 .. C
@@ -187,6 +203,7 @@ def images_in_turn(
     seed: int,  # the same seed gives the same episodes
     min_pixels: int = MIN_PIXELS,  # pixels from which a class counts as present
     class_names: Sequence[str] = (),  # names of classes 1 .. C, used in error messages
+    query_pixels: int | None = None,  # of its class in a query; by default min_pixels
 ) -> Episodes:  # n episodes, in passes over all images
     """Draw every image in turn as the query, for one of its classes at random.
 
@@ -197,8 +214,9 @@ def images_in_turn(
     enough_images(images, shots, min_pixels, class_names)
     rng = np.random.default_rng(seed)
     numbers = np.array(list(images), np.int64)
-    present = pixels[:, numbers - 1] >= min_pixels
-    pool = np.flatnonzero(present.any(axis=1))
+    of_classes = pixels[:, numbers - 1]
+    pool = np.flatnonzero((of_classes >= min_pixels).any(axis=1))
+    present = of_classes >= (query_pixels or min_pixels)
     passes = -(-n // len(pool))
     query = np.concatenate([rng.permutation(pool) for _ in range(passes)] or [pool])[:n]
     ranked = np.argsort(~present, axis=1, kind="stable")

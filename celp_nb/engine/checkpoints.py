@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BUNDLED', 'MODEL_FIELDS', 'MORE_FIELDS', 'FORMER_NAME', 'LOSS_NAMES', 'save_checkpoint', 'is_undamaged',
-           'load_checkpoint', 'is_state', 'is_scales', 'check_fields', 'check_names', 'check_plugin', 'check_backbone',
-           'other_decoder', 'load_model', 'Best', 'update_best', 'Trained', 'save_state', 'changed_settings',
-           'resume_state']
+           'load_checkpoint', 'is_state', 'is_scales', 'check_fields', 'rules_of', 'check_names', 'check_plugin',
+           'check_backbone', 'other_decoder', 'load_model', 'Best', 'update_best', 'Trained', 'save_state',
+           'changed_settings', 'resume_state']
 
-# %% ../../nbs/32_checkpoints.ipynb #e5fb229c
+# %% ../../nbs/32_checkpoints.ipynb #afacfb0c
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..contrast import FewShotModel
 from ..data.episodes import atomic_file
+from ..data.rules import RULES, Rules, find_rules
 from .backbones import BACKBONES, TINY_WEIGHTS
 from .methods import METHODS, build_model, find_method
 
@@ -79,7 +80,7 @@ def is_scales(value: object) -> bool:
     if not isinstance(value, list | tuple): return False
     return all((_whole(v) or isinstance(v, float)) and 0 < v < float("inf") for v in value)
 
-# %% ../../nbs/32_checkpoints.ipynb #dc774ff0
+# %% ../../nbs/32_checkpoints.ipynb #781e38cb
 #: what a file of a trained model holds at least → whether a value can be it, and in words
 MODEL_FIELDS = {
     "model": (is_state, "a table of tensors by name"),
@@ -95,7 +96,10 @@ MODEL_FIELDS = {
     "seed": (_whole, "a whole number"),
 }
 #: the same of what it may hold beside
-MORE_FIELDS = {name: (_texts, "texts") for name in ("plugin", "train_classes", "held_classes")}
+MORE_FIELDS = {
+    **{name: (_texts, "texts") for name in ("plugin", "train_classes", "held_classes")},
+    "rules": (lambda value: _text(value) and value in RULES, f"one of {', '.join(RULES)}"),
+}
 
 # %% ../../nbs/32_checkpoints.ipynb #2d2884e8
 def check_fields(
@@ -123,6 +127,13 @@ def check_fields(
             f"{sizes[0]} and {sizes[1]}, 'reduce.0.weight' is {tuple(reduction.shape)}); "
             "train again."
         )
+
+# %% ../../nbs/32_checkpoints.ipynb #785d72ad
+def rules_of(
+    saved: dict,  # what the file of a model holds
+) -> Rules:
+    "The rules that a model was trained by."
+    return find_rules(saved.get("rules", "strict"))
 
 # %% ../../nbs/32_checkpoints.ipynb #a2320d55
 FORMER_NAME = "decoder.classify.3.weight"  # of both decoders, before the renaming
@@ -261,7 +272,7 @@ def save_state(
             "the one before it is whole: make room and go on with --resume."
         ) from e
 
-# %% ../../nbs/32_checkpoints.ipynb #41b7fe53
+# %% ../../nbs/32_checkpoints.ipynb #c1bb136d
 def changed_settings(before: dict, now: dict) -> str:
     "Which settings differ, old and new, in words; empty where none does."
     changed = [k for k in sorted(before.keys() | now.keys()) if before.get(k) != now.get(k)]
@@ -284,8 +295,10 @@ def resume_state(
             "or a new path."
         )
     for n in models: check_names(checkpoint, saved["models"].get(n, {}), models[n])
-    if saved["settings"] != settings:
-        changed = changed_settings(saved["settings"], settings)
+    older = {"first_iteration": 0}  # what files from before it was a setting do not say
+    before, now = older | saved["settings"], older | settings
+    if before != now:
+        changed = changed_settings(before, now)
         raise ValueError(
             f"{checkpoint} was written with other settings ({changed}); "
             "use the same, or a new folder."

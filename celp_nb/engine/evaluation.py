@@ -7,7 +7,7 @@ __all__ = ['Predictor', 'CUTS', 'VotingPredictor', 'Query', 'queries_of', 'has_e
            'compared_channels', 'all_foreground', 'prior_predictors', 'best_prior', 'voting', 'near_edge',
            'error_counts', 'Truth', 'read_truth', 'count_row', 'segment_plainly', 'evaluate_plainly', 'scores']
 
-# %% ../../nbs/36_evaluation.ipynb #94647947
+# %% ../../nbs/36_evaluation.ipynb #0267ddd0
 from collections.abc import Callable
 from itertools import product
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from ..conditioning import Conditioning
 from ..contrast import FewShotModel
 from ..data.episodes import Episodes
 from ..data.images import ImageSet, read_image
+from ..data.rules import STRICT, Rules
 from ..data.transforms import binary_mask, known_mask
 from .backbones import Backbone
 from .segmenter import Segmenter
@@ -187,7 +188,7 @@ def count_row(
     counts = pixel_counts(foreground, truth.target, truth.known)
     return {**named, **counts, **error_counts(foreground, *truth)}
 
-# %% ../../nbs/36_evaluation.ipynb #3d92bc39
+# %% ../../nbs/36_evaluation.ipynb #01664ef3
 def segment_plainly(
     predictor: FewShotModel | VotingPredictor,  # votes of a model
     backbone: Backbone,
@@ -196,13 +197,14 @@ def segment_plainly(
     cls: int,
     query: int,  # an image
     supports: list[int],  # images
+    rules: Rules = STRICT,  # by which images are fitted
 ) -> Tensor:  # (H, W) bool
     "The predicted foreground of one episode, everything computed anew."
     if isinstance(predictor, VotingPredictor):
-        single = lambda s: segment_plainly(predictor.predict, backbone, data, side, cls, query, [s])
-        votes = torch.stack([single(s) for s in supports]).sum(0)
+        of_episode = predictor.predict, backbone, data, side, cls, query
+        votes = torch.stack([segment_plainly(*of_episode, [s], rules) for s in supports]).sum(0)
         return votes >= predictor.needed
-    segmenter = Segmenter(predictor, backbone, side)
+    segmenter = Segmenter(predictor, backbone, side, rules=rules)
     masks = [binary_mask(data.read_mask(s), cls) for s in supports]
     segmenter.set_support([read_image(data, s) for s in supports], masks)
     return torch.from_numpy(segmenter.predict(read_image(data, query)).mask)
@@ -216,6 +218,7 @@ def evaluate_plainly(
     train_classes: list[int],  # known to the models
     side: int,  # of the square that images are fitted into
     shots: tuple[int, ...] = (1,),  # each episode with its first K supports, for each of these K
+    rules: Rules = STRICT,  # by which images are fitted
 ) -> pd.DataFrame:  # a row of `count_row` per episode, K and method
     "Score every method on the same episodes, one after the other."
     rows = []
@@ -225,7 +228,7 @@ def evaluate_plainly(
             for name, predictor in predictors.items():
                 if has_enough(predictor, K):
                     found = segment_plainly(
-                        predictor, backbone, data, side, cls, query, supports[:K]
+                        predictor, backbone, data, side, cls, query, supports[:K], rules
                     )
                     rows.append(count_row(name, K, e, cls, data.ids[query], found, truth))
     return pd.DataFrame(rows)

@@ -7,7 +7,7 @@ __all__ = ['tensors_in', 'bytes_of', 'store', 'FeatureBank', 'feature_bank', 'ep
            'compared_features', 'encode_image', 'upcoming_uses', 'cached', 'load_features', 'bytes_of_an_image',
            'prior_key', 'stack_conditioning', 'decode', 'predict_batch', 'evaluate']
 
-# %% ../../nbs/37_feature_bank.ipynb #02c4dcc0
+# %% ../../nbs/37_feature_bank.ipynb #16a16ab7
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -32,6 +32,7 @@ from celp_nb.conditioning import (
 from ..contrast import FewShotModel, fewer_channels
 from ..data.episodes import Episodes
 from ..data.images import ImageSet, read_image, void_of
+from ..data.rules import STRICT, Rules
 from ..data.transforms import at_native_size, fit_square, padding_of, support_mask
 from celp_nb.engine.backbones import (
     Backbone,
@@ -71,7 +72,7 @@ def store(kept: LRUCache, name: tuple, value):
     with suppress(ValueError): kept[name] = value  # cachetools': value too large
     return value
 
-# %% ../../nbs/37_feature_bank.ipynb #dfdb2e89
+# %% ../../nbs/37_feature_bank.ipynb #e262b112
 class FeatureBank(NamedTuple):
     "Where the features of a test set's images come from, and what is kept of them."
     backbone: Backbone
@@ -79,15 +80,14 @@ class FeatureBank(NamedTuple):
     side: int  # of the square that images are fitted into, 8n + 1 pixels
     precision: torch.dtype | None  # of the backbone: torch.bfloat16; None: float32
     kept: LRUCache  # name → tensors, up to a budget in bytes
-    #: whether void pixels of a query's ground truth are padding too: as published, but a leak
-    void_seen: bool = False
+    void_seen: bool = False  # a query's void pixels are padding too: as published, but a leak
+    rules: Rules = STRICT  # by which images are fitted
 
     def square(self, i: int) -> tuple[Tensor, Tensor]:  # (3, S, S) float, normalised; (S, S) uint8
         "Image and class map as a model sees them."
-        name = "square", i
-        if name in self.kept: return self.kept[name]
+        if (name := ("square", i)) in self.kept: return self.kept[name]
         photo, class_map = read_image(self.data, i), self.data.read_mask(i)
-        return store(self.kept, name, fit_square(photo, class_map, self.side))
+        return store(self.kept, name, fit_square(photo, class_map, self.side, self.rules))
 
     def class_map(self, i: int) -> Tensor:  # (S, S) uint8
         "The class map as a model sees it."
@@ -147,7 +147,7 @@ class SupportParts(NamedTuple):
     prototype: dict[Callable, Tensor]  # reduction → (C,), Eq. (11)
     mask: Tensor  # (S, S) uint8 {0, 1, 255}
 
-# %% ../../nbs/37_feature_bank.ipynb #f431faf0
+# %% ../../nbs/37_feature_bank.ipynb #a3988234
 def compared_features(
     layer4: nn.Module,
     f3: Tensor,  # (1, C3, h, w)
@@ -172,7 +172,7 @@ def encode_image(
 
     Raises ValueError for a support without a pixel of its class."""
     photo, device = read_image(bank.data, i), next(bank.backbone.parameters()).device
-    x, class_map = fit_square(photo, bank.data.read_mask(i), bank.side)
+    x, class_map = fit_square(photo, bank.data.read_mask(i), bank.side, bank.rules)
     classes = [name[2] for name in names if name[0] == "support"]
     masks = {c: support_mask(class_map, c, i).to(device) for c in classes}
     channels = {compared_channels(p) for p in predictors}
@@ -192,7 +192,7 @@ def encode_image(
         prototypes = {r: prototype(f, m[None])[0] for r, f in reduced.items()}
         parts["support", i, c] = SupportParts(vectors, prototypes, m)
     if ("high", i) in names: parts["high", i] = high
-    padding = padding_of(*photo.shape[:2], bank.side)
+    padding = padding_of(*photo.shape[:2], bank.side, bank.rules)
     if bank.void_seen: padding = (class_map == void_of(class_map))[None]
     return {("image", i): ImageParts(reduced, padding.to(device)), **parts}
 
@@ -312,7 +312,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #8257a038
+# %% ../../nbs/37_feature_bank.ipynb #137f42f9
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -356,5 +356,5 @@ def evaluate(
             rows[e, K, name] = count_row(name, K, e, x.cls, data.ids[x.query], foreground, truth)
         for n in range(first, min(first + batch, len(order))): report(n)
     bank.kept.clear()
-    keys = product(range(len(order)), shots, predictors)
-    return pd.DataFrame([rows[key] for key in keys if key in rows])
+    keys = filter(rows.__contains__, product(range(len(order)), shots, predictors))
+    return pd.DataFrame([rows[key] for key in keys])

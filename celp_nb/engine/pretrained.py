@@ -6,7 +6,7 @@
 __all__ = ['PRETRAINED', 'pretrained_file', 'find_device', 'find_precision', 'backbone_of', 'load_pretrained', 'saw_only_scenes',
            'warn_of_photographs']
 
-# %% ../../nbs/34a_pretrained.ipynb #e43da7af
+# %% ../../nbs/34a_pretrained.ipynb #970e387a
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..contrast import FewShotModel
+from ..data.rules import Rules
 from ..data.transforms import SAMPLES_SIDE
 from celp_nb.engine.backbones import (
     Backbone,
@@ -22,7 +23,7 @@ from celp_nb.engine.backbones import (
     load_backbone,
     read_weights,
 )
-from .checkpoints import BUNDLED, check_backbone, load_model
+from .checkpoints import BUNDLED, check_backbone, load_model, rules_of
 from .methods import check_choice
 
 # %% ../../nbs/34a_pretrained.ipynb #b76ef090
@@ -62,7 +63,7 @@ def find_precision(precision: str) -> torch.dtype | None:  # None: float32
     check_choice("precision", precision, ("float32", "bf16"))
     return torch.bfloat16 if precision == "bf16" else None
 
-# %% ../../nbs/34a_pretrained.ipynb #7b87efb1
+# %% ../../nbs/34a_pretrained.ipynb #0646e9df
 def backbone_of(
     path: str | Path,  # of a trained model, or its name, for messages
     saved: dict,  # what it holds
@@ -94,10 +95,11 @@ def backbone_of(
 def load_pretrained(
     name_or_path: str | Path,  # one of `PRETRAINED`, or a checkpoint that celp wrote
     weights: str | Path | None = None,  # of the backbone, as of `backbone_of`
-) -> tuple[FewShotModel, Backbone, int]:  # and the side of the square that images are fitted into
+) -> tuple[FewShotModel, Backbone, int, Rules]:  # and the side of the square, and how it is filled
     "A model in evaluation mode. Raises as `pretrained_file`, `load_model` and `backbone_of` do."
     model, saved = load_model(pretrained_file(name_or_path))
-    return model, backbone_of(name_or_path, saved, weights), saved["side"]
+    backbone = backbone_of(name_or_path, saved, weights)
+    return model, backbone, saved["side"], rules_of(saved)
 
 # %% ../../nbs/34a_pretrained.ipynb #669f99a4
 def saw_only_scenes(backbone: Backbone) -> bool:

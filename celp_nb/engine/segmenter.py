@@ -6,7 +6,7 @@
 __all__ = ['ImageLike', 'Segmentation', 'one_or_more', 'Segmenter', 'segment', 'one_object', 'object_mask', 'check_least_size',
            'photograph', 'photograph_array', 'mask_array', 'support_names']
 
-# %% ../../nbs/35_segmenter.ipynb #05fdee38
+# %% ../../nbs/35_segmenter.ipynb #2510f50a
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -27,6 +27,7 @@ from celp_nb.data.images import (
 )
 from ..data.masks import mask_numbers
 from ..data.photographs import decode_image
+from ..data.rules import STRICT, Rules
 from ..data.transforms import at_native_size, fit_square, padding_of
 from .backbones import Backbone, autocast, image_features, support_features
 from celp_nb.engine.pretrained import (
@@ -70,7 +71,7 @@ def one_or_more(
     if isinstance(given, str | Path | PILImage.Image): return [given]
     return [given] if isinstance(given, np.ndarray) and given.ndim <= dimensions else given
 
-# %% ../../nbs/35_segmenter.ipynb #21c39fcf
+# %% ../../nbs/35_segmenter.ipynb #fc75fb64
 class Segmenter:
     "A trained model in use: it marks in a photograph what is marked in its K supports."
 
@@ -80,8 +81,9 @@ class Segmenter:
         backbone: Backbone,  # of the model's training
         side: int,  # of the square that images are fitted into, 8n + 1 pixels
         precision: torch.dtype | None = None,  # of the backbone: torch.bfloat16; None: float32
+        rules: Rules = STRICT,  # by which the model was trained: they say how images are fitted
     ):
-        self.model, self.backbone, self.side = model.eval(), backbone, side
+        self.model, self.backbone, self.side, self.rules = model.eval(), backbone, side, rules
         self.precision, self.only_scenes = precision, False
         #: features (1, K, …) and masks (1, K, S, S) uint8 {0, 1, 255} of the supports
         self.support: tuple[Features | SupportFeatures, Tensor] | None = None
@@ -97,8 +99,8 @@ class Segmenter:
         "A trained model from its file. Raises as `load_pretrained` does."
         place, dtype = find_device(device), find_precision(precision)
         with torch.random.fork_rng(devices=[]):  # what the caller draws stays as it is
-            model, backbone, side = load_pretrained(name_or_path, weights)
-            segmenter = cls(model, backbone, side, dtype)
+            model, backbone, side, rules = load_pretrained(name_or_path, weights)
+            segmenter = cls(model, backbone, side, dtype, rules)
             segmenter.only_scenes = saw_only_scenes(backbone)
         return segmenter.to(place)
 
@@ -135,7 +137,9 @@ class Segmenter:
         for image, mask, (image_name, mask_name) in zip(images, masks, names):
             photos.append(photograph_array(image, image_name))
             marked = mask_array(mask, mask_name)
-            x, m = fit_support(photos[-1], marked, self.side, image_name, mask_name)
+            x, m = fit_support(
+                photos[-1], marked, self.side, image_name, mask_name, self.rules
+            )
             squares.append(x[None].to(self.device))
             fitted.append(m[None].to(self.device))
         if self.only_scenes: warn_of_photographs(photos)
@@ -167,7 +171,7 @@ class Segmenter:
         parts = iter(lambda: list(islice(photos, batch)), [])
         return (result for part in parts for result in segment(self, features, mask, part))
 
-# %% ../../nbs/35_segmenter.ipynb #23816bcc
+# %% ../../nbs/35_segmenter.ipynb #6845b2bd
 @torch.no_grad()
 def segment(
     segmenter: Segmenter,
@@ -177,9 +181,12 @@ def segment(
 ) -> list[Segmentation]:
     "Segment B photographs as one batch."
     if segmenter.only_scenes: warn_of_photographs(photos)
-    side, device = segmenter.side, segmenter.device
+    side, rules, device = segmenter.side, segmenter.rules, segmenter.device
     sizes = [(photo.shape[0], photo.shape[1]) for photo in photos]
-    squares = [fit_square(p, np.zeros(size, np.uint8), side)[0] for p, size in zip(photos, sizes)]
+    squares = [
+        fit_square(photo, np.zeros(size, np.uint8), side, rules)[0]
+        for photo, size in zip(photos, sizes)
+    ]
     with autocast(device, segmenter.precision):
         query = image_features(segmenter.backbone, torch.stack(squares).to(device))
     of_each = lambda x: x.expand(len(photos), *x.shape[1:])
@@ -187,7 +194,7 @@ def segment(
         Features._make(x.float() for x in query),
         support._make(map(of_each, support)),
         of_each(mask),
-        torch.cat([padding_of(*size, side) for size in sizes]).to(device),
+        torch.cat([padding_of(*size, side, rules) for size in sizes]).to(device),
     )
     results = []
     for photo, size, of_square in zip(photos, sizes, logits):

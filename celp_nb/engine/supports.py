@@ -5,31 +5,33 @@
 # %% auto #0
 __all__ = ['fit_support', 'box_mask', 'check_point', 'position_of', 'point_mask']
 
-# %% ../../nbs/34b_supports.ipynb #5fb63d12
+# %% ../../nbs/34b_supports.ipynb #2846cc99
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..data.pairs import check_mask_size
+from ..data.rules import STRICT, Rules
 from ..data.transforms import at_native_size, fit_square
 from .backbones import Backbone, image_features
 from ..latent import DELTA, similar_region
 from ..ops import KNOWN_FROM
 from ..similarity import check_delta, known_positions, similarity_rows
 
-# %% ../../nbs/34b_supports.ipynb #e2ee3bc3
+# %% ../../nbs/34b_supports.ipynb #1eec8712
 def fit_support(
     image: np.ndarray,  # (H, W, 3) uint8
     mask: np.ndarray,  # (H, W) uint8 {0, 1, 255}
     side: int,  # of the square, 8n + 1 pixels
     image_name: str,  # for messages
     mask_name: str,
+    rules: Rules = STRICT,  # by which the model was trained
 ) -> tuple[Tensor, Tensor]:  # (3, S, S) float, normalised; (S, S) uint8 {0, 1, 255}
     "A support as a model sees it. Raises ValueError where the mask does not fit or shows nothing."
     check_mask_size(mask.shape, image.shape, mask_name, image_name)
     if not (mask == 1).any():
         raise ValueError(f"{mask_name} marks no pixel: mark the object with 1, void with 255.")
-    x, fitted = fit_square(image, mask, side)
+    x, fitted = fit_square(image, mask, side, rules)
     if not (fitted == 1).any():
         raise ValueError(
             f"{mask_name}: the object is too small to be seen at {side} pixels; "
@@ -53,7 +55,7 @@ def box_mask(
     mask[y0:y1, x0:x1] = 1
     return mask
 
-# %% ../../nbs/34b_supports.ipynb #81ed8b81
+# %% ../../nbs/34b_supports.ipynb #62f2f3c1
 def check_point(size: tuple[int, int], point: tuple[int, int]) -> None:
     "Raise ValueError for a point that does not lie in the image."
     (height, width), (y, x) = size, point
@@ -82,12 +84,13 @@ def point_mask(
     backbone: Backbone,  # of the model that will be asked
     side: int,  # of the square that the image is fitted into, 8n + 1 pixels
     delta: float = DELTA,  # similarity, in (-1, 1)
+    rules: Rules = STRICT,  # by which the model was trained
 ) -> np.ndarray:  # (H, W) uint8 {0, 1}
     "Mark what resembles a point, Eq. (4). Raises ValueError as `check_point` and `check_delta`."
     size = image.shape[0], image.shape[1]
     check_point(size, point)
     check_delta(delta)
-    x, padding = fit_square(image, np.zeros(size, np.uint8), side)
+    x, padding = fit_square(image, np.zeros(size, np.uint8), side, rules)
     device = next(backbone.parameters()).device
     high = image_features(backbone, x[None].to(device)).high
     positions = high.shape[-1]

@@ -29,7 +29,7 @@ from .methods import DECODERS, LATENT_CONDITIONINGS, Method, Step
 from .steps import shared_inputs
 from ..ops import VOID
 
-# %% ../../nbs/34_training.ipynb #5b83ee3a
+# %% ../../nbs/34_training.ipynb #dc3fe365
 @dataclass(frozen=True)
 class Optimisation:
     "An optimiser with the poly schedule; the defaults are the published code's for PASCAL-5i."
@@ -43,10 +43,11 @@ class Optimisation:
     optimiser: Literal["sgd", "adamw"] = "sgd"
     transformer_lr: float = 1e-4  # of a transformer's AdamW, the same at every step
     transformer_decay: float = 1e-2  # its weight decay, 0 on biases
+    first_iteration: int = 0  # of the schedule, at step 0; published: 1
 
     def lr_at(self, step: int) -> float:
-        "The poly schedule: from `lr` at step 0 to 0 at the end."
-        return self.lr * (1 - step / self.iterations) ** self.power
+        "The poly schedule: from `lr` at iteration 0 to 0 at the end."
+        return self.lr * (1 - (step + self.first_iteration) / self.iterations) ** self.power
 
 # %% ../../nbs/34_training.ipynb #828f21f2
 def mean_over_processes(x: Tensor) -> Tensor:  # scalars

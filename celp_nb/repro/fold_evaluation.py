@@ -103,10 +103,10 @@ def score_fold(
         lambda e: tick(min(total, (e + 1) * processes)),  # all are as far as the main one
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #c3eaf271
+# %% ../../nbs/42c_fold_evaluation.ipynb #f9098984
 def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     """A fold's scores in percent, labelled with data, backbone, length, seed, selection, commit,
-    fingerprint of the backbone's weights, and precision."""
+    fingerprint of the backbone's weights, precision, and rules."""
     config, table = setup.config, scores(rows)
     if config.evaluation.trivial: table = best_prior(table)
     table.insert(0, "fold", fold.number)
@@ -120,6 +120,7 @@ def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
         benchmark=setup.val.benchmark,
         weights=setup.fingerprint,
         precision=config.runtime.precision,
+        rules=config.data.rules,
     )
 
 
@@ -157,7 +158,7 @@ def drawn_pseudo_mask(
     pseudo = sample_latent(high, known, generator, delta=model.delta, sigma=model.sigma)[0]
     return (at_native_size((pseudo == 1).float()[None], *size)[0] >= 0.5).cpu().numpy()
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #dd079310
+# %% ../../nbs/42c_fold_evaluation.ipynb #cf78e328
 def row_of_pictures(
     setup: Setup,
     fold: Fold,
@@ -177,7 +178,7 @@ def row_of_pictures(
         "ground truth": overlay(known, binary_mask(truth, k)),
     }
     for name, model in models.items():
-        segmenter = Segmenter(model, setup.backbone, side)
+        segmenter = Segmenter(model, setup.backbone, side, rules=setup.memory.rules)
         segmenter.set_support([support], [mask])
         pictures[name.replace(" ", "\n")] = segmenter.predict(photo).overlay()
     pseudo = drawn_pseudo_mask(setup, fold, q, truth.shape)

@@ -6,7 +6,7 @@
 __all__ = ['LossReport', 'steps_of', 'selection_data', 'checkpoint_scorer', 'add_check', 'selection_words', 'model_file',
            'write_model', 'trained_models', 'write_losses', 'loss_report', 'fit_fold', 'write_fold', 'train_fold']
 
-# %% ../../nbs/42d_fold_training.ipynb #b7e74ae1
+# %% ../../nbs/42d_fold_training.ipynb #fd92817e
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from ..engine.methods import DECODERS, Step
 from ..engine.steps import cached_steps, online_steps
 from ..engine.training import Optimisation, fit
 from .callbacks import Callback, call_back, loss_values
-from .config import OptimisationConfig
+from .config import OptimisationConfig, rules_of_run
 from .fold_evaluation import evaluate_together
 from .folds import Fold
 from .report import Progress, loss_curves, loss_figure, save_figure, write_table
@@ -112,7 +112,7 @@ def selection_words(
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
     return f"best of {optimisation.checks} checkpoints on {chosen_on}"
 
-# %% ../../nbs/42d_fold_training.ipynb #c2344401
+# %% ../../nbs/42d_fold_training.ipynb #d9a48ee5
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
@@ -141,6 +141,7 @@ def write_model(
         bins=config.model.bins,
         plugin=config.model.plugin,
         side=config.data.side,
+        rules=config.data.rules,
         seed=config.runtime.seed,
         selected=selected,
         train_classes=[setup.train.class_names[k - 1] for k in fold.train_classes],
@@ -191,7 +192,7 @@ def loss_report(
         tick(step + 1, comment, lambda: loss_curves(history))
     return report
 
-# %% ../../nbs/42d_fold_training.ipynb #e3d9f405
+# %% ../../nbs/42d_fold_training.ipynb #185375cd
 def fit_fold(
     setup: Setup,
     fold: Fold,
@@ -214,6 +215,7 @@ def fit_fold(
             weight_decay=config.weight_decay,
             optimiser=config.optimiser,
             transformer_lr=config.transformer_lr,
+            first_iteration=rules_of_run(setup.config.data).first_iteration,
         ),
         runtime.seed,
         place / "last.pt",

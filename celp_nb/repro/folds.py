@@ -7,7 +7,7 @@ __all__ = ['open_data', 'open_splits', 'add_folders', 'frequent_classes', 'warn_
            'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'shown_in_training',
            'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #5a1743d5
+# %% ../../nbs/42_folds.ipynb #453ba03b
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,25 +28,28 @@ from celp_nb.data.episodes import (
 from ..data.images import ImageSet, merge
 from ..data.layouts import check_same_classes
 from ..data.masks import check_colours
-from .config import DataConfig, EvaluationConfig, RunConfig
+from ..data.rules import STRICT, Rules
+from .config import DataConfig, EvaluationConfig, RunConfig, rules_of_run
 from .own_folds import read_class_split, split_numbers
 
-# %% ../../nbs/42_folds.ipynb #4e54ca24
+# %% ../../nbs/42_folds.ipynb #30425b63
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
     skip_unreadable: bool = False,  # as of `open_folder`
+    rules: Rules = STRICT,  # as of `open_folder`
 ) -> ImageSet:
     "The bundled samples, or a folder in whichever layout it has. Raises what its reader raises."
-    return samples(split) if folder == "samples" else open_folder(folder, split, skip_unreadable)
+    if folder == "samples": return samples(split)
+    return open_folder(folder, split, skip_unreadable, rules)
 
 
 def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Training and evaluation split of a data set.
 
     Raises ValueError where their classes differ, or the colours of a number in their masks."""
-    train = open_data(data.folder, "train", data.skip_unreadable)
-    val = open_data(data.folder, "val", data.skip_unreadable)
+    how = data.skip_unreadable, rules_of_run(data)
+    train, val = (open_data(data.folder, split, *how) for split in ("train", "val"))
     if "samples" in (data.folder, *data.extra) and Path("samples").is_dir():
         option = "--data" if data.folder == "samples" else "--extra"
         warnings.warn(
@@ -62,7 +65,8 @@ def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
 def add_folders(train: ImageSet, data: DataConfig) -> ImageSet:
     "The training set with the images and classes of the extra folders."
     for folder in data.extra:
-        train = merge(train, open_data(folder, "train", data.skip_unreadable))
+        how = data.skip_unreadable, rules_of_run(data)
+        train = merge(train, open_data(folder, "train", *how))
     return train
 
 # %% ../../nbs/42_folds.ipynb #fba1be01
@@ -212,7 +216,7 @@ def shown_in_training(
         )
     return left, pixels
 
-# %% ../../nbs/42_folds.ipynb #c684d000
+# %% ../../nbs/42_folds.ipynb #e76fc4ac
 def training_episodes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -231,8 +235,9 @@ def training_episodes(
                 f"{optimisation.batch} episodes; use more --epochs."
             )
     n, names = iterations * optimisation.batch, train.class_names
+    how = {"class_names": names, "query_pixels": rules_of_run(config.data).query_pixels}
     try:
-        episodes = images_in_turn(pixels, classes, n, 1, config.runtime.seed, class_names=names)
+        episodes = images_in_turn(pixels, classes, n, 1, config.runtime.seed, **how)
     except ValueError as e:
         advice = advice_on_rare(pixels, classes, 2)
         said = f"{train.name}, training split: {e} {advice} {train.note}"
@@ -245,18 +250,20 @@ def evaluation_episodes(
     val: ImageSet,
     test: list[int],  # classes
     seed: int,
+    rules: Rules = STRICT,  # of a query's pixels
 ) -> Episodes:  # with as many supports as the most shots
     "The evaluation episodes of a fold. Raises ValueError for a class with too few images."
     draw, n, least = pairs_per_class, evaluation.pairs, max(evaluation.shots) + 1
     if evaluation.protocol == "per_image": draw, n = images_in_turn, evaluation.pairs * len(test)
+    how = {"class_names": val.class_names, "query_pixels": rules.query_pixels}
     try:
-        return draw(val.pixels, test, n, max(evaluation.shots), seed, class_names=val.class_names)
+        return draw(val.pixels, test, n, max(evaluation.shots), seed, **how)
     except ValueError as e:
         advice = advice_on_rare(val.pixels, test, least)
         said = f"{val.name}, evaluation split: {e} {advice} {val.note}"
         raise ValueError(said.rstrip()) from e
 
-# %% ../../nbs/42_folds.ipynb #8decc683
+# %% ../../nbs/42_folds.ipynb #d2f41172
 def selection_episodes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -265,12 +272,14 @@ def selection_episodes(
     "The episodes that a checkpoint is chosen by. Raises ValueError for a class in too few images."
     if not held: return None
     pairs, seed = -(-config.evaluation.pairs // len(held)), config.runtime.seed
-    try: return pairs_per_class(train.pixels, held, pairs, 1, seed, class_names=train.class_names)
+    query_pixels = rules_of_run(config.data).query_pixels
+    how = {"class_names": train.class_names, "query_pixels": query_pixels}
+    try: return pairs_per_class(train.pixels, held, pairs, 1, seed, **how)
     except ValueError as e:
         advice = "With select 'last' none is held out."
         raise ValueError(f"{train.name}, training split, held-out classes: {e} {advice}") from e
 
-# %% ../../nbs/42_folds.ipynb #56f859a6
+# %% ../../nbs/42_folds.ipynb #10f3ccd4
 class Fold(NamedTuple):
     "Classes and episodes of a fold."
     number: int
@@ -296,7 +305,8 @@ def draw_fold(
     classes = [c for c in classes if c not in held]
     shown, pixels = shown_in_training(config.data, train, classes, seed)
     training, iterations = training_episodes(config, train, shown, pixels)
-    evaluation = evaluation_episodes(config.evaluation, val, test, seed)
+    rules = rules_of_run(config.data)
+    evaluation = evaluation_episodes(config.evaluation, val, test, seed, rules)
     selection = selection_episodes(config, train, held)
     return Fold(number, shown, test, iterations, training, evaluation, held, selection)
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['novel_classes', 'fold_of_other', 'prepare_other', 'other_place', 'other_text', 'evaluate_on']
 
-# %% ../../nbs/43a_other_data.ipynb #0a7dafe8
+# %% ../../nbs/43a_other_data.ipynb #667ef59f
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..data.mask_facts import check_unique, data_identity, mask_facts, name_some
 from ..engine.backbones import BACKBONES
 from ..engine.checkpoints import check_backbone, load_model
 from ..engine.training import accelerator_for
-from .config import RunConfig, change_config, read_config
+from .config import RunConfig, change_config, read_config, rules_of_run
 from .defaults import absolute, resolve
 from .fold_evaluation import evaluate_fold
 from .fold_training import model_file
@@ -28,7 +28,7 @@ from .report import markdown_table, progress_display, write_table
 from .run_checks import check_list, check_lock, check_supports, run_lock
 from .setup import Setup, known_names, precision_of, put_together
 
-# %% ../../nbs/43a_other_data.ipynb #f9d25a5d
+# %% ../../nbs/43a_other_data.ipynb #2872374d
 def novel_classes(
     other: ImageSet,
     known: set[str],  # of `known_names`
@@ -60,7 +60,8 @@ def fold_of_other(
             f"{len(other.class_names)} classes, which are not tested: {names}.",
             stacklevel=2,
         )
-    listed = evaluation_episodes(config.evaluation, other, novel, config.runtime.seed)
+    rules, seed = rules_of_run(config.data), config.runtime.seed
+    listed = evaluation_episodes(config.evaluation, other, novel, seed, rules)
     nothing = Episodes(*(x[:0] for x in listed))
     return Fold(number, trained, novel, 0, nothing, listed, [])
 
@@ -100,7 +101,7 @@ def other_text(results: pd.DataFrame, setup: Setup, folder: str | Path) -> str: 
         + markdown_table(results)
     )
 
-# %% ../../nbs/43a_other_data.ipynb #ed032f2d
+# %% ../../nbs/43a_other_data.ipynb #4b29b736
 def evaluate_on(
     folder: str | Path,  # of a trained run
     data: str,  # "samples" or a folder
@@ -111,7 +112,8 @@ def evaluate_on(
     trained = resolve(read_config(folder))
     check_lock(folder)
     config = change_config(trained, data=data if data == "samples" else absolute(data), extra=())
-    other = open_data(config.data.folder, "val", config.data.skip_unreadable)
+    rules = rules_of_run(config.data)
+    other = open_data(config.data.folder, "val", config.data.skip_unreadable, rules)
     check_unique(other)
     files = {
         f: {m: load_model(model_file(folder, f, m)) for m in config.model.methods}

@@ -8,7 +8,7 @@ __all__ = ['PFENET_PARTS', 'DECODER_NAMES', 'PFENET_NAMES', 'SEPARATE_NAMES', 'C
            'recognise', 'is_used', 'backbone_parameters', 'untrained_model', 'check_complete', 'load_published',
            'score_published']
 
-# %% ../../nbs/46_published.ipynb #03eb7e12
+# %% ../../nbs/46_published.ipynb #ffbda021
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from ..engine.evaluation import scores
 from ..engine.feature_bank import evaluate
 from ..engine.training import accelerator_for
 from ..pfenet import PASCAL_BINS, PFENet
-from .config import RunConfig, change_config
+from .config import RunConfig, change_config, rules_of_run
 from .defaults import resolve
 from .folds import evaluation_episodes, open_data
 from .setup import evaluation_memory
@@ -186,7 +186,7 @@ def load_published(
     body = {ours: state[name] for ours, name in of_backbone.items()}
     return load_backbone(kind.backbone, body), model.eval()
 
-# %% ../../nbs/46_published.ipynb #29a7f7a1
+# %% ../../nbs/46_published.ipynb #9a268411
 def score_published(
     path: str | Path,  # of a published checkpoint
     config: RunConfig,  # data and evaluation, bins and device; the first fold; the rest is not read
@@ -197,10 +197,11 @@ def score_published(
     config = resolve(change_config(config, precision="float32"))
     data, evaluation, fold = config.data, config.evaluation, config.data.folds[0]
     backbone, model = load_published(read_weights(Path(path)), config.model.bins)
-    val = open_data(data.folder, "val", data.skip_unreadable)
+    rules = rules_of_run(data)
+    val = open_data(data.folder, "val", data.skip_unreadable, rules)
     test = fold_classes(len(val.class_names), fold, data.n_folds, val.interleaved)
     training = [k for k in range(1, len(val.class_names) + 1) if k not in test]
-    episodes = evaluation_episodes(evaluation, val, test, config.runtime.seed)
+    episodes = evaluation_episodes(evaluation, val, test, config.runtime.seed, rules)
     device = accelerator_for(config.runtime.device).device
     memory = evaluation_memory(config, backbone.to(device), val)
     models = {Path(path).stem: model.to(device)}

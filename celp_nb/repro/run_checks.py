@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'LOCK', 'check_run_name', 'process_facts', 'is_running', 
            'run_lock', 'shown_pairs', 'check_supports', 'warn_of_vanishing', 'check_list', 'checkpoint_bytes',
            'table_bytes', 'view_bytes', 'folder_bytes', 'check_space']
 
-# %% ../../nbs/41c_run_checks.ipynb #0e32f3ec
+# %% ../../nbs/41c_run_checks.ipynb #813814e8
 import json
 import os
 import re
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.episodes import Episodes, read_episodes, write_episodes
+from ..data.episodes import MIN_PIXELS, Episodes, read_episodes, write_episodes
 from ..data.images import ImageSet
 from ..data.mask_facts import MaskFacts, enough_side, name_some, vanishing
 from ..data.training_set import TrainingEpisodes
@@ -179,7 +179,7 @@ def check_supports(
         "such images out."
     )
 
-# %% ../../nbs/41c_run_checks.ipynb #5485e510
+# %% ../../nbs/41c_run_checks.ipynb #70197584
 def warn_of_vanishing(
     image_set: ImageSet,
     facts: MaskFacts,
@@ -191,6 +191,8 @@ def warn_of_vanishing(
     "Warn of classes of which no pixel may be left in training images."
     images = np.c_[episodes.query, episodes.support]
     pairs, smallest = shown_pairs(episodes.cls, images), recipe.scale[0] * recipe.side
+    # smaller ones are queries by the literature's rules, which let them vanish
+    pairs = pairs[image_set.pixels[pairs[:, 0], pairs[:, 1] - 1] >= MIN_PIXELS]
     factors = lambda new: np.full(len(pairs), smallest / recipe.reference * new / side)
     gone = pairs[vanishing(image_set, facts, pairs, factors(side))]
     if not len(gone): return

@@ -188,7 +188,7 @@ def save_predictions(
     )
     save_figure(path, predictions_figure(rows, title))
 
-# %% ../../nbs/43_runs.ipynb #00b2ffed
+# %% ../../nbs/43_runs.ipynb #52579ed2
 def finish_fold(
     setup: Setup,
     fold: Fold,
@@ -203,7 +203,7 @@ def finish_fold(
     new = evaluate_fold(setup, fold, models, folder, watch)
     new = new.assign(seconds=round(time.time() - began, 1))
     if not setup.accelerator.is_main_process: return
-    old = read_results(folder).assign(benchmark=setup.val.benchmark)
+    old = read_results(folder).assign(benchmark=setup.val.benchmark, rules=config.data.rules)
     results = pd.concat([old[old.fold != fold.number], new]) if len(old) else new
     results = results.sort_values("fold", kind="stable")
     write_table(folder / "results.csv", results)
@@ -216,7 +216,7 @@ def finish_fold(
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
     call_back(callbacks, fold.number, fold.iterations, score_values(new))
 
-# %% ../../nbs/43_runs.ipynb #9851a9e5
+# %% ../../nbs/43_runs.ipynb #330ff227
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -226,8 +226,8 @@ def run(
     """The main job: train and evaluate every fold.
 
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
-    episodes, iterations, seed, selection, commit, benchmark, weights, precision, seconds. Raises
-    ValueError, FileNotFoundError, FileExistsError or RuntimeError before any work;
+    episodes, iterations, seed, selection, commit, benchmark, weights, precision, rules, seconds.
+    Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError before any work;
     FloatingPointError for a loss that is not finite; RuntimeError for a callback that fails."""
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:

@@ -8,7 +8,7 @@ __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation
            'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity', 'check_data',
            'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #d390aefd
+# %% ../../nbs/42b_setup.ipynb #01b17681
 import importlib.util
 import json
 import subprocess
@@ -34,7 +34,7 @@ from celp_nb.data.mask_facts import (
 )
 from ..data.text_files import read_json
 from ..data.training_set import TrainingEpisodes
-from ..data.transforms import Recipe
+from ..data.transforms import RECIPES, Recipe
 from celp_nb.engine.backbones import (
     BACKBONES,
     Backbone,
@@ -46,7 +46,14 @@ from ..engine.feature_bank import FeatureBank, feature_bank
 from ..engine.methods import Method, build_model
 from ..engine.steps import ProcessShare, own_episodes
 from ..engine.training import accelerator_for
-from .config import DataConfig, RunConfig, RuntimeConfig, method_of, read_digests
+from celp_nb.repro.config import (
+    DataConfig,
+    RunConfig,
+    RuntimeConfig,
+    method_of,
+    read_digests,
+    rules_of_run,
+)
 from .folds import Fold, add_folders, draw_fold, open_splits, warn_of_all_rare
 from .presets import check_preset, find_preset
 from celp_nb.repro.run_checks import (
@@ -91,7 +98,7 @@ def code_version() -> str:  # a commit, with "+" where files differ from it; or 
     except (OSError, subprocess.CalledProcessError):
         return celp_nb.__version__
 
-# %% ../../nbs/42b_setup.ipynb #553e458d
+# %% ../../nbs/42b_setup.ipynb #e029ef03
 def precision_of(runtime: RuntimeConfig) -> torch.dtype | None:  # None: float32
     "A run's precision as PyTorch names it."
     return torch.bfloat16 if runtime.precision == "bf16" else None
@@ -110,7 +117,8 @@ def evaluation_memory(
     "An empty memory for the features of the images that a run is evaluated on."
     runtime, side = config.runtime, config.data.side
     memory = feature_bank(backbone, data, side, runtime.cache_gb, precision_of(runtime))
-    return memory._replace(void_seen=config.evaluation.void == "padding")
+    rules = rules_of_run(config.data)
+    return memory._replace(void_seen=config.evaluation.void == "padding", rules=rules)
 
 # %% ../../nbs/42b_setup.ipynb #16c801fa
 def check_tensorboard(runtime: RuntimeConfig) -> None:
@@ -139,10 +147,11 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #d6dacd0e
+# %% ../../nbs/42b_setup.ipynb #926ce408
 def training_recipe(data: DataConfig) -> Recipe:  # of resolved settings
     "A run's augmentation."
-    return Recipe(data.crop, round(data.crop * data.reference / data.side), data.scale)
+    reference = round(data.crop * data.reference / data.side)
+    return RECIPES[rules_of_run(data).name](data.crop, reference, data.scale)
 
 
 def training_items(config: RunConfig, train: ImageSet, fold: Fold) -> TrainingEpisodes:
