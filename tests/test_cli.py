@@ -292,6 +292,7 @@ def test_a_run_leaves_everything(home):
         "selection",
         "commit",
         "benchmark",
+        "trained_on",
         "weights",
         "precision",
         "seconds",

@@ -40,7 +40,7 @@ from .voc import PASCAL_CLASSES, voc_layout
 # %% ../../nbs/24_benchmarks.ipynb #0fedba18
 COCO_COUNTS = {"train": 82081, "val": 40137}  # annotated images of COCO 2014
 
-# %% ../../nbs/24_benchmarks.ipynb #f1b5b03f
+# %% ../../nbs/24_benchmarks.ipynb #7902e14d
 def benchmark_set(
     name: str,  # in the cache
     files: Pairs,
@@ -66,7 +66,8 @@ def list_cache_name(
     train_list: str | Path,  # as of `train_list_file`
 ) -> str:  # as which the cache knows the images of the list
     """The name of a list's images in the cache."""
-    return f"pascal5i {root} train {train_list_file(train_list)}"
+    name = train_list if str(train_list) in TRAIN_LISTS else train_list_file(train_list)
+    return f"pascal5i {root} train {name}"
 
 # %% ../../nbs/24_benchmarks.ipynb #31d727c1
 def pascal5i(

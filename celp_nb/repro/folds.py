@@ -7,7 +7,7 @@ __all__ = ['open_data', 'open_splits', 'add_folders', 'frequent_classes', 'warn_
            'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'shown_in_training',
            'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #5a1743d5
+# %% ../../nbs/42_folds.ipynb #88a94592
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,27 +25,31 @@ from celp_nb.data.episodes import (
     pairs_per_class,
     read_episodes,
 )
+from ..data.id_lists import listed_part
 from ..data.images import ImageSet, merge
 from ..data.layouts import check_same_classes
 from ..data.masks import check_colours
 from .config import DataConfig, EvaluationConfig, RunConfig
 from .own_folds import read_class_split, split_numbers
 
-# %% ../../nbs/42_folds.ipynb #4e54ca24
+# %% ../../nbs/42_folds.ipynb #e419b91b
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
     skip_unreadable: bool = False,  # as of `open_folder`
+    train_list: str | None = None,  # as of `open_folder`
 ) -> ImageSet:
     "The bundled samples, or a folder in whichever layout it has. Raises what its reader raises."
-    return samples(split) if folder == "samples" else open_folder(folder, split, skip_unreadable)
+    if folder != "samples": return open_folder(folder, split, skip_unreadable, train_list)
+    scenes = samples(split)
+    return listed_part(scenes, train_list) if train_list and split == "train" else scenes
 
 
 def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Training and evaluation split of a data set.
 
     Raises ValueError where their classes differ, or the colours of a number in their masks."""
-    train = open_data(data.folder, "train", data.skip_unreadable)
+    train = open_data(data.folder, "train", data.skip_unreadable, data.train_list)
     val = open_data(data.folder, "val", data.skip_unreadable)
     if "samples" in (data.folder, *data.extra) and Path("samples").is_dir():
         option = "--data" if data.folder == "samples" else "--extra"

@@ -7,7 +7,7 @@ __all__ = ['CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_
            'ONE_DELTA_PER_IMAGE', 'TABLES', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'VARIED_SETTINGS', 'Row', 'Table',
            'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_text']
 
-# %% ../../nbs/45_tables.ipynb #d05f1b9a
+# %% ../../nbs/45_tables.ipynb #7dde33f2
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +36,7 @@ from celp_nb.repro.presets import (
     markdown_grid,
     paper_ablations,
     preset_config,
+    tested_on,
 )
 from .report import value_range
 from .runs import read_results, run
@@ -287,7 +288,7 @@ def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
     lines = means.loc[[key for key in order if key in means.index]].reset_index()
     return lines.rename(columns={"row": "", **metrics})
 
-# %% ../../nbs/45_tables.ipynb #e0d58f2b
+# %% ../../nbs/45_tables.ipynb #3882871e
 def _table_note(
     results: pd.DataFrame,  # of `labelled`
     beside_paper: bool,
@@ -299,6 +300,9 @@ def _table_note(
         f"In percent. Means over folds {numbers['fold']} and seeds {numbers['seed']}; "
         f"{steps} steps; {value_range(results.episodes)} episodes a fold."
     )
+    columns = [results[k].fillna("") for k in ("benchmark", "trained_on") if k in results]
+    sentences = {tested_on(*of_row) for of_row in zip(*columns)} if len(columns) == 2 else set()
+    note = " ".join([note, *sorted(sentences - {""})])
     if not beside_paper: return note + "\n"
     data, warning = results.data.iloc[0], ""
     if set(results.get("benchmark", [""])) != {"pascal-5i"}:
