@@ -46,16 +46,16 @@ def test_rows_that_differ_in_the_method_are_one_run():
 
 
 def test_rows_that_differ_in_the_run_are_runs():
-    runs = table_runs("regime", "voc-mini", data="DIR")
+    runs = table_runs("regime", "pascal-part", data="DIR")
     assert len(runs) == 7
     for config in runs.values():
         assert config.model.methods == ("PFENet", "PFENet+CE") and config.data.folder == "DIR"
-    assert runs["voc-mini-table-regime-classes-5-seed-0"].data.classes == 5
+    assert runs["pascal-part-table-regime-classes-5-seed-0"].data.classes == 5
     assert [c.data.photographs for c in runs.values()].count(None) == 4
 
 
 def test_each_difference_that_is_a_setting_is_a_run():
-    runs = table_runs("differences", "voc-mini", data="DIR").values()
+    runs = table_runs("differences", "pascal-part", data="DIR").values()
     settings = {
         (c.optimisation.select, c.evaluation.protocol, c.evaluation.void) for c in runs
     }
@@ -102,7 +102,7 @@ def test_full_scale_is_the_presets_and_a_run_for_every_row():
 
 
 @pytest.mark.parametrize(
-    "name, scale, tested", [("1", "voc-mini", [5, 5, 5, 5]), ("2", "coco-mini", [6, 8, 4, 6])]
+    "name, scale, tested", [("1", "pascal-part", [5, 5, 5, 5]), ("2", "coco-mini", [6, 8, 4, 6])]
 )
 def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     if not (DATA / scale).is_dir(): pytest.skip(f"real photographs are not in {DATA}")
@@ -121,9 +121,9 @@ def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     [
         ("8", "samples", {}, "there is no table '8'"),
         ("5", "tiny", {}, "there is no scale 'tiny'"),
-        ("5", "voc-mini", {}, "scale voc-mini needs a folder with its images; give --data DIR"),
+        ("5", "pascal-part", {}, "scale pascal-part needs a folder with its images; give --data DIR"),
         ("5", "coco-mini", {"data": "x"}, "Table 5 is of PASCAL-5i, which coco-mini does not"),
-        ("2", "voc-mini", {"data": "x"}, "Table 2 is of COCO-20i, which voc-mini does not"),
+        ("2", "pascal-part", {"data": "x"}, "Table 2 is of COCO-20i, which pascal-part does not"),
     ],
 )
 def test_tables_that_cannot_be_run_are_refused(name, scale, settings, message):

@@ -117,8 +117,8 @@ TABLES = {
     "beyond": Table("pascal", ONE_DELTA_PER_IMAGE, (0, 1, 2)),
 }
 
-# %% ../../nbs/45_tables.ipynb #33e3d2f5
-#: the regime of results/voc-mini
+# %% ../../nbs/45_tables.ipynb #dbdedb1a
+#: the regime of `pascal-part` and `coco-mini`
 DEVELOPMENT_DEFAULTS = make_config(
     backbone="resnet50",
     side=SAMPLES_SIDE,
@@ -133,7 +133,7 @@ DEVELOPMENT_DEFAULTS = make_config(
 
 SCALES = {
     "samples": RunConfig(),
-    "voc-mini": DEVELOPMENT_DEFAULTS,
+    "pascal-part": change_config(DEVELOPMENT_DEFAULTS, train_list="pascal-part"),
     "coco-mini": change_config(DEVELOPMENT_DEFAULTS, scale=(0.8, 1.25), skip_rare=True),
     "full": None,
 }
@@ -165,7 +165,7 @@ def _full_configs(name: str) -> dict[str, RunConfig]:  # by the name of the run
         configs[f"table {name} {label}"] = change_config(base, methods=(row.method,), **row.fields)
     return configs
 
-# %% ../../nbs/45_tables.ipynb #f129b967
+# %% ../../nbs/45_tables.ipynb #143a6aed
 def table_runs(
     name: str,  # one of `TABLES`
     scale: str,  # one of `SCALES`
@@ -180,7 +180,7 @@ def table_runs(
     table = TABLES[name]
     if scale != "samples" and not settings.get("data"):
         raise ValueError(f"scale {scale} needs a folder with its images; give --data DIR.")
-    if scale.endswith("-mini") and (scale == "coco-mini") != (table.data == "coco"):
+    if scale in ("pascal-part", "coco-mini") and (scale == "coco-mini") != (table.data == "coco"):
         benchmark = "COCO-20i" if table.data == "coco" else "PASCAL-5i"
         raise ValueError(
             f"Table {name} is of {benchmark}, which {scale} does not stand for; "
