@@ -23,6 +23,7 @@ from celp_nb.repro.tables import (
     scored_run,
     table_episodes,
     table_runs,
+    table_text,
 )
 
 DATA = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -121,7 +122,7 @@ def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     [
         ("8", "samples", {}, "there is no table '8'"),
         ("5", "tiny", {}, "there is no scale 'tiny'"),
-        ("5", "pascal-part", {}, "scale pascal-part needs a folder with its images; give --data DIR"),
+        ("5", "pascal-part", {}, "scale pascal-part needs a folder with its images"),
         ("5", "coco-mini", {"data": "x"}, "Table 5 is of PASCAL-5i, which coco-mini does not"),
         ("2", "pascal-part", {"data": "x"}, "Table 2 is of COCO-20i, which pascal-part does not"),
     ],
@@ -199,6 +200,19 @@ def test_votes_and_their_average_are_rows_of_table_7(tmp_path):
     t = ablation("7", labelled("7", scored_run(folder))).set_index(["value", "metric"])
     assert [t.ours[label, "mIoU"] for label in ("avg", "v-1", "v-3")] == [30, 20, 31]
     assert t.score["v-3", "mIoU"] == 66.9 and len(t) == 12
+
+
+def test_a_table_of_pascals_test_says_what_was_trained_on(tmp_path):
+    facts = {"benchmark": "pascal-5i", "trained_on": "9 images"}
+    folder = written(tmp_path / "a", make_config(methods=("PFENet+CE",)), {"PFENet+CE": 30.0})
+    for name in ("5", "beyond"):
+        text = table_text(name, [folder])
+        assert "test, trained on" not in text and ("development set" in text) == (name == "5")
+    results = pd.read_csv(folder / "results.csv").assign(**facts)
+    results.to_csv(folder / "results.csv", index=False)
+    for name in ("5", "beyond"):
+        text = table_text(name, [folder])
+        assert "PASCAL-5i test, trained on 9 images." in text and "development set" not in text
 
 
 def test_a_table_is_run_once_and_goes_on(tmp_path):

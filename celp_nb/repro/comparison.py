@@ -9,7 +9,7 @@ __all__ = ['EXPECTED_FOLDS', 'DATA_LABELS', 'OPTIONAL', 'MADE_WITH', 'SELECTION_
            'comparison_text', 'setting_notes', 'run_notes', 'changed_from_preset', 'read_table', 'settings_columns',
            'read_runs']
 
-# %% ../../nbs/41a_comparison.ipynb #a63707b6
+# %% ../../nbs/41a_comparison.ipynb #0212d436
 import json
 import warnings
 from collections.abc import Iterable
@@ -31,7 +31,7 @@ from celp_nb.repro.presets import (
     markdown_grid,
     paper_scores,
     preset_config,
-    tested_on,
+    published_test,
 )
 
 # %% ../../nbs/41a_comparison.ipynb #348b8fa2
@@ -212,7 +212,7 @@ def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     runs = comparison.groupby(["run", "data", "backbone"], sort=False)
     return "\n".join(run_text(part) for _, part in runs)
 
-# %% ../../nbs/41a_comparison.ipynb #7e8d54d4
+# %% ../../nbs/41a_comparison.ipynb #aa027e4e
 SELECTION_TEXTS = {
     "": "checkpoint not stated",
     "last": "last checkpoint",
@@ -235,7 +235,7 @@ def setting_notes(part: pd.DataFrame) -> list[str]:
     if several: notes.append(f"Warning: not all scores have the same {' and '.join(several)}.")
     if f.comparable and not f.preset:
         notes.append("Not started from a preset: its settings may be others than the row's.")
-    if sentence := tested_on(f.benchmark, f.trained_on): notes.append(sentence)
+    if sentence := published_test(f.benchmark, f.trained_on): notes.append(sentence)
     if f.changed: notes.append(f"Settings that are not the row's: {f.changed}.")
     return notes
 

@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'Progress', 'SELECTED', 'draw_curves', 'progress_display',
            'loss_figure', 'save_figure', 'write_table', 'markdown_table', 'value_range', 'data_warning', 'report_text',
            'predictions_figure']
 
-# %% ../../nbs/42a_report.ipynb #cb06ede9
+# %% ../../nbs/42a_report.ipynb #6b55f27a
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from ..data.episodes import atomic_file
 from .comparison import figure_text
-from .presets import markdown_grid, tested_on
+from .presets import markdown_grid, published_test
 from ..viz import OKABE_ITO, show_images
 
 # %% ../../nbs/42a_report.ipynb #06148499
@@ -160,7 +160,7 @@ def value_range(values: pd.Series) -> str:
     "The one value that folds have in common, or smallest and largest: \"160 to 320\"."
     return " to ".join(map(str, sorted({values.min(), values.max()})))
 
-# %% ../../nbs/42a_report.ipynb #83e0f24f
+# %% ../../nbs/42a_report.ipynb #50b4f131
 def data_warning(
     name: str,  # of the data set
     benchmark: str,  # field of the `ImageSet`, as its reader has set it
@@ -192,7 +192,7 @@ def report_text(
         f"{value_range(results.iterations)} steps of {batch} episodes, crops of {crop} "
         f"and images of {side} pixels, seed {first.seed}, {selected}; "
         f"{value_range(results.episodes)} episodes a fold. "
-        f"{tested_on(first.benchmark, first.trained_on)}"
+        f"{published_test(first.benchmark, first.trained_on)}"
         f"{data_warning(first.data, first.benchmark)}\n\n"
         + markdown_table(results)
         + note * bool(results.method.str.startswith("prior ≥").any())

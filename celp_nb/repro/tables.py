@@ -7,7 +7,7 @@ __all__ = ['CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_
            'ONE_DELTA_PER_IMAGE', 'TABLES', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'VARIED_SETTINGS', 'Row', 'Table',
            'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_text']
 
-# %% ../../nbs/45_tables.ipynb #7dde33f2
+# %% ../../nbs/45_tables.ipynb #6dfd6cd8
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,7 +36,7 @@ from celp_nb.repro.presets import (
     markdown_grid,
     paper_ablations,
     preset_config,
-    tested_on,
+    published_test,
 )
 from .report import value_range
 from .runs import read_results, run
@@ -165,7 +165,7 @@ def _full_configs(name: str) -> dict[str, RunConfig]:  # by the name of the run
         configs[f"table {name} {label}"] = change_config(base, methods=(row.method,), **row.fields)
     return configs
 
-# %% ../../nbs/45_tables.ipynb #143a6aed
+# %% ../../nbs/45_tables.ipynb #585065d5
 def table_runs(
     name: str,  # one of `TABLES`
     scale: str,  # one of `SCALES`
@@ -180,7 +180,8 @@ def table_runs(
     table = TABLES[name]
     if scale != "samples" and not settings.get("data"):
         raise ValueError(f"scale {scale} needs a folder with its images; give --data DIR.")
-    if scale in ("pascal-part", "coco-mini") and (scale == "coco-mini") != (table.data == "coco"):
+    shown = {"pascal-part": "pascal", "coco-mini": "coco"}.get(scale, table.data)
+    if shown != table.data:
         benchmark = "COCO-20i" if table.data == "coco" else "PASCAL-5i"
         raise ValueError(
             f"Table {name} is of {benchmark}, which {scale} does not stand for; "
@@ -288,7 +289,7 @@ def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
     lines = means.loc[[key for key in order if key in means.index]].reset_index()
     return lines.rename(columns={"row": "", **metrics})
 
-# %% ../../nbs/45_tables.ipynb #3882871e
+# %% ../../nbs/45_tables.ipynb #bb90f455
 def _table_note(
     results: pd.DataFrame,  # of `labelled`
     beside_paper: bool,
@@ -301,7 +302,7 @@ def _table_note(
         f"{steps} steps; {value_range(results.episodes)} episodes a fold."
     )
     columns = [results[k].fillna("") for k in ("benchmark", "trained_on") if k in results]
-    sentences = {tested_on(*of_row) for of_row in zip(*columns)} if len(columns) == 2 else set()
+    sentences = {published_test(*of_row) for of_row in zip(*columns)} if len(columns) == 2 else set()
     note = " ".join([note, *sorted(sentences - {""})])
     if not beside_paper: return note + "\n"
     data, warning = results.data.iloc[0], ""
