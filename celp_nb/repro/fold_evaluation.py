@@ -103,9 +103,10 @@ def score_fold(
         lambda e: tick(min(total, (e + 1) * processes)),  # all are as far as the main one
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #2845ae89
-def trained_on(setup: Setup) -> str:
+# %% ../../nbs/42c_fold_evaluation.ipynb #b4b794f8
+def trained_on(setup: Setup) -> str:  # "" on other data than the run's, whose training is unknown
     "What a run's training images are, in words."
+    if "train" not in setup.identity: return ""
     images = setup.train.part_of or f"{len(setup.train.ids):,} images"
     drawn = setup.config.data.photographs
     return f"{drawn:,} drawn from {images}" if drawn else images

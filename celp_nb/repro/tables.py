@@ -289,7 +289,7 @@ def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
     lines = means.loc[[key for key in order if key in means.index]].reset_index()
     return lines.rename(columns={"row": "", **metrics})
 
-# %% ../../nbs/45_tables.ipynb #bb90f455
+# %% ../../nbs/45_tables.ipynb #09dcb04d
 def _table_note(
     results: pd.DataFrame,  # of `labelled`
     beside_paper: bool,
@@ -302,8 +302,8 @@ def _table_note(
         f"{steps} steps; {value_range(results.episodes)} episodes a fold."
     )
     columns = [results[k].fillna("") for k in ("benchmark", "trained_on") if k in results]
-    sentences = {published_test(*of_row) for of_row in zip(*columns)} if len(columns) == 2 else set()
-    note = " ".join([note, *sorted(sentences - {""})])
+    facts = set(zip(*columns)) if len(columns) == 2 else ()
+    note = " ".join([note, *filter(None, sorted(published_test(*of_run) for of_run in facts))])
     if not beside_paper: return note + "\n"
     data, warning = results.data.iloc[0], ""
     if set(results.get("benchmark", [""])) != {"pascal-5i"}:
