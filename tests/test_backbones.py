@@ -18,6 +18,7 @@ from celp_nb.engine.backbones import (
     BACKBONES,
     TINY_WEIGHTS,
     Backbone,
+    backbone_fingerprint,
     episode_features,
     feature_channels,
     freeze_,
@@ -29,7 +30,7 @@ from celp_nb.engine.backbones import (
     support_features,
 )
 from celp_nb.engine.networks import deepen_stem_, dilate_, tiny_net
-from celp_nb.ops import resize, soft_mask
+from celp_nb.ops import keep_foreground, resize, soft_mask
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("CELP_SHARED", ROOT.parent / "shared")) / "weights"
@@ -145,7 +146,7 @@ SHAPES = {
     "resnet18": (128, 256, 512),
     "resnet50": (512, 1024, 2048),
     "resnet50_deep": (512, 1024, 2048),
-    "mobilenet_v2": (32, 96, 320),
+    "mobilenet_v2": (32, 96, 96),  # its high features are layer3's
 }
 
 
@@ -188,6 +189,25 @@ def test_dilation_keeps_the_values_of_the_strided_network():
     dilate_(dilated[2:], 2)
     x = torch.rand(1, 3, 17, 17)
     assert torch.allclose(dilated(x)[:, :, ::2, ::2], strided(x), atol=1e-6)
+
+
+def test_mobilenet_ends_with_layer3_and_needs_no_weights_of_later_blocks(networks):
+    state = networks("mobilenet_v2").state_dict()
+    used = tuple(f"features.{i}." for i in range(14))
+    cut = {k: v for k, v in state.items() if k.startswith(used)}
+    backbone = load_backbone("mobilenet_v2", cut)
+    assert not list(backbone.layer4.parameters())
+    whole = load_backbone("mobilenet_v2", state)
+    assert backbone_fingerprint(backbone) == backbone_fingerprint(whole)
+    x, mask = image(), torch.zeros(1, 33, 33, dtype=torch.uint8)
+    mask[:, :17] = 1
+    f3 = backbone(x)[1]
+    assert torch.equal(image_features(backbone, x).high, f3)
+    high = support_features(backbone, x, mask).high
+    assert torch.equal(high, keep_foreground(f3, mask)) and not high[:, :, -1].any()
+    for lost in ("features.13.conv.0.0.weight", "features.6.conv.0.0.weight"):
+        with pytest.raises(ValueError, match="1 missing"):
+            load_backbone("mobilenet_v2", {k: v for k, v in cut.items() if k != lost})
 
 
 # --- local files

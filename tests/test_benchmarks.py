@@ -13,6 +13,7 @@ from celp_nb.data import benchmarks as data_benchmarks
 from celp_nb.data import coco as data_coco
 from celp_nb.data import images as data_images
 from celp_nb.data import index as data_index
+from celp_nb.data import pascal_files as data_pascal_files
 from celp_nb.data import voc as data_voc
 from celp_nb.data.layouts import check_same_classes, folder_layout
 from celp_nb.repro.config import make_config
@@ -143,7 +144,7 @@ def test_sbd_masks_are_rendered_once(tmp_path, monkeypatch):
     root, counts = make_pascal(tmp_path / "data"), {"train": 4, "val": 1}
     first = data_benchmarks.pascal5i(root, "train", counts=counts)
     with monkeypatch.context() as patch:
-        patch.setattr(data_benchmarks, "read_sbd_mask", lambda *a: pytest.fail("read again"))
+        patch.setattr(data_pascal_files, "read_sbd_mask", lambda *a: pytest.fail("read again"))
         again = pickle.loads(pickle.dumps(data_benchmarks.pascal5i(root, "train", counts=counts)))
     for i in range(4):
         assert (again.read_mask(i) == first.read_mask(i)).all()
@@ -160,7 +161,7 @@ def test_sbd_masks_are_rendered_once(tmp_path, monkeypatch):
 def test_pascal5i_leaves_unreadable_images_out_on_request(tmp_path, monkeypatch):
     root = make_pascal(tmp_path / "data")
     counts = {"train": 4, "val": 1}
-    monkeypatch.setattr(data_benchmarks.pascal5i, "__defaults__", (False, counts, False))
+    monkeypatch.setattr(data_benchmarks.pascal5i, "__defaults__", (False, counts, False, None))
     (root / "sbd/img/2008_d.jpg").write_bytes(b"no picture")
     with pytest.raises(data_images.UnreadableImage, match="2008_d.jpg.*--skip-unreadable"):
         data_benchmarks.open_folder(root, "train")

@@ -17,6 +17,7 @@ from PIL import Image
 from celp_nb.app.cli import COMMANDS, main
 from celp_nb.bundled.scenes import samples
 from celp_nb.contrast import FewShotModel
+from celp_nb.data import id_lists
 from celp_nb.data.episodes import MIN_PIXELS, images_in_turn, pairs_per_class
 from celp_nb.data.voc import PASCAL_CLASSES, voc_layout
 from celp_nb.engine.backbones import (
@@ -292,6 +293,7 @@ def test_a_run_leaves_everything(home):
         "selection",
         "commit",
         "benchmark",
+        "trained_on",
         "weights",
         "precision",
         "rules",
@@ -612,6 +614,29 @@ def test_data_that_is_whole_says_what_to_run_next(monkeypatch, capsys, here):
         and "600 images, 20 of 20 classes" in out
         and "Next: celp run --preset pascal-pfenet-ce-resnet50 --data D --fold 0" in out
     )
+
+
+def test_pascals_test_says_what_was_trained_on(home, here, capsys, monkeypatch):
+    root = write_folder(here / "mini", classes=20, each=2)
+    (root / "classes.txt").write_text("\n".join(PASCAL_CLASSES))
+    ids = (root / "ImageSets/Segmentation/train.txt").read_text().split()
+    (here / "most.txt").write_text("\n".join(ids[1:]))
+    names, pixels = id_lists.set_digests(voc_layout(root, "val"))
+    monkeypatch.setattr(id_lists, "PASCAL_TEST_NAMES", names)
+    monkeypatch.setattr(id_lists, "PASCAL_TEST_PIXELS", pixels)
+    small = "--backbone tiny --side 65 --crop 65 --reference 161 --width 8 --iterations 2 --pairs 2"
+    line = f"run --data mini --train-list most.txt --fold 1 --shots 1 --methods PFENet {small}"
+    assert main(line.split()) == 0
+    said = f"PASCAL-5i test, trained on {len(ids) - 1} images."
+    results = pd.read_csv(here / "runs/mini/results.csv")
+    assert set(results.benchmark) == {"pascal-5i"}
+    assert set(results.trained_on) == {f"{len(ids) - 1} images"}
+    assert said in (here / "runs/mini/table.md").read_text()
+    capsys.readouterr()
+    assert main(["table"]) == 0
+    out = capsys.readouterr().out
+    assert said in out and "not comparable" not in out
+    refused(capsys, "run --data mini --train-list none.txt", "none.txt: no such", "pascal-part")
 
 
 def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):

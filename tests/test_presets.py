@@ -321,9 +321,9 @@ def test_seeds_are_averaged_and_their_range_given():
 
 
 def test_other_data_are_shown_with_a_warning():
-    text = comparison_text(compare_with_paper(results("voc-mini", benchmark="")))
+    text = comparison_text(compare_with_paper(results("pascal-part", benchmark="")))
     warning = (
-        "Warning: `voc-mini` is not PASCAL-5i but a development set: not comparable, shown for "
+        "Warning: `pascal-part` is not PASCAL-5i but a development set: not comparable, shown for "
         "orientation."
     )
     assert warning in text

@@ -23,6 +23,7 @@ from celp_nb.repro.tables import (
     scored_run,
     table_episodes,
     table_runs,
+    table_text,
 )
 
 DATA = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -46,16 +47,16 @@ def test_rows_that_differ_in_the_method_are_one_run():
 
 
 def test_rows_that_differ_in_the_run_are_runs():
-    runs = table_runs("regime", "voc-mini", data="DIR")
+    runs = table_runs("regime", "pascal-part", data="DIR")
     assert len(runs) == 7
     for config in runs.values():
         assert config.model.methods == ("PFENet", "PFENet+CE") and config.data.folder == "DIR"
-    assert runs["voc-mini-table-regime-classes-5-seed-0"].data.classes == 5
+    assert runs["pascal-part-table-regime-classes-5-seed-0"].data.classes == 5
     assert [c.data.photographs for c in runs.values()].count(None) == 4
 
 
 def test_each_difference_that_is_a_setting_is_a_run():
-    runs = table_runs("differences", "voc-mini", data="DIR").values()
+    runs = table_runs("differences", "pascal-part", data="DIR").values()
     settings = {
         (c.optimisation.select, c.evaluation.protocol, c.evaluation.void) for c in runs
     }
@@ -102,7 +103,7 @@ def test_full_scale_is_the_presets_and_a_run_for_every_row():
 
 
 @pytest.mark.parametrize(
-    "name, scale, tested", [("1", "voc-mini", [5, 5, 5, 5]), ("2", "coco-mini", [6, 8, 4, 6])]
+    "name, scale, tested", [("1", "pascal-part", [5, 5, 5, 5]), ("2", "coco-mini", [6, 8, 4, 6])]
 )
 def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     if not (DATA / scale).is_dir(): pytest.skip(f"real photographs are not in {DATA}")
@@ -121,9 +122,9 @@ def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     [
         ("8", "samples", {}, "there is no table '8'"),
         ("5", "tiny", {}, "there is no scale 'tiny'"),
-        ("5", "voc-mini", {}, "scale voc-mini needs a folder with its images; give --data DIR"),
+        ("5", "pascal-part", {}, "scale pascal-part needs a folder with its images"),
         ("5", "coco-mini", {"data": "x"}, "Table 5 is of PASCAL-5i, which coco-mini does not"),
-        ("2", "voc-mini", {"data": "x"}, "Table 2 is of COCO-20i, which voc-mini does not"),
+        ("2", "pascal-part", {"data": "x"}, "Table 2 is of COCO-20i, which pascal-part does not"),
     ],
 )
 def test_tables_that_cannot_be_run_are_refused(name, scale, settings, message):
@@ -199,6 +200,19 @@ def test_votes_and_their_average_are_rows_of_table_7(tmp_path):
     t = ablation("7", labelled("7", scored_run(folder))).set_index(["value", "metric"])
     assert [t.ours[label, "mIoU"] for label in ("avg", "v-1", "v-3")] == [30, 20, 31]
     assert t.score["v-3", "mIoU"] == 66.9 and len(t) == 12
+
+
+def test_a_table_of_pascals_test_says_what_was_trained_on(tmp_path):
+    facts = {"benchmark": "pascal-5i", "trained_on": "9 images"}
+    folder = written(tmp_path / "a", make_config(methods=("PFENet+CE",)), {"PFENet+CE": 30.0})
+    for name in ("5", "beyond"):
+        text = table_text(name, [folder])
+        assert "test, trained on" not in text and ("development set" in text) == (name == "5")
+    results = pd.read_csv(folder / "results.csv").assign(**facts)
+    results.to_csv(folder / "results.csv", index=False)
+    for name in ("5", "beyond"):
+        text = table_text(name, [folder])
+        assert "PASCAL-5i test, trained on 9 images." in text and "development set" not in text
 
 
 def test_a_table_is_run_once_and_goes_on(tmp_path):

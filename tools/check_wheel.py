@@ -31,7 +31,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
-SUFFIXES = {".py", ".pth", ".pt", ".csv", ".js", ".css", ".jpg", ".png", ".typed"}
+SUFFIXES = {".py", ".pth", ".pt", ".csv", ".txt", ".js", ".css", ".jpg", ".png", ".typed"}
 RUN = "run --fold 0 --iterations 4 --methods PFENet+CE --pairs 2 --shots 1"
 
 

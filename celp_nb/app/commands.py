@@ -151,7 +151,7 @@ def print_table(
     if "iterations" in given: given["epochs"] = None
     print_once(run_table(runs[0], scale, Path("runs"), seeds, **given))
 
-# %% ../../nbs/52_celp_commands.ipynb #3d85ce0f
+# %% ../../nbs/52_celp_commands.ipynb #fbf19725
 def table_command(
     runs: Positional[
         Annotated[
@@ -165,7 +165,7 @@ def table_command(
         ]
     ] = (),
     scale: Annotated[
-        Literal["samples", "voc-mini", "coco-mini", "full"] | None,
+        Literal["samples", "pascal-part", "coco-mini", "full"] | None,
         arg(
             help="run this table, or go on with it, at this scale: the paper's is full; a table "
             "takes hours, on the samples too"

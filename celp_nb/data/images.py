@@ -35,7 +35,7 @@ from celp_nb.data.photographs import (  # noqa: F401  some are read from here on
     read_photograph,
 )
 
-# %% ../../nbs/21_images.ipynb #7dd8e699
+# %% ../../nbs/21_images.ipynb #1121c9a5
 #: the whole of a published data set, or the bundled scenes; "" for any other
 Benchmark = Literal["", "samples", "pascal-5i", "coco-20i"]
 
@@ -52,6 +52,7 @@ class ImageSet:
     pixels: np.ndarray  # (n, C) int64, pixels of each class in each image at native size
     interleaved: bool = False  # how folds are cut, see `fold_classes`
     benchmark: Benchmark = ""  # what its scores may be compared with, as its reader knows
+    part_of: str = ""  # of a training set: what it holds of a published one, in words
     note: str = ""  # a sentence on what its reader made void, for messages on rare classes
     colours: Colours = field(default_factory=dict)  # of the numbers in its masks, as of `21a_index`
     mask_paths: list[Path] | None = None  # n files that `read_mask` reads; None: it reads none

@@ -70,20 +70,21 @@ class Backbone(nn.Module):
         f3 = self.layer3(f2)
         return torch.cat([f3, resize(f2, f3.shape[-2:])], 1), f3
 
-# %% ../../nbs/30_backbones.ipynb #9ae9a0a2
+# %% ../../nbs/30_backbones.ipynb #d31d8a61
 class BackboneEntry(NamedTuple):
     "How a backbone is made."
     build: Callable[[], nn.Module]
     cut: Callable[[nn.Module], Stages]
     #: a file; torchvision's; "build": `build` brings them; None: a file has to be given
     weights: Path | tv.WeightsEnum | str | None = None
-    unused: tuple[str, ...] = ()  # beginnings of the names of the head
+    unused: tuple[str, ...] = ()  # beginnings of names that weights may lack or have left over
     stride: int = STRIDE  # as of `Backbone`
     remainder: int = 1
 
-# %% ../../nbs/30_backbones.ipynb #a00480c7
+# %% ../../nbs/30_backbones.ipynb #c05a1e9a
 TINY_WEIGHTS = Path(celp_nb.__file__).parent / "weights" / "tiny.pth"
-_RESNET, _VGG, _MOBILENET = ("fc.",), ("classifier.",), ("classifier.", "features.18.")
+_RESNET, _VGG = ("fc.",), ("classifier.",)
+_MOBILENET = ("classifier.", *(f"features.{i}." for i in range(14, 19)))  # its layer4 too
 _MOBILENET_WEIGHTS = tv.MobileNet_V2_Weights.IMAGENET1K_V1
 _DEEP_50, _DEEP_101 = lambda: deepen_stem_(tv.resnet50()), lambda: deepen_stem_(tv.resnet101())
 _ROWS = [

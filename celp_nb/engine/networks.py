@@ -71,7 +71,7 @@ def resnet_layers(net: tv.ResNet) -> Stages:
     layer2 = OrderedDict(layer0=stem, layer1=net.layer1, layer2=net.layer2)
     return nn.Sequential(layer2), dilate_(net.layer3, 2), dilate_(net.layer4, 4)
 
-# %% ../../nbs/29_networks.ipynb #90e99e4a
+# %% ../../nbs/29_networks.ipynb #d82a5acc
 def stepped_resnet_layers(net: tv.ResNet) -> Stages:
     "`resnet_layers` with the first blocks of layer3 and layer4 at the previous stage's dilation."
     layers = resnet_layers(net)
@@ -90,5 +90,5 @@ def vgg_layers(net: tv.VGG) -> Stages:
 
 
 def mobilenet_layers(net: tv.MobileNetV2) -> Stages:
-    "Cut MobileNetV2 at strides 8 and 16; what follows is dilated as in the ResNets."
-    return net.features[:7], dilate_(net.features[7:14], 2), dilate_(net.features[14:18], 4)
+    "Cut MobileNetV2 at strides 8 and 16; layer4 hands on what layer3 gives."
+    return net.features[:7], dilate_(net.features[7:14], 2), nn.Identity()

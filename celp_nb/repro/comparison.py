@@ -9,7 +9,7 @@ __all__ = ['EXPECTED_FOLDS', 'DATA_LABELS', 'OPTIONAL', 'MADE_WITH', 'SELECTION_
            'comparison_text', 'setting_notes', 'run_notes', 'changed_from_preset', 'read_table', 'settings_columns',
            'read_runs']
 
-# %% ../../nbs/41a_comparison.ipynb #c7fc60f7
+# %% ../../nbs/41a_comparison.ipynb #0212d436
 import json
 import warnings
 from collections.abc import Iterable
@@ -31,6 +31,7 @@ from celp_nb.repro.presets import (
     markdown_grid,
     paper_scores,
     preset_config,
+    published_test,
 )
 
 # %% ../../nbs/41a_comparison.ipynb #348b8fa2
@@ -93,9 +94,9 @@ def beside_the_row(
         }
     )
 
-# %% ../../nbs/41a_comparison.ipynb #0aeef662
+# %% ../../nbs/41a_comparison.ipynb #f65863c1
 #: columns of results that not every file has
-OPTIONAL = ("run", "benchmark", "selection", "preset", "changed")
+OPTIONAL = ("run", "benchmark", "trained_on", "selection", "preset", "changed")
 MADE_WITH = ("weights", "precision")  # as well: fingerprint of the backboneâs weights, precision
 
 
@@ -211,7 +212,7 @@ def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     runs = comparison.groupby(["run", "data", "backbone"], sort=False)
     return "\n".join(run_text(part) for _, part in runs)
 
-# %% ../../nbs/41a_comparison.ipynb #1d12495f
+# %% ../../nbs/41a_comparison.ipynb #aa027e4e
 SELECTION_TEXTS = {
     "": "checkpoint not stated",
     "last": "last checkpoint",
@@ -234,6 +235,7 @@ def setting_notes(part: pd.DataFrame) -> list[str]:
     if several: notes.append(f"Warning: not all scores have the same {' and '.join(several)}.")
     if f.comparable and not f.preset:
         notes.append("Not started from a preset: its settings may be others than the row's.")
+    if sentence := published_test(f.benchmark, f.trained_on): notes.append(sentence)
     if f.changed: notes.append(f"Settings that are not the row's: {f.changed}.")
     return notes
 

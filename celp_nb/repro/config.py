@@ -24,7 +24,7 @@ from ..data.text_files import read_json
 from ..engine.methods import BUILT_IN_METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
-# %% ../../nbs/40_config.ipynb #474a5eca
+# %% ../../nbs/40_config.ipynb #d97a3ed9
 @dataclass(frozen=True)
 class DataConfig:
     "Images, classes and sizes."
@@ -35,6 +35,9 @@ class DataConfig:
     # further folders, added to the training images; their classes that --data lacks are training
     # classes of every fold
     extra: tuple[str, ...] = ()
+    # train on these images of --data alone: pascal-part, pascal-part-5i, or a text file with one
+    # image name a line; of VOC 2012 with SBD, all images that are not tested may be listed
+    train_list: str | None = None
     # parts that the classes are cut into; by default 4
     n_folds: int | None = None
     # folds of one's own instead: a JSON file with the test classes of each by name, such as

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'own_folds', 'rules_and_checks', 'fill_defaults',
            'setting_choices', 'check_choices', 'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins',
-           'has_bf16', 'resolve_runtime', 'absolute', 'resolve_weights', 'load_plugins', 'resolve']
+           'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve']
 
-# %% ../../nbs/40a_defaults.ipynb #21633e37
+# %% ../../nbs/40a_defaults.ipynb #3be8583d
 import os
 import warnings
 from dataclasses import replace
@@ -16,6 +16,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 
 import torch
 
+from ..data.id_lists import TRAIN_LISTS, train_list_file
 from ..data.recognition import default_rules
 from ..data.rules import RULES
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, round_side
@@ -192,7 +193,7 @@ def warn_of_bins(config: RunConfig) -> None:  # resolved
             stacklevel=2,
         )
 
-# %% ../../nbs/40a_defaults.ipynb #8bc4f632
+# %% ../../nbs/40a_defaults.ipynb #30f84a98
 def has_bf16(
     device: str,  # of `RuntimeConfig`
 ) -> bool:
@@ -220,6 +221,14 @@ def resolve_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
 def absolute(path: str) -> str:
     "A path from the root on."
     return str(Path(path).expanduser().resolve())
+
+
+def resolve_list(
+    train_list: str | None,  # field of `DataConfig`
+) -> str | None:  # its name, or its whole path
+    "A list of training images. Raises FileNotFoundError for one that is missing."
+    if train_list is None or train_list in TRAIN_LISTS: return train_list
+    return str(train_list_file(train_list))
 
 
 def resolve_weights(model: ModelConfig) -> ModelConfig:
@@ -250,7 +259,7 @@ def load_plugins(config: RunConfig) -> RunConfig:
         )
     return change_config(config, plugin=plugins)
 
-# %% ../../nbs/40a_defaults.ipynb #3f4878ed
+# %% ../../nbs/40a_defaults.ipynb #d3dfac29
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
@@ -262,6 +271,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     data = replace(
         config.data,
         folder=folder if folder == "samples" else absolute(folder),
+        train_list=resolve_list(config.data.train_list),
         extra=tuple(f if f == "samples" else absolute(f) for f in config.data.extra),
         side=round_side(config.data.side, backbone.stride, backbone.remainder),
         crop=round_side(config.data.crop, backbone.stride, backbone.remainder),

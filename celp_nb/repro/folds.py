@@ -7,7 +7,7 @@ __all__ = ['open_data', 'open_splits', 'add_folders', 'frequent_classes', 'warn_
            'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'shown_in_training',
            'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #453ba03b
+# %% ../../nbs/42_folds.ipynb #47615688
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +25,7 @@ from celp_nb.data.episodes import (
     pairs_per_class,
     read_episodes,
 )
+from ..data.id_lists import listed_part
 from ..data.images import ImageSet, merge
 from ..data.layouts import check_same_classes
 from ..data.masks import check_colours
@@ -32,16 +33,18 @@ from ..data.rules import STRICT, Rules
 from .config import DataConfig, EvaluationConfig, RunConfig, rules_of_run
 from .own_folds import read_class_split, split_numbers
 
-# %% ../../nbs/42_folds.ipynb #30425b63
+# %% ../../nbs/42_folds.ipynb #10b9111e
 def open_data(
     folder: str,  # "samples" or a folder
     split: str,  # "train" or "val"
     skip_unreadable: bool = False,  # as of `open_folder`
     rules: Rules = STRICT,  # as of `open_folder`
+    train_list: str | None = None,  # as of `open_folder`
 ) -> ImageSet:
     "The bundled samples, or a folder in whichever layout it has. Raises what its reader raises."
-    if folder == "samples": return samples(split)
-    return open_folder(folder, split, skip_unreadable, rules)
+    if folder != "samples": return open_folder(folder, split, skip_unreadable, rules, train_list)
+    scenes = samples(split)
+    return listed_part(scenes, train_list) if train_list and split == "train" else scenes
 
 
 def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
@@ -49,7 +52,8 @@ def open_splits(data: DataConfig) -> tuple[ImageSet, ImageSet]:
 
     Raises ValueError where their classes differ, or the colours of a number in their masks."""
     how = data.skip_unreadable, rules_of_run(data)
-    train, val = (open_data(data.folder, split, *how) for split in ("train", "val"))
+    train = open_data(data.folder, "train", *how, data.train_list)
+    val = open_data(data.folder, "val", *how)
     if "samples" in (data.folder, *data.extra) and Path("samples").is_dir():
         option = "--data" if data.folder == "samples" else "--extra"
         warnings.warn(

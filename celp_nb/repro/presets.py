@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PAPER', 'PAPER_FOLDS', 'LR_FACTOR', 'EVERY_ROW', 'OF_DATA', 'SIDES', 'WIDTHS', 'PAPER_DATA', 'PAPER_BACKBONES',
            'PAPER_METHODS', 'ROWS', 'PRESETS', 'IMAGES', 'ABOUT_PRESETS', 'paper_scores', 'paper_ablations',
-           'unequal_means', 'Preset', 'preset_name', 'make_preset', 'find_preset', 'preset_config', 'check_preset',
-           'most_steps', 'markdown_grid', 'preset_row', 'presets_table']
+           'unequal_means', 'published_test', 'Preset', 'preset_name', 'make_preset', 'find_preset', 'preset_config',
+           'check_preset', 'most_steps', 'markdown_grid', 'preset_row', 'presets_table']
 
 # %% ../../nbs/41_presets.ipynb #552a73f9
 import difflib
@@ -98,7 +98,7 @@ SIDES = {
 }
 WIDTHS = {"PFENet": 256, "CyCTR": 384}
 
-# %% ../../nbs/41_presets.ipynb #7d91cedc
+# %% ../../nbs/41_presets.ipynb #09c91a3c
 PAPER_DATA = {"pascal": "PASCAL-5i", "coco": "COCO-20i"}
 PAPER_BACKBONES = {"vgg16_bn": "VGG-16", "resnet50": "ResNet-50", "resnet101": "ResNet-101"}
 PAPER_METHODS = {
@@ -107,6 +107,16 @@ PAPER_METHODS = {
     "CyCTR": "CyCTR",
     "CyCTR+CE": "Ours+CyCTR",
 }
+
+
+def published_test(
+    benchmark: str,  # field of the tested `ImageSet`: "pascal-5i", …
+    trained_on: str,  # the training images, in words; "": not known
+) -> str:  # "" where the scores are of no published test, or the training images not known
+    "What a published test's scores are of."
+    names = {name.lower(): name for name in PAPER_DATA.values()}
+    if benchmark not in names or not trained_on: return ""
+    return f"{names[benchmark]} test, trained on {trained_on}."
 
 
 @dataclass(frozen=True)

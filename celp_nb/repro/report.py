@@ -7,7 +7,7 @@ __all__ = ['COLOURS', 'Progress', 'SELECTED', 'RULES_TEXTS', 'draw_curves', 'pro
            'drawable', 'loss_figure', 'save_figure', 'write_table', 'markdown_table', 'value_range', 'data_warning',
            'report_text', 'predictions_figure']
 
-# %% ../../nbs/42a_report.ipynb #4f38d7c9
+# %% ../../nbs/42a_report.ipynb #6b55f27a
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from ..data.episodes import atomic_file
 from .comparison import figure_text
-from .presets import markdown_grid
+from .presets import markdown_grid, published_test
 from ..viz import OKABE_ITO, show_images
 
 # %% ../../nbs/42a_report.ipynb #06148499
@@ -167,7 +167,7 @@ def value_range(values: pd.Series) -> str:
     "The one value that folds have in common, or smallest and largest: \"160 to 320\"."
     return " to ".join(map(str, sorted({values.min(), values.max()})))
 
-# %% ../../nbs/42a_report.ipynb #551149c1
+# %% ../../nbs/42a_report.ipynb #87cf0b8c
 def data_warning(
     name: str,  # of the data set
     benchmark: str,  # field of the `ImageSet`, as its reader has set it
@@ -200,6 +200,7 @@ def report_text(
         f"and images of {side} pixels, seed {first.seed}, {selected}; "
         f"{value_range(results.episodes)} episodes a fold. "
         f"{RULES_TEXTS[first.get('rules', 'strict')]}"
+        f"{published_test(first.benchmark, first.trained_on)}"
         f"{data_warning(first.data, first.benchmark)}\n\n"
         + markdown_table(results)
         + note * bool(results.method.str.startswith("prior ≥").any())

@@ -6,7 +6,7 @@
 __all__ = ['check_folder', 'claim_folder', 'read_usable_list', 'check_lists', 'begin', 'open_run', 'run_callbacks', 'train_run',
            'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run', 'replay']
 
-# %% ../../nbs/43_runs.ipynb #60093360
+# %% ../../nbs/43_runs.ipynb #392f90b9
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -43,6 +43,7 @@ from celp_nb.repro.fold_evaluation import (
     fold_scores,
     row_of_pictures,
     score_fold,
+    trained_on,
 )
 from .fold_training import train_fold, trained_models
 from .folds import Fold, read_episode_list
@@ -188,7 +189,7 @@ def save_predictions(
     )
     save_figure(path, predictions_figure(rows, title))
 
-# %% ../../nbs/43_runs.ipynb #52579ed2
+# %% ../../nbs/43_runs.ipynb #99864025
 def finish_fold(
     setup: Setup,
     fold: Fold,
@@ -203,7 +204,8 @@ def finish_fold(
     new = evaluate_fold(setup, fold, models, folder, watch)
     new = new.assign(seconds=round(time.time() - began, 1))
     if not setup.accelerator.is_main_process: return
-    old = read_results(folder).assign(benchmark=setup.val.benchmark, rules=config.data.rules)
+    named = {"benchmark": setup.val.benchmark, "trained_on": trained_on(setup)}
+    old = read_results(folder).assign(**named, rules=config.data.rules)
     results = pd.concat([old[old.fold != fold.number], new]) if len(old) else new
     results = results.sort_values("fold", kind="stable")
     write_table(folder / "results.csv", results)
@@ -216,7 +218,7 @@ def finish_fold(
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
     call_back(callbacks, fold.number, fold.iterations, score_values(new))
 
-# %% ../../nbs/43_runs.ipynb #330ff227
+# %% ../../nbs/43_runs.ipynb #bb80562b
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -226,9 +228,9 @@ def run(
     """The main job: train and evaluate every fold.
 
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
-    episodes, iterations, seed, selection, commit, benchmark, weights, precision, rules, seconds.
-    Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError before any work;
-    FloatingPointError for a loss that is not finite; RuntimeError for a callback that fails."""
+    episodes, iterations, seed, selection, commit, benchmark, trained_on, weights, precision,
+    rules, seconds. Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError before any
+    work; FloatingPointError for a loss that is not finite; RuntimeError for a callback that fails."""
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:
         tell, done = run_callbacks(setup, folder, callbacks), set(read_results(folder).fold)

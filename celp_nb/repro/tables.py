@@ -7,7 +7,7 @@ __all__ = ['CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_
            'ONE_DELTA_PER_IMAGE', 'TABLES', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'VARIED_SETTINGS', 'Row', 'Table',
            'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_text']
 
-# %% ../../nbs/45_tables.ipynb #d05f1b9a
+# %% ../../nbs/45_tables.ipynb #6dfd6cd8
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -36,6 +36,7 @@ from celp_nb.repro.presets import (
     markdown_grid,
     paper_ablations,
     preset_config,
+    published_test,
 )
 from .report import value_range
 from .runs import read_results, run
@@ -116,8 +117,8 @@ TABLES = {
     "beyond": Table("pascal", ONE_DELTA_PER_IMAGE, (0, 1, 2)),
 }
 
-# %% ../../nbs/45_tables.ipynb #33e3d2f5
-#: the regime of results/voc-mini
+# %% ../../nbs/45_tables.ipynb #dbdedb1a
+#: the regime of `pascal-part` and `coco-mini`
 DEVELOPMENT_DEFAULTS = make_config(
     backbone="resnet50",
     side=SAMPLES_SIDE,
@@ -132,7 +133,7 @@ DEVELOPMENT_DEFAULTS = make_config(
 
 SCALES = {
     "samples": RunConfig(),
-    "voc-mini": DEVELOPMENT_DEFAULTS,
+    "pascal-part": change_config(DEVELOPMENT_DEFAULTS, train_list="pascal-part"),
     "coco-mini": change_config(DEVELOPMENT_DEFAULTS, scale=(0.8, 1.25), skip_rare=True),
     "full": None,
 }
@@ -164,7 +165,7 @@ def _full_configs(name: str) -> dict[str, RunConfig]:  # by the name of the run
         configs[f"table {name} {label}"] = change_config(base, methods=(row.method,), **row.fields)
     return configs
 
-# %% ../../nbs/45_tables.ipynb #f129b967
+# %% ../../nbs/45_tables.ipynb #585065d5
 def table_runs(
     name: str,  # one of `TABLES`
     scale: str,  # one of `SCALES`
@@ -179,7 +180,8 @@ def table_runs(
     table = TABLES[name]
     if scale != "samples" and not settings.get("data"):
         raise ValueError(f"scale {scale} needs a folder with its images; give --data DIR.")
-    if scale.endswith("-mini") and (scale == "coco-mini") != (table.data == "coco"):
+    shown = {"pascal-part": "pascal", "coco-mini": "coco"}.get(scale, table.data)
+    if shown != table.data:
         benchmark = "COCO-20i" if table.data == "coco" else "PASCAL-5i"
         raise ValueError(
             f"Table {name} is of {benchmark}, which {scale} does not stand for; "
@@ -287,7 +289,7 @@ def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
     lines = means.loc[[key for key in order if key in means.index]].reset_index()
     return lines.rename(columns={"row": "", **metrics})
 
-# %% ../../nbs/45_tables.ipynb #e0d58f2b
+# %% ../../nbs/45_tables.ipynb #09dcb04d
 def _table_note(
     results: pd.DataFrame,  # of `labelled`
     beside_paper: bool,
@@ -299,6 +301,9 @@ def _table_note(
         f"In percent. Means over folds {numbers['fold']} and seeds {numbers['seed']}; "
         f"{steps} steps; {value_range(results.episodes)} episodes a fold."
     )
+    columns = [results[k].fillna("") for k in ("benchmark", "trained_on") if k in results]
+    facts = set(zip(*columns)) if len(columns) == 2 else ()
+    note = " ".join([note, *filter(None, sorted(published_test(*of_run) for of_run in facts))])
     if not beside_paper: return note + "\n"
     data, warning = results.data.iloc[0], ""
     if set(results.get("benchmark", [""])) != {"pascal-5i"}:

@@ -1,6 +1,6 @@
 """Evaluate the models of runs with supports of another class: the support swap.
 
-    OMP_NUM_THREADS=1 python results/voc-mini/other_supports.py runs/vm-main-s0 [RUN ...]
+    OMP_NUM_THREADS=1 python results/history/voc-mini/other_supports.py runs/vm-main-s0 [RUN ...]
 
 Adds to other_supports.csv.gz. One shot, the run's own episode lists. A row per episode and method:
 pixel counts as of `evaluate`, of the query's own object, summed over `questions`, the number of

@@ -1,7 +1,8 @@
 """PFENet with and without CE on voc-mini, the backbone's batch norm in training mode.
 
-    OMP_NUM_THREADS=1 python results/voc-mini/batch_norm.py --out runs/vm-batchnorm-s0 --folds 0 2
-    python results/collect.py results/voc-mini runs/vm-batchnorm-s0
+    OMP_NUM_THREADS=1 python results/history/voc-mini/batch_norm.py \\
+        --out runs/vm-batchnorm-s0 --folds 0 2
+    python results/collect.py results/history/voc-mini runs/vm-batchnorm-s0
 
 PFENet itself trains so; CELP's code freezes batch norm. The regime, the views and the episodes are
 those of vm-main, but features cannot be cached: in training each batch norm takes the statistics of

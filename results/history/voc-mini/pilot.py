@@ -1,6 +1,7 @@
 """One pilot of the search for a regime on voc-mini.
 
-    OMP_NUM_THREADS=1 python results/voc-mini/pilot.py --width 256 --lr 5e-4 --iterations 1200
+    OMP_NUM_THREADS=1 python results/history/voc-mini/pilot.py --width 256 --lr 5e-4 \\
+        --iterations 1200
 
 Trains a method on classes 11-20 and scores it on classes 6-10, both on `train` images; the options
 are the settings of a row of the README. The training images are those without any pixel of classes
