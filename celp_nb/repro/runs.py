@@ -218,7 +218,7 @@ def finish_fold(
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
     call_back(callbacks, fold.number, fold.iterations, score_values(new))
 
-# %% ../../nbs/43_runs.ipynb #bb80562b
+# %% ../../nbs/43_runs.ipynb #3121a475
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -230,7 +230,7 @@ def run(
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
     episodes, iterations, seed, selection, commit, benchmark, trained_on, weights, precision,
     rules, seconds. Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError before any
-    work; FloatingPointError for a loss that is not finite; RuntimeError for a callback that fails."""
+    work; FloatingPointError for a loss that is not finite; RuntimeError for a failing callback."""
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:
         tell, done = run_callbacks(setup, folder, callbacks), set(read_results(folder).fold)
