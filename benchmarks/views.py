@@ -23,7 +23,7 @@ from celp_nb.data.transforms import Recipe
 from celp_nb.data.voc import voc_layout
 from celp_nb.engine.backbones import feature_channels, load_backbone
 from celp_nb.engine.methods import DECODERS, METHODS, build_model
-from celp_nb.engine.steps import cached_steps, online_steps
+from celp_nb.engine.steps import online_steps
 from celp_nb.engine.training import (
     Objective,
     Optimisation,
@@ -31,6 +31,7 @@ from celp_nb.engine.training import (
     optimisers_for,
     train_step,
 )
+from celp_nb.engine.views import cached_steps
 from celp_nb.pfenet import COCO_BINS
 
 

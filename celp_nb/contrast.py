@@ -56,7 +56,7 @@ class FewShotModel(nn.Module):
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/08_contrast.ipynb #c2387a67
+# %% ../nbs/08_contrast.ipynb #db911223
 def fewer_channels(high: Tensor, channels: int) -> Tensor:  # (…, C, h, w) → (…, channels, h, w)
     "Averages of neighbouring channels: `channels` stretches of about C / channels each."
     (*leading, C, h, w) = high.shape
@@ -74,7 +74,7 @@ def main_prior(
             "this model compares the support's high features with their background: "
             "make them with whole=True."
         )
-    high, whole = (fewer_channels(x, model.width) for x in (query.high, support.whole))
+    high, whole = (fewer_channels(x.float(), model.width) for x in (query.high, support.whole))
     return support_prior(high, whole, support_mask)
 
 # %% ../nbs/08_contrast.ipynb #00175974

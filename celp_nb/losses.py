@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['at_mask_size', 'cross_entropy', 'dice']
 
-# %% ../nbs/05_losses.ipynb #dcea5dbe
+# %% ../nbs/05_losses.ipynb #4e85d088
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops import VOID, resize
+from .ops import resize
 
 # %% ../nbs/05_losses.ipynb #36cd9bd3
 def at_mask_size(

@@ -64,7 +64,7 @@ def pool(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, h, w) float → 
     "Average pooling; a map of this size is returned as it is."
     return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
 
-# %% ../nbs/06_pfenet.ipynb #c520e717
+# %% ../nbs/06_pfenet.ipynb #93300c0a
 class PFENet(nn.Module):
     "The Feature Enrichment Module as a decoder: from a `Conditioning` to logits and Eq. (14)."
     def __init__(
@@ -97,7 +97,8 @@ class PFENet(nn.Module):
             if i: x = x + self.alpha_conv[i - 1](torch.cat([x, resize(maps[-1], at)], 1))
             x = x + self.beta_conv[i](x)
             if target is not None:
-                losses.append(cross_entropy(self.inner_cls[i](items(x, slice(len(target)))), target))
+                of_main = items(x, slice(len(target)))
+                losses.append(cross_entropy(self.inner_cls[i](of_main), target))
             maps.append(resize(x, size))
         x = self.res1(torch.cat(maps, 1))
         x = x + self.res2(x)

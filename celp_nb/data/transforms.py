@@ -69,7 +69,7 @@ def denormalise(
     pixels = ((image.detach().cpu() * std + mean) * 255).round().clamp(0, 255)
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/25_transforms.ipynb #6c628fae
+# %% ../../nbs/25_transforms.ipynb #1274c3da
 def known_mask(
     class_map: np.ndarray | Tensor,  # uint8, values 0 .. C and 255
     classes: Sequence[int],  # classes to mark
@@ -79,7 +79,8 @@ def known_mask(
     table[list(classes)] = 1
     table[VOID] = VOID
     if isinstance(class_map, Tensor):
-        return torch.from_numpy(table).to(class_map.device)[class_map.long()]
+        marks = torch.from_numpy(table).to(class_map.device)
+        return marks.index_select(0, class_map.flatten().int()).view(class_map.shape)
     return table[class_map]
 
 

@@ -7,7 +7,7 @@ __all__ = ['LossReport', 'steps_of', 'selection_episodes', 'checkpoint_scorer', 
            'write_model', 'trained_models', 'write_losses', 'tensorboard_report', 'loss_report', 'fit_fold',
            'write_fold', 'train_fold']
 
-# %% ../../nbs/42d_fold_training.ipynb #7e304713
+# %% ../../nbs/42d_fold_training.ipynb #9982c417
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from ..engine.checkpoints import Trained, load_model, save_checkpoint
 from ..engine.evaluation import scores
 from ..engine.feature_bank import FeatureBank
 from ..engine.methods import DECODERS, Step
-from ..engine.steps import cached_steps, online_steps
+from ..engine.steps import online_steps
 from ..engine.training import Optimisation, fit
+from ..engine.views import cached_steps
 from .config import OptimisationConfig
 from .fold_evaluation import evaluate_together
 from .folds import Fold
