@@ -6,31 +6,33 @@
 __all__ = ['PASCAL_BINS', 'COCO_BINS', 'dense_comparison', 'pointwise_conv', 'two_convs', 'classifier', 'bin_size', 'pool',
            'PFENet']
 
-# %% ../nbs/06_pfenet.ipynb #32939c7d
+# %% ../nbs/06_pfenet.ipynb #21d167d6
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
 from .losses import cross_entropy
-from .ops import items, resize
+from .ops import batch_items, resize
 
-# %% ../nbs/06_pfenet.ipynb #66fc09d7
+# %% ../nbs/06_pfenet.ipynb #f297b187
 def dense_comparison(
     weight: Tensor,  # (D, 2C + 1, 1, 1) float, of the 1×1 convolution
     query: Tensor,  # (B, C, h, w) float
     prototype: Tensor,  # (B, C) float
-    prior: Tensor,  # (B, 1, h, w) float in [0, 1]
+    prior: Tensor | None = None,  # (B, 1, h, w) float in [0, 1]; None: `weight` is (D, 2C, 1, 1)
 ) -> Tensor:  # (B, D, h, w) float
     "The 1×1 convolution of the concatenation of Eq. (12), without making the concatenation."
     C = query.shape[1]
-    of_query, of_prototype, of_prior = weight.split([C, C, 1], 1)
+    of_query, of_prototype, *rest = weight.split([C, C] if prior is None else [C, C, 1], 1)
     compared = F.conv2d(query, of_query)
     shift = F.linear(prototype, of_prototype.flatten(1))
-    ones_and_prior = torch.stack([torch.ones_like(prior), prior], 4).flatten(1, 3)  # (B, hw, 2)
-    both = torch.stack([shift, of_prior.flatten().to(shift.dtype).expand_as(shift)], 1)
+    if prior is None: return compared + shift[:, :, None, None]
+    # the shift and the prior's part, (B, hw, 2) · (B, 2, D), added to what is there
+    thin = torch.stack([torch.ones_like(prior), prior], 4).flatten(1, 3)
+    both = torch.stack([shift, rest[0].flatten().to(shift.dtype).expand_as(shift)], 1)
     positions = compared.flatten(2).transpose(1, 2)
-    return torch.baddbmm(positions, ones_and_prior, both).transpose(1, 2).view_as(compared)
+    return torch.baddbmm(positions, thin, both).transpose(1, 2).view_as(compared)
 
 # %% ../nbs/06_pfenet.ipynb #a4ac24a6
 def pointwise_conv(channels: int, width: int) -> nn.Sequential:
@@ -64,7 +66,7 @@ def pool(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, C, h, w) float → 
     "Average pooling; a map of this size is returned as it is."
     return x if tuple(x.shape[-2:]) == tuple(size) else F.adaptive_avg_pool2d(x, size)
 
-# %% ../nbs/06_pfenet.ipynb #93300c0a
+# %% ../nbs/06_pfenet.ipynb #fcd09a27
 class PFENet(nn.Module):
     "The Feature Enrichment Module as a decoder: from a `Conditioning` to logits and Eq. (14)."
     def __init__(
@@ -97,7 +99,7 @@ class PFENet(nn.Module):
             if i: x = x + self.alpha_conv[i - 1](torch.cat([x, resize(maps[-1], at)], 1))
             x = x + self.beta_conv[i](x)
             if target is not None:
-                of_main = items(x, slice(len(target)))
+                of_main = batch_items(x, slice(len(target)))
                 losses.append(cross_entropy(self.inner_cls[i](of_main), target))
             maps.append(resize(x, size))
         x = self.res1(torch.cat(maps, 1))
