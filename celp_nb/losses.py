@@ -24,9 +24,9 @@ def at_mask_size(
     with torch.autocast(logits.device.type, enabled=False):
         return rows @ logits.float() @ columns.T
 
-# %% ../nbs/05_losses.ipynb #70f4cf61
+# %% ../nbs/05_losses.ipynb #3358b39f
 class _BinaryCrossEntropy(torch.autograd.Function):
-    "Σ ln(1 + e^m) over margins and weights, with its derivative 1 / (1 + e^-m) written down."
+    "The weighted sum of ln(1 + e^m), with its derivative 1 / (1 + e^-m) written down."
 
     @staticmethod
     def forward(ctx, margin: Tensor, weight: Tensor) -> Tensor:  # any shape, the same

@@ -40,7 +40,7 @@ from celp_nb.engine.training import (
     optimisers_for,
     train_step,
 )
-from celp_nb.engine.views import View, cached_steps
+from celp_nb.engine.views import cached_steps
 from celp_nb.pfenet import PFENet
 
 SIDE = 81
@@ -580,10 +580,15 @@ def test_reading_processes_change_nothing(backbone, training):
     )
 
 
+def ask_view(file, *args):
+    "A view as it is read from the file."
+    return engine_views.read_view(file, engine_views.place_of_view(file, *args))
+
+
 def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypatch):
     "And read after that, in the same process too."
     shown = (0, int(training.episodes.cls[0]), 0)
-    ask = lambda file: engine_views.view_features(file, backbone, training, shown)
+    ask = lambda file: ask_view(file, backbone, training, shown)
     made, path = ask(engine_views.open_views(tmp_path)), tmp_path / "views.bin"
     path.write_bytes(path.read_bytes()[:1000])
     written, make = [], engine_views.make_view
@@ -602,7 +607,7 @@ def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypa
 def test_a_damaged_line_of_the_index_costs_its_view_alone(damage, backbone, training, tmp_path):
     "The views that it does not name are read; a view is never taken for another."
     cls, path = int(training.episodes.cls[0]), tmp_path / "views.jsonl"
-    ask = lambda file, view: engine_views.view_features(file, backbone, training, (0, cls, view))
+    ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
     file = engine_views.open_views(tmp_path)
     made = [ask(file, view) for view in range(3)]
     lines = path.read_bytes().splitlines(keepends=True)
@@ -621,7 +626,7 @@ def test_a_damaged_line_of_the_index_costs_its_view_alone(damage, backbone, trai
 def test_two_processes_write_views_into_one_file(backbone, training, tmp_path):
     "What one has made the other reads; both may make the same view at once."
     cls = int(training.episodes.cls[0])
-    ask = lambda file, view: engine_views.view_features(file, backbone, training, (0, cls, view))
+    ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
     one, two = (engine_views.open_views(tmp_path) for _ in range(2))
     a, b = ask(one, 0), ask(two, 1)
     size = (tmp_path / "views.bin").stat().st_size
@@ -631,7 +636,9 @@ def test_two_processes_write_views_into_one_file(backbone, training, tmp_path):
     engine_views.append_view(one, "again", a)
     engine_views.append_view(two, "again", a)
     third = engine_views.open_views(tmp_path)
-    kept = engine_views.kept_view(third, "again", View._fields)
+    engine_views.read_index(third)
+    kept = engine_views.read_view(third, third.places["again"])
+    assert engine_views.is_whole(third, third.places["again"])
     assert all(torch.equal(x, y) for x, y in zip(kept, a))
 
 
@@ -639,7 +646,7 @@ def test_a_view_for_which_there_is_no_room_is_said_and_harms_no_other(
     backbone, training, tmp_path
 ):
     cls, file = int(training.episodes.cls[0]), engine_views.open_views(tmp_path)
-    ask = lambda file, view: engine_views.view_features(file, backbone, training, (0, cls, view))
+    ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
     first = ask(file, 0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (tmp_path / "views.bin").stat().st_size
@@ -655,19 +662,18 @@ def test_a_view_for_which_there_is_no_room_is_said_and_harms_no_other(
 
 
 def test_views_of_a_backbone_in_bfloat16_are_kept_as_they_are(backbone, training, tmp_path):
-    "Not rounded a second time; and only what is asked for is read."
+    "Not rounded a second time; and a field is read alone."
     shown = (0, int(training.episodes.cls[0]), 0)
     file = engine_views.open_views(tmp_path)
-    made = engine_views.view_features(file, backbone, training, shown, torch.bfloat16)
+    made = ask_view(file, backbone, training, shown, torch.bfloat16)
     x, class_map = engine_views.fixed_view(training, *shown)
     with autocast(torch.device("cpu"), torch.bfloat16): online = backbone(x[None])[0][0]
     assert online.dtype == made.mid.dtype == torch.bfloat16
     assert torch.equal(made.mid.movedim(-1, 0), online)
-    some = [engine_views.kept_view(file, name, ("mid",)) for name in list(file.places) * 2]
-    assert torch.equal(some[-1].mid, made.mid)
-    parts = engine_views.kept_view(file, *file.places, ("class_map", "high"))
-    assert parts.mid is None and parts.foreground is None
-    assert torch.equal(parts.high, made.high) and torch.equal(parts.class_map, class_map)
+    (place,) = file.places.values()
+    twice = engine_views.read_field(file, [place, place], "high")
+    assert twice.dtype == torch.bfloat16 and torch.equal(twice, torch.stack(2 * [made.high]))
+    assert torch.equal(engine_views.read_field(file, [place], "class_map")[0], class_map)
 
 
 @pytest.mark.parametrize("step", [0, 3])
