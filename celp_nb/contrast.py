@@ -6,7 +6,7 @@
 __all__ = ['FewShotModel', 'fewer_channels', 'main_prior', 'support_conditioning', 'latent_conditioning',
            'masked_latent_conditioning', 'Losses', 'has_region', 'two_path_losses']
 
-# %% ../nbs/08_contrast.ipynb #ec7afe5d
+# %% ../nbs/08_contrast.ipynb #a7c6a65a
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from celp_nb.conditioning import (
     support_prior,
 )
 from .losses import cross_entropy
-from .ops import VOID, batch_items, soft_mask
+from .ops import VOID, batch_cat, batch_items, soft_mask
 
 # %% ../nbs/08_contrast.ipynb #d2f002b4
 class FewShotModel(nn.Module):
@@ -131,7 +131,7 @@ def has_region(pseudo: Tensor) -> Tensor:  # (B, H, W) int64 {0, 1, 255}, Eq. (6
     "Which images have a latent region, and with it an auxiliary path."
     return (pseudo == 1).flatten(1).any(1)
 
-# %% ../nbs/08_contrast.ipynb #c3be8170
+# %% ../nbs/08_contrast.ipynb #b56c4d07
 def two_path_losses(
     model: FewShotModel,
     query: Features,  # (B, …)
@@ -151,7 +151,7 @@ def two_path_losses(
         own = cond  # of the images with a region; to choose all of them would copy every feature
         if not region.all(): own = Conditioning(*(batch_items(x, region) for x in cond))
         latent = second(own, pseudo[region])
-        cond = Conditioning(*(torch.cat(pair) for pair in zip(cond, latent)))
+        cond = Conditioning(*(batch_cat(*pair) for pair in zip(cond, latent)))
     logits, auxiliary = model.decoder(cond, target)
     main, zero = loss(logits[:B], target), logits.new_zeros((), dtype=torch.float32)
     if auxiliary is None: auxiliary = zero

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from celp_nb import cyctr
 from celp_nb.bundled.scenes import samples
@@ -926,6 +927,33 @@ def test_steps_without_the_supports_background_are_refused(method, steps):
     ):
         fit({"a": net}, {"a": method}, steps, SHORT, 0)
     assert same(net.state_dict(), before)
+
+
+class MixedLayouts(TorchDispatchMode):
+    "Collects operations on maps of which some have rows, others channels next to each other."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        maps = [x for x in args if isinstance(x, torch.Tensor) and x.ndim == 4]
+        maps = [x for x in maps if x.shape[1] > 2 and min(x.shape[2:]) > 1]
+        last = {x.stride(1) == 1 for x in maps}
+        if len(last) > 1: self.found.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE"])
+def test_a_step_has_channels_next_to_each_other_throughout(name, backbone, training):
+    "A sum or threshold of two layouts takes 6 to 30 times as long."
+    method = find_method(name, delta=0.3, sigma=3)
+    net = build_model(240, 16, (1.0, 0.5), method=method)
+    data = next(online_steps(backbone, training, 2, whole=True))
+    objective, accelerator = Objective(net, DECODERS[method.decoder].loss), accelerator_for()
+    optimisers = optimisers_for(net, method, SHORT)
+    with MixedLayouts() as layouts:
+        losses = train_step(objective, optimisers, method, data, 1e-3, 0, accelerator)
+    assert layouts.found == [] and (losses["contrast"] > 0) == ("CE" in name)
 
 
 # --- cached features
