@@ -5,17 +5,14 @@
 # %% auto #0
 __all__ = ['resizing_matrix', 'at_mask_size', 'cross_entropy', 'dice']
 
-# %% ../nbs/05_losses.ipynb #70a650a6
-from functools import lru_cache
-
+# %% ../nbs/05_losses.ipynb #4e85d088
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .ops import resize
 
-# %% ../nbs/05_losses.ipynb #943bf0a2
-@lru_cache
+# %% ../nbs/05_losses.ipynb #771ef1b1
 def resizing_matrix(
     n: int,  # positions before
     N: int,  # pixels after

@@ -75,7 +75,7 @@ def make_view(
     maps = (f.to(kept).cpu().movedim(0, 2).contiguous() for f in (mid[0], *high))
     return View(class_map, *maps)
 
-# %% ../../nbs/33a_views.ipynb #9d2c55d7
+# %% ../../nbs/33a_views.ipynb #ccfd643c
 class Place(NamedTuple):
     "Where a view lies in the file, and what is there."
     at: int  # its first byte
@@ -100,7 +100,7 @@ def open_views(folder: Path) -> ViewFile:  # made if need be
     return ViewFile(data, index, {}, set())
 
 
-opened_once = lru_cache(None)(open_views)  # folds of a run, and what they have checked, share a file
+opened_once = lru_cache(None)(open_views)  # shared by the folds of a run
 
 # %% ../../nbs/33a_views.ipynb #21abbd22
 def index_line(name: str, place: Place) -> bytes:
