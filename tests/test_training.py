@@ -604,24 +604,26 @@ def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypa
     assert all(torch.equal(x, y) for view in again for x, y in zip(made, view))
 
 
-@pytest.mark.parametrize("damage", ["flipped", "torn", "swapped"])
+@pytest.mark.parametrize("damage", ["flipped", "torn", "swapped", "unfinished"])
 def test_a_damaged_line_of_the_index_costs_its_view_alone(damage, backbone, training, tmp_path):
     "The views that it does not name are read; a view is never taken for another."
     cls, path = int(training.episodes.cls[0]), tmp_path / "views.jsonl"
     ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
     file = engine_views.open_views(tmp_path)
     made = [ask(file, view) for view in range(3)]
-    lines = path.read_bytes().splitlines(keepends=True)
+    lines = path.read_bytes().split(b"\n")[1::2]
     assert len(lines) == 3
+    lines = [line + b"\n" for line in lines]
     if damage == "flipped": lines[1] = lines[1].replace(b"1, ", b"2, ", 1)
     if damage == "torn": lines[1] = lines[1][:20]
+    if damage == "unfinished": lines[2] = lines[2][:20]  # the process died while it wrote
     if damage == "swapped": lines[1] = lines[1].replace(b"-1\"", b"-0\"")
-    assert b"".join(lines) != path.read_bytes()
     path.write_bytes(b"".join(lines))
     with pytest.warns(UserWarning, match=r"a line of .*views\.jsonl is damaged"):
         file = engine_views.open_views(tmp_path)
         again = [ask(file, view) for view in range(3)]
     for a, b in zip(made, again): assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert {f"{training.image_set.ids[0]}-{cls}-{view}" for view in range(3)} == set(file.places)
 
 
 def test_two_processes_write_views_into_one_file(backbone, training, tmp_path):

@@ -102,18 +102,18 @@ def open_views(folder: Path) -> ViewFile:  # made if need be
 
 opened_once = lru_cache(None)(open_views)  # shared by the folds of a run
 
-# %% ../../nbs/33a_views.ipynb #21abbd22
+# %% ../../nbs/33a_views.ipynb #aa2da6ea
 def index_line(name: str, place: Place) -> bytes:
-    "A line of the index: the checksum of an entry, and the entry."
+    "A line of the index, checksum and entry; the newline in front ends an unfinished one."
     entry = json.dumps([name, *place]).encode()
-    return b"%08x %s\n" % (zlib.crc32(entry), entry)
+    return b"\n%08x %s\n" % (zlib.crc32(entry), entry)
 
 
 def read_index(file: ViewFile) -> None:
     "Add to `places` what has been appended to the index, by whom ever; damaged lines are left out."
     *lines, unfinished = file.index.read().split(b"\n")
     file.index.seek(-len(unfinished), os.SEEK_CUR)
-    for line in lines:
+    for line in filter(None, lines):
         check, _, entry = line.partition(b" ")
         if check != b"%08x" % zlib.crc32(entry):
             message = f"a line of {file.index.name} is damaged; its view is made anew."
@@ -123,7 +123,7 @@ def read_index(file: ViewFile) -> None:
         file.places[name] = Place(*place)
         file.checked.discard(name)
 
-# %% ../../nbs/33a_views.ipynb #b5b33250
+# %% ../../nbs/33a_views.ipynb #66878376
 def as_bytes(x: Tensor) -> np.ndarray:  # uint8, one axis; shares memory with `x`
     "The bytes of a tensor on the CPU."
     return x.view(-1).view(torch.uint8).numpy()
@@ -137,8 +137,10 @@ def append_view(file: ViewFile, name: str, view: View) -> None:
     try:
         written = file.data.write(content)  # one call, so that no other process writes between
         place = Place(file.data.tell() - written, zlib.crc32(content), dtype, shapes)
-        if written < len(content): raise OSError("no space left")
-        with io.FileIO(file.index.name, "a") as index: index.write(index_line(name, place))
+        line = index_line(name, place)
+        with io.FileIO(file.index.name, "a") as index:
+            complete = written == len(content) and index.write(line) == len(line)
+        if not complete: raise OSError("no space left")
     except OSError as e:
         raise OSError(
             f"the view {name} could not be written into {folder} ({e}); "
@@ -247,7 +249,7 @@ def shown_views(
     images = [int(drawn.query[i]), *drawn.support[i].tolist()]
     return [(image, int(drawn.cls[i]), number) for image, number in zip(images, numbers)]
 
-# %% ../../nbs/33a_views.ipynb #21bb5257
+# %% ../../nbs/33a_views.ipynb #2e614887
 def step_of_views(
     file: ViewFile,
     episodes: list[list[Place]],  # of each: of its query, then of its K supports
@@ -270,7 +272,7 @@ def step_of_views(
     maps = [read_field(file, own, "class_map") for own in episodes]
     masks = torch.stack([binary_mask(m, cls) for m, cls in zip(maps, classes)]).to(device)
     known = known_mask(torch.stack([m[0] for m in maps]), train_classes)
-    query = Features(features(queries, "mid"), features(queries, "high"))
+    query = Features(features(queries, "mid"), features(queries, "high").float())
     return Step(query, support, masks[:, 1:], masks[:, 0].long(), known.to(device))
 
 # %% ../../nbs/33a_views.ipynb #33965937
