@@ -32,13 +32,14 @@ def index_features(features: Features | SupportFeatures, index) -> Features | Su
     "The features of some images or shots; `index` is of the leading dimensions, as in x[index]."
     return type(features)(*(x[index] for x in features))
 
-# %% ../nbs/04_conditioning.ipynb #3c85169e
+# %% ../nbs/04_conditioning.ipynb #d604d5b5
 def masked_average(
     features: Tensor,  # (N, C, h, w) float
     weight: Tensor,  # (N, 1, h, w) float in [0, 1]
 ) -> Tensor:  # (N, C) float
     "The average of `features`, weighted; nearly 0 where the weight is 0 everywhere."
-    return (features * weight).sum((2, 3)) / (weight.sum((2, 3)) + 0.0005)
+    features, weight = features.movedim(1, 3), weight.movedim(1, 3)
+    return (features * weight).sum((1, 2)) / (weight.sum((1, 2)) + 0.0005)
 
 # %% ../nbs/04_conditioning.ipynb #eb57b495
 def prototype(features: Tensor, mask: Tensor) -> Tensor:  # (N, C, h, w), (N, H, W) → (N, C)
@@ -74,10 +75,10 @@ def support_prior(
         maps += [best_match(query, foreground_vectors(s, m)) for s, m in zip(shots, masks)]
     return min_max(torch.stack(maps)).unflatten(0, support_mask.shape[:2]).mean(1, keepdim=True)
 
-# %% ../nbs/04_conditioning.ipynb #a7622bb0
+# %% ../nbs/04_conditioning.ipynb #4d706ba1
 def latent_prior(v: Tensor, mid: Tensor) -> Tensor:  # (B, C), (B, C, h, w) → (B, 1, h, w) in [0, 1]
     "H′ of Eq. (8) and Eq. (9), as published: of the whole map, not ⊙ M′ or ⊙ [M′ = 1]; float32."
-    cosines = cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1)
+    cosines = cosine(mid.flatten(2), v.unsqueeze(2)).squeeze(2)
     return min_max(cosines.unflatten(1, mid.shape[-2:])).unsqueeze(1)
 
 # %% ../nbs/04_conditioning.ipynb #337dfce5
