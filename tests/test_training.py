@@ -679,6 +679,19 @@ def test_views_of_a_backbone_in_bfloat16_are_kept_as_they_are(backbone, training
     assert torch.equal(engine_views.read_field(file, [place], "class_map")[0], class_map)
 
 
+def test_views_of_more_than_254_classes_keep_their_class_maps(tmp_path):
+    "int32 maps take four times the bytes, and what lies behind them is read all the same."
+    maps = [torch.randn(2, 2, channels) for channels in (3, 4, 4)]
+    view = engine_views.View(torch.tensor([[300, 65535], [0, 7]], dtype=torch.int32), *maps)
+    file = engine_views.open_views(tmp_path)
+    for name in ("a", "b"): engine_views.append_view(file, name, view)
+    engine_views.read_index(file)
+    for place in file.places.values():
+        kept = engine_views.read_view(file, place)
+        assert kept.class_map.dtype == torch.int32 and engine_views.is_whole(file, place)
+        assert all(torch.equal(x, y) for x, y in zip(kept, view))
+
+
 @pytest.mark.parametrize("step", [0, 3])
 def test_shares_of_a_step_are_the_step(step):
     assert [i for rank in range(3) for i in own_episodes(step, 6, (rank, 3))] == list(
