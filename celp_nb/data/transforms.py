@@ -75,7 +75,7 @@ def denormalise(
     pixels = ((image.detach().cpu() * std + mean) * 255).round().clamp(0, 255)
     return pixels.to(torch.uint8).permute(1, 2, 0).numpy()
 
-# %% ../../nbs/25_transforms.ipynb #5beb0535
+# %% ../../nbs/25_transforms.ipynb #3b06965d
 def known_mask(
     class_map: np.ndarray | Tensor,  # integer, values 0 .. C and void
     classes: Sequence[int],  # classes to mark
@@ -86,8 +86,7 @@ def known_mask(
     table[list(classes)] = 1
     table[void] = VOID
     if isinstance(class_map, Tensor):
-        marks = torch.from_numpy(table).to(class_map.device)
-        return marks.index_select(0, class_map.flatten().int()).view(class_map.shape)
+        return torch.from_numpy(table).to(class_map.device)[class_map.long()]
     return table[class_map]
 
 
