@@ -32,13 +32,14 @@ def index_features(features: Features | SupportFeatures, index) -> Features | Su
     "The features of some images or shots; `index` is of the leading dimensions, as in x[index]."
     return type(features)(*(x[index] for x in features))
 
-# %% ../nbs/04_conditioning.ipynb #3c85169e
+# %% ../nbs/04_conditioning.ipynb #d604d5b5
 def masked_average(
     features: Tensor,  # (N, C, h, w) float
     weight: Tensor,  # (N, 1, h, w) float in [0, 1]
 ) -> Tensor:  # (N, C) float
     "The average of `features`, weighted; nearly 0 where the weight is 0 everywhere."
-    return (features * weight).sum((2, 3)) / (weight.sum((2, 3)) + 0.0005)
+    features, weight = features.movedim(1, 3), weight.movedim(1, 3)
+    return (features * weight).sum((1, 2)) / (weight.sum((1, 2)) + 0.0005)
 
 # %% ../nbs/04_conditioning.ipynb #eb57b495
 def prototype(features: Tensor, mask: Tensor) -> Tensor:  # (N, C, h, w), (N, H, W) → (N, C)

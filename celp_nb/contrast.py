@@ -6,7 +6,7 @@
 __all__ = ['FewShotModel', 'fewer_channels', 'main_prior', 'support_conditioning', 'latent_conditioning',
            'masked_latent_conditioning', 'Losses', 'has_region', 'two_path_losses']
 
-# %% ../nbs/08_contrast.ipynb #9b409731
+# %% ../nbs/08_contrast.ipynb #a7c6a65a
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from celp_nb.conditioning import (
     support_prior,
 )
 from .losses import cross_entropy
-from .ops import VOID, soft_mask
+from .ops import VOID, batch_cat, batch_items, soft_mask
 
 # %% ../nbs/08_contrast.ipynb #d2f002b4
 class FewShotModel(nn.Module):
@@ -56,7 +56,7 @@ class FewShotModel(nn.Module):
         "Segment the query: the main path alone, which is all there is at test time."
         return self.decoder(support_conditioning(self, query, support, support_mask, padding))[0]
 
-# %% ../nbs/08_contrast.ipynb #c2387a67
+# %% ../nbs/08_contrast.ipynb #db911223
 def fewer_channels(high: Tensor, channels: int) -> Tensor:  # (…, C, h, w) → (…, channels, h, w)
     "Averages of neighbouring channels: `channels` stretches of about C / channels each."
     (*leading, C, h, w) = high.shape
@@ -74,7 +74,7 @@ def main_prior(
             "this model compares the support's high features with their background: "
             "make them with whole=True."
         )
-    high, whole = (fewer_channels(x, model.width) for x in (query.high, support.whole))
+    high, whole = (fewer_channels(x.float(), model.width) for x in (query.high, support.whole))
     return support_prior(high, whole, support_mask)
 
 # %% ../nbs/08_contrast.ipynb #00175974
@@ -131,7 +131,7 @@ def has_region(pseudo: Tensor) -> Tensor:  # (B, H, W) int64 {0, 1, 255}, Eq. (6
     "Which images have a latent region, and with it an auxiliary path."
     return (pseudo == 1).flatten(1).any(1)
 
-# %% ../nbs/08_contrast.ipynb #213dc0ce
+# %% ../nbs/08_contrast.ipynb #b56c4d07
 def two_path_losses(
     model: FewShotModel,
     query: Features,  # (B, …)
@@ -148,9 +148,10 @@ def two_path_losses(
     cond = support_conditioning(model, query, support, support_mask, padding, prior)
     region = torch.zeros_like(padding[:, 0, 0]) if pseudo is None else has_region(pseudo)
     if region.any():
-        which = slice(None) if region.all() else region  # a mask would copy every feature
-        latent = second(Conditioning(*(x[which] for x in cond)), pseudo[which])
-        cond = Conditioning(*(torch.cat(pair) for pair in zip(cond, latent)))
+        own = cond  # of the images with a region; to choose all of them would copy every feature
+        if not region.all(): own = Conditioning(*(batch_items(x, region) for x in cond))
+        latent = second(own, pseudo[region])
+        cond = Conditioning(*(batch_cat(*pair) for pair in zip(cond, latent)))
     logits, auxiliary = model.decoder(cond, target)
     main, zero = loss(logits[:B], target), logits.new_zeros((), dtype=torch.float32)
     if auxiliary is None: auxiliary = zero

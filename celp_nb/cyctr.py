@@ -7,7 +7,7 @@ __all__ = ['KEYS', 'nearest', 'sine_position', 'sample_points', 'position_grid',
            'choose_keys', 'cycle_consistent', 'CycleAttention', 'feed_forward', 'Layer', 'draw_keys', 'Transformer',
            'CyCTR']
 
-# %% ../nbs/07_cyctr.ipynb #268588ce
+# %% ../nbs/07_cyctr.ipynb #87b77ba6
 import math
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .conditioning import Conditioning, prototype
 from .losses import dice
-from .ops import VOID
-from .pfenet import classifier, pointwise_conv, two_convs
+from .ops import VOID, batch_items
+from .pfenet import classifier, dense_comparison, pointwise_conv, two_convs
 
 # %% ../nbs/07_cyctr.ipynb #61279b91
 def nearest(mask: Tensor, size: tuple[int, int]) -> Tensor:  # (B, H, W) → (B, h, w), any type
@@ -39,18 +39,27 @@ def sine_position(
     row, column = rows / (rows[:, -1:] + 1e-6), columns / (columns[:, :, -1:] + 1e-6)
     return torch.cat([waves(row), waves(column)], 3).flatten(1, 2)
 
-# %% ../nbs/07_cyctr.ipynb #b1b89c9e
+# %% ../nbs/07_cyctr.ipynb #f73ad8d2
 def sample_points(
     value: Tensor,  # (B, heads, C, h, w) float
     points: Tensor,  # (B, n, heads, P, 2) float32, (x, y) in positions; 0, 0: middle of the first
     weight: Tensor,  # (B, n, heads, P) float
 ) -> Tensor:  # (B, n, heads · C) float
-    "The weighted sum of a map at points between its positions, read bilinearly; 0 outside."
+    "The weighted sum of a map at points between its positions, bilinear in float32; 0 outside."
     (B, heads, C, h, w), n = value.shape, points.shape[1]
-    grid = (points + 0.5) * points.new_tensor([2 / w, 2 / h]) - 1  # -1 and 1: the map's edges
-    grid, weight = (x.transpose(1, 2).flatten(0, 1) for x in (grid, weight))  # (B · heads, n, P, …)
-    samples = F.grid_sample(value.flatten(0, 1).to(grid.dtype), grid, align_corners=False)
-    return (samples * weight.unsqueeze(1)).sum(3).view(B, heads * C, n).transpose(1, 2)
+    first = points.detach().floor()
+    along = points - first
+    x, y = (torch.stack([k, k + 1], 4) for k in first.long().unbind(4))  # (B, n, heads, P, 2)
+    of_x, of_y = (torch.stack([1 - a, a], 4) for a in along.unbind(4))
+    of_x, of_y = of_x.masked_fill((x < 0) | (x >= w), 0), of_y.masked_fill((y < 0) | (y >= h), 0)
+    # the four positions around each point, (B, n, heads, P, 2, 2), and their shares
+    share = of_y.unsqueeze(5) * of_x.unsqueeze(4) * weight[..., None, None]
+    plane = torch.arange(B * heads, device=value.device).view(B, 1, heads, 1, 1, 1)
+    at = y.clamp(0, h - 1).unsqueeze(5) * w + x.clamp(0, w - 1).unsqueeze(4) + h * w * plane
+    at, share = (t.flatten(3).flatten(0, 2) for t in (at, share))
+    vectors = value.movedim(2, 4).reshape(-1, C).to(share.dtype)
+    read = F.embedding_bag(at, vectors, mode="sum", per_sample_weights=share)
+    return read.view(B, n, heads * C)
 
 
 def position_grid(size: tuple[int, int], device: torch.device | None = None) -> Tensor:
@@ -144,7 +153,7 @@ def cycle_consistent(
     returned = label.gather(1, best_key.gather(1, best_query))
     return (label == returned) & key_valid
 
-# %% ../nbs/07_cyctr.ipynb #570bd398
+# %% ../nbs/07_cyctr.ipynb #5220bd6f
 class CycleAttention(nn.Module):
     "Cross-alignment: query positions attend to the cycle-consistent support positions."
     def __init__(self, width: int):
@@ -166,10 +175,11 @@ class CycleAttention(nn.Module):
             scores = q.float() @ k.float().transpose(1, 2)
             consistent = cycle_consistent(scores, label, key_valid, query_valid)
         dropped = (ignored | ~consistent) & key_valid
-        bias = torch.zeros_like(label, dtype=q.dtype).masked_fill(dropped, -1e4)
-        bias = bias.masked_fill(~key_valid, -torch.inf)[:, None, None].expand(-1, 1, q.shape[1], -1)
-        mixed = F.scaled_dot_product_attention(*(x.unsqueeze(1) for x in (q, k, v)), bias)
-        return self.proj(mixed.squeeze(1)), dropped
+        none = (dropped | ~key_valid).all(1, keepdim=True)  # of its keys is left: all count again
+        closed = (dropped & ~none) | ~key_valid
+        bias = torch.zeros_like(label, dtype=q.dtype).masked_fill(closed, -torch.inf).unsqueeze(1)
+        scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=q.shape[2] ** -0.5)
+        return self.proj(scores.softmax(2) @ v), dropped
 
 # %% ../nbs/07_cyctr.ipynb #bd545041
 def feed_forward(width: int, dropout: float) -> nn.Sequential:
@@ -258,7 +268,7 @@ class Transformer(nn.Module):
             x, dropped = layer(x, position, padded, size, *keys)
         return x.transpose(1, 2).unflatten(2, size)
 
-# %% ../nbs/07_cyctr.ipynb #a37beef2
+# %% ../nbs/07_cyctr.ipynb #fb3a4f51
 class CyCTR(nn.Module):
     "The cycle-consistent transformer as a decoder: from a `Conditioning` to logits and Eq. (15)."
     def __init__(
@@ -286,10 +296,10 @@ class CyCTR(nn.Module):
         target: Tensor | None = None,  # (T, H, W) int64 {0, 1, 255}: of the first T ≤ B items
     ) -> tuple[Tensor, Tensor | None]:  # logits (B, 2, h, w); Eq. (15), None without a target
         (B, K), size = cond.support.shape[:2], cond.query.shape[-2:]
-        v = cond.prototype[:, :, None, None].expand(-1, -1, *size)
-        query = self.qry_merge_feat(torch.cat([cond.query, v, cond.prior], 1))
-        shots = torch.cat([cond.support.flatten(0, 1), v.repeat_interleave(K, 0)], 1)
-        support = self.supp_merge_feat(shots).unflatten(0, (B, K))
+        merge = lambda block, *x: F.relu(dense_comparison(block[0].weight, *x))
+        query = merge(self.qry_merge_feat, cond.query, cond.prototype, cond.prior)
+        shots, v = cond.support.flatten(0, 1), cond.prototype.repeat_interleave(K, 0)
+        support = merge(self.supp_merge_feat, shots, v).unflatten(0, (B, K))
         mask = nearest(cond.support_mask.flatten(0, 1), size).unflatten(0, (B, K))
         x = self.transformer(query, support, mask, nearest(cond.padding, size))
         x = self.merge_multi_lvl_reduce(x)
@@ -299,9 +309,8 @@ class CyCTR(nn.Module):
     def support_loss(self, x: Tensor, cond: Conditioning, target: Tensor) -> Tensor:  # scalar
         "Eq. (15): Dice of the support, segmented with the average of the query's object."
         T, K = len(target), cond.support.shape[1]
-        v = prototype(self.pred_supp_qry_proj(x[:T]) + cond.query[:T], target)
-        support = cond.support[:T].flatten(0, 1)
-        v = v.repeat_interleave(K, 0)[:, :, None, None].expand_as(support)
-        y = self.supp_init_merge(torch.cat([support, v], 1))
+        x, query, support = (batch_items(f, slice(T)) for f in (x, cond.query, cond.support))
+        v = prototype(self.pred_supp_qry_proj(x) + query, target).repeat_interleave(K, 0)
+        y = F.relu(dense_comparison(self.supp_init_merge[0].weight, support.flatten(0, 1), v))
         y = y + self.supp_beta_conv(y)
         return dice(self.supp_cls(y), cond.support_mask[:T].flatten(0, 1).long())

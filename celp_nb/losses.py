@@ -12,17 +12,17 @@ from torch import Tensor
 
 from .ops import VOID, resize
 
-# %% ../nbs/05_losses.ipynb #58f440f9
+# %% ../nbs/05_losses.ipynb #bd12cbb4
 def cross_entropy(logits: Tensor, mask: Tensor) -> Tensor:  # (B, 2, h, w), (B, H, W) int64 → scalar
     "Cross-entropy at image size, mean over pixels that are not void; 0 with a gradient for none."
-    logits = resize(logits.float(), mask.shape[-2:])
+    logits = resize(logits.float().contiguous(), mask.shape[-2:])
     total = F.cross_entropy(logits, mask, ignore_index=VOID, reduction="sum")
     return total / (mask != VOID).sum().clamp(min=1)
 
-# %% ../nbs/05_losses.ipynb #65462243
+# %% ../nbs/05_losses.ipynb #c7f2e376
 def dice(logits: Tensor, mask: Tensor) -> Tensor:  # (B, 2, h, w), (B, H, W) int64 → in [0, 1]
     "Dice as published: sigmoid of both channels, squared denominator; void is in neither class."
-    p = resize(logits.float(), mask.shape[-2:]).sigmoid().flatten(2)
+    p = resize(logits.float().contiguous(), mask.shape[-2:]).sigmoid().flatten(2)
     y = torch.stack([mask == 0, mask == 1], 1).float().flatten(2)
     size = (p * p).sum(2) + y.sum(2)
     return (1 - 2 * (p * y).sum(2) / size.clamp(min=1e-8)).mean()

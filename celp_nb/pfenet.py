@@ -5,26 +5,27 @@
 # %% auto #0
 __all__ = ['PASCAL_BINS', 'COCO_BINS', 'dense_comparison', 'pointwise_conv', 'two_convs', 'classifier', 'bin_size', 'PFENet']
 
-# %% ../nbs/06_pfenet.ipynb #610cf635
+# %% ../nbs/06_pfenet.ipynb #21d167d6
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
 from .losses import cross_entropy
-from .ops import resize
+from .ops import batch_items, resize
 
-# %% ../nbs/06_pfenet.ipynb #43c96c0d
+# %% ../nbs/06_pfenet.ipynb #d4786349
 def dense_comparison(
     weight: Tensor,  # (D, 2C + 1, 1, 1) float, of the 1×1 convolution
     query: Tensor,  # (B, C, h, w) float
     prototype: Tensor,  # (B, C) float
-    prior: Tensor,  # (B, 1, h, w) float in [0, 1]
+    prior: Tensor | None = None,  # (B, 1, h, w) float in [0, 1]; None: `weight` is (D, 2C, 1, 1)
 ) -> Tensor:  # (B, D, h, w) float
     "The 1×1 convolution of the concatenation of Eq. (12), without making the concatenation."
     C = query.shape[1]
     shift = F.linear(prototype, weight[:, C : 2 * C, 0, 0])
-    by_position = F.conv2d(query, weight[:, :C]) + F.conv2d(prior, weight[:, 2 * C :])
+    by_position = F.conv2d(query, weight[:, :C])
+    if prior is not None: by_position = by_position + F.conv2d(prior, weight[:, 2 * C :])
     return by_position + shift[:, :, None, None]
 
 # %% ../nbs/06_pfenet.ipynb #a4ac24a6
@@ -54,7 +55,7 @@ def bin_size(bin: float, size: tuple[int, int]) -> tuple[int, int]:  # (h, w), a
     if bin > 1: return int(bin), int(bin)
     return max(1, int(size[0] * bin)), max(1, int(size[1] * bin))
 
-# %% ../nbs/06_pfenet.ipynb #cba080e3
+# %% ../nbs/06_pfenet.ipynb #9cf685da
 class PFENet(nn.Module):
     "The Feature Enrichment Module as a decoder: from a `Conditioning` to logits and Eq. (14)."
     def __init__(
@@ -87,7 +88,8 @@ class PFENet(nn.Module):
             if i: x = x + self.alpha_conv[i - 1](torch.cat([x, resize(maps[-1], at)], 1))
             x = x + self.beta_conv[i](x)
             if target is not None:
-                losses.append(cross_entropy(self.inner_cls[i](x[: len(target)]), target))
+                of_main = batch_items(x, slice(len(target)))
+                losses.append(cross_entropy(self.inner_cls[i](of_main), target))
             maps.append(resize(x, size))
         x = self.res1(torch.cat(maps, 1))
         x = x + self.res2(x)

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from test_equations import few, slow_cross_entropy, slow_resize, tensor
@@ -120,3 +121,19 @@ def test_dice_weighs_images_alike_and_cross_entropy_pixels():
     assert dice(logits, mask).item() == pytest.approx(sum(each(dice)) / 2)
     first, second = each(cross_entropy)
     assert cross_entropy(logits, mask).item() == pytest.approx((2 * first + second) / 3)
+
+
+@pytest.mark.parametrize("size", [(41, 41), (17, 33), (5, 6), (3, 2)])
+def test_cross_entropy_is_pytorchs_with_its_gradient(size):
+    "Not to the bit: the order of sums differs; far logits do not overflow."
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([0, 1, 255])[torch.randint(0, 3, (3, *size), generator=generator)]
+    for scale in (1, 30, 1000):
+        logits = scale * torch.randn(3, 2, 5, 6, generator=generator)
+        logits.requires_grad_()
+        theirs = F.interpolate(logits, size, mode="bilinear", align_corners=True)
+        theirs = F.cross_entropy(theirs, mask, ignore_index=255)
+        ours = cross_entropy(logits, mask)
+        assert ours.item() == pytest.approx(theirs.item(), rel=2e-6)
+        gradients = [torch.autograd.grad(x, logits)[0] for x in (ours, theirs)]
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from celp_nb import cyctr
 from celp_nb.bundled.scenes import samples
@@ -19,9 +20,9 @@ from celp_nb.data.episodes import fold_classes, images_in_turn
 from celp_nb.data.images import UnreadableImage, read_image
 from celp_nb.data.training_set import Batch, TrainingEpisodes
 from celp_nb.data.transforms import Recipe, augment, binary_mask, known_mask
-from celp_nb.engine import steps as engine_steps
 from celp_nb.engine import training as engine_training
-from celp_nb.engine.backbones import episode_features, load_backbone
+from celp_nb.engine import views as engine_views
+from celp_nb.engine.backbones import autocast, episode_features, load_backbone
 from celp_nb.engine.checkpoints import load_checkpoint, load_model, save_checkpoint
 from celp_nb.engine.methods import (
     DECODERS,
@@ -31,13 +32,7 @@ from celp_nb.engine.methods import (
     build_model,
     find_method,
 )
-from celp_nb.engine.steps import (
-    cached_steps,
-    draw_pseudo_masks,
-    online_steps,
-    own_episodes,
-    views_folder,
-)
+from celp_nb.engine.steps import draw_pseudo_masks, online_steps, own_episodes
 from celp_nb.engine.training import (
     Objective,
     Optimisation,
@@ -46,6 +41,7 @@ from celp_nb.engine.training import (
     optimisers_for,
     train_step,
 )
+from celp_nb.engine.views import cached_steps, views_folder
 from celp_nb.pfenet import PFENet
 
 SIDE = 81
@@ -585,24 +581,115 @@ def test_reading_processes_change_nothing(backbone, training):
     )
 
 
+def ask_view(file, *args):
+    "A view as it is read from the file."
+    return engine_views.read_view(file, engine_views.place_of_view(file, *args))
+
+
 def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypatch):
     "And read after that, in the same process too."
-    ask = lambda: engine_steps.view_features(
-        tmp_path, backbone, training, 0, int(training.episodes.cls[0]), 0
-    )
-    made = ask()
-    path = next(tmp_path.rglob("*.pt"))
+    shown = (0, int(training.episodes.cls[0]), 0)
+    ask = lambda file: ask_view(file, backbone, training, shown)
+    made, path = ask(engine_views.open_views(tmp_path)), tmp_path / "views.bin"
     path.write_bytes(path.read_bytes()[:1000])
-    written = []
+    written, make = [], engine_views.make_view
     monkeypatch.setattr(
-        engine_steps,
-        "save_checkpoint",
-        lambda where, **state: written.append(where) or save_checkpoint(where, **state),
+        engine_views, "make_view", lambda *args: written.append(args) or make(*args)
     )
+    file = engine_views.open_views(tmp_path)
     with pytest.warns(UserWarning, match="is damaged and is made anew"):
-        again = [ask() for _ in range(3)]
-    assert written == [path]
+        again = [ask(file)]
+    again += [ask(file), ask(file), ask(engine_views.open_views(tmp_path))]
+    assert len(written) == 1
     assert all(torch.equal(x, y) for view in again for x, y in zip(made, view))
+
+
+@pytest.mark.parametrize("damage", ["flipped", "torn", "swapped", "unfinished"])
+def test_a_damaged_line_of_the_index_costs_its_view_alone(damage, backbone, training, tmp_path):
+    "The views that it does not name are read; a view is never taken for another."
+    cls, path = int(training.episodes.cls[0]), tmp_path / "views.jsonl"
+    ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
+    file = engine_views.open_views(tmp_path)
+    made = [ask(file, view) for view in range(3)]
+    lines = path.read_bytes().split(b"\n")[1::2]
+    assert len(lines) == 3
+    lines = [line + b"\n" for line in lines]
+    if damage == "flipped": lines[1] = lines[1].replace(b"1, ", b"2, ", 1)
+    if damage == "torn": lines[1] = lines[1][:20]
+    if damage == "unfinished": lines[2] = lines[2][:20]  # the process died while it wrote
+    if damage == "swapped": lines[1] = lines[1].replace(b"-1\"", b"-0\"")
+    path.write_bytes(b"".join(lines))
+    with pytest.warns(UserWarning, match=r"a line of .*views\.jsonl is damaged"):
+        file = engine_views.open_views(tmp_path)
+        again = [ask(file, view) for view in range(3)]
+    for a, b in zip(made, again): assert all(torch.equal(x, y) for x, y in zip(a, b))
+    assert {f"{training.image_set.ids[0]}-{cls}-{view}" for view in range(3)} == set(file.places)
+
+
+def test_two_processes_write_views_into_one_file(backbone, training, tmp_path):
+    "What one has made the other reads; both may make the same view at once."
+    cls = int(training.episodes.cls[0])
+    ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
+    one, two = (engine_views.open_views(tmp_path) for _ in range(2))
+    a, b = ask(one, 0), ask(two, 1)
+    size = (tmp_path / "views.bin").stat().st_size
+    assert all(torch.equal(x, y) for x, y in zip(ask(two, 0), a))
+    assert all(torch.equal(x, y) for x, y in zip(ask(one, 1), b))
+    assert (tmp_path / "views.bin").stat().st_size == size
+    engine_views.append_view(one, "again", a)
+    engine_views.append_view(two, "again", a)
+    third = engine_views.open_views(tmp_path)
+    engine_views.read_index(third)
+    kept = engine_views.read_view(third, third.places["again"])
+    assert engine_views.is_whole(third, third.places["again"])
+    assert all(torch.equal(x, y) for x, y in zip(kept, a))
+
+
+def test_a_view_for_which_there_is_no_room_is_said_and_harms_no_other(
+    backbone, training, tmp_path
+):
+    cls, file = int(training.episodes.cls[0]), engine_views.open_views(tmp_path)
+    ask = lambda file, view: ask_view(file, backbone, training, (0, cls, view))
+    first = ask(file, 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "views.bin").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + size // 2, hard))
+    try:
+        with pytest.raises(OSError, match="could not be written into .* make room and go on"):
+            ask(file, 1)
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    file = engine_views.open_views(tmp_path)
+    second = ask(file, 1)
+    for view, made in ((0, first), (1, second)):
+        assert all(torch.equal(x, y) for x, y in zip(ask(file, view), made))
+
+
+def test_views_of_a_backbone_in_bfloat16_are_kept_as_they_are(backbone, training, tmp_path):
+    "Not rounded a second time; and a field is read alone."
+    shown = (0, int(training.episodes.cls[0]), 0)
+    file = engine_views.open_views(tmp_path)
+    made = ask_view(file, backbone, training, shown, torch.bfloat16)
+    x, class_map = engine_views.fixed_view(training, *shown)
+    with autocast(torch.device("cpu"), torch.bfloat16): online = backbone(x[None])[0][0]
+    assert online.dtype == made.mid.dtype == torch.bfloat16
+    assert torch.equal(made.mid.movedim(-1, 0), online)
+    (place,) = file.places.values()
+    twice = engine_views.read_field(file, [place, place], "high")
+    assert twice.dtype == torch.bfloat16 and torch.equal(twice, torch.stack(2 * [made.high]))
+    assert torch.equal(engine_views.read_field(file, [place], "class_map")[0], class_map)
+
+
+def test_views_of_more_than_254_classes_keep_their_class_maps(tmp_path):
+    "int32 maps take four times the bytes, and what lies behind them is read all the same."
+    maps = [torch.randn(2, 2, channels) for channels in (3, 4, 4)]
+    view = engine_views.View(torch.tensor([[300, 65535], [0, 7]], dtype=torch.int32), *maps)
+    file = engine_views.open_views(tmp_path)
+    for name in ("a", "b"): engine_views.append_view(file, name, view)
+    engine_views.read_index(file)
+    for place in file.places.values():
+        kept = engine_views.read_view(file, place)
+        assert kept.class_map.dtype == torch.int32 and engine_views.is_whole(file, place)
+        assert all(torch.equal(x, y) for x, y in zip(kept, view))
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -889,20 +976,48 @@ def test_steps_without_the_supports_background_are_refused(method, steps):
     assert same(net.state_dict(), before)
 
 
+class MixedLayouts(TorchDispatchMode):
+    "Collects operations on maps of which some have rows, others channels next to each other."
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        maps = [x for x in args if isinstance(x, torch.Tensor) and x.ndim == 4]
+        maps = [x for x in maps if x.shape[1] > 2 and min(x.shape[2:]) > 1]
+        last = {x.stride(1) == 1 for x in maps}
+        if len(last) > 1: self.found.append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE"])
+def test_a_step_has_channels_next_to_each_other_throughout(name, backbone, training):
+    "A sum or threshold of two layouts takes 6 to 30 times as long."
+    method = find_method(name, delta=0.3, sigma=3)
+    net = build_model(240, 16, (1.0, 0.5), method=method)
+    data = next(online_steps(backbone, training, 2, whole=True))
+    objective, accelerator = Objective(net, DECODERS[method.decoder].loss), accelerator_for()
+    optimisers = optimisers_for(net, method, SHORT)
+    with MixedLayouts() as layouts:
+        losses = train_step(objective, optimisers, method, data, 1e-3, 0, accelerator)
+    assert layouts.found == [] and (losses["contrast"] > 0) == ("CE" in name)
+
+
 # --- cached features
 
 
 def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, tmp_path):
     first, second = (list(cached_steps(tmp_path, backbone, training, 2, views=2)) for _ in range(2))
-    files = sorted(tmp_path.rglob("*.pt"))
-    assert files
+    size = sum(p.stat().st_size for p in tmp_path.rglob("views.bin"))
+    assert size
     for a, b in zip(first, second):
         assert (
             torch.equal(a.query.mid, b.query.mid)
             and torch.equal(a.support.high, b.support.high)
             and torch.equal(a.target, b.target)
         )
-    assert sorted(tmp_path.rglob("*.pt")) == files and len(first) == 12
+    assert sum(p.stat().st_size for p in tmp_path.rglob("views.bin")) == size
+    assert len(first) == 12
     for n in (0, 5, 11):
         for b in range(2):
             i, step = 2 * n + b, first[n]
@@ -955,16 +1070,17 @@ def test_views_of_photographs_that_were_read_otherwise_are_not_used(
 ):
     now = views_folder(tmp_path, backbone, training, None)
     assert views_folder(tmp_path, backbone, training, None) == now
-    monkeypatch.setattr("celp_nb.engine.steps.READER_FORMAT", 1)
+    monkeypatch.setattr("celp_nb.engine.views.READER_FORMAT", 1)
     assert views_folder(tmp_path, backbone, training, None) != now
 
 
 def test_cached_steps_hold_the_whole_supports_too(backbone, training, tmp_path):
     "The same files with whole supports and without; online features, but for half precision."
     without = list(cached_steps(tmp_path, backbone, training, 2, views=1))
-    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")}
+    files = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("views.*")}
     made = list(cached_steps(tmp_path, backbone, training, 2, views=1, whole=True))
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.pt")} == files and len(made) == len(
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("views.*")} == files
+    assert len(made) == len(
         without
     ) == 12
     for a, b in zip(without, made):

@@ -6,7 +6,7 @@
 __all__ = ['LossReport', 'steps_of', 'selection_data', 'checkpoint_scorer', 'add_check', 'selection_words', 'model_file',
            'write_model', 'trained_models', 'write_losses', 'loss_report', 'fit_fold', 'write_fold', 'train_fold']
 
-# %% ../../nbs/42d_fold_training.ipynb #fd92817e
+# %% ../../nbs/42d_fold_training.ipynb #9e2f047b
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from ..engine.checkpoints import Trained, load_model, save_checkpoint
 from ..engine.evaluation import scores
 from ..engine.feature_bank import FeatureBank
 from ..engine.methods import DECODERS, Step
-from ..engine.steps import cached_steps, online_steps
+from ..engine.steps import online_steps
 from ..engine.training import Optimisation, fit
+from ..engine.views import cached_steps
 from .callbacks import Callback, call_back, loss_values
 from .config import OptimisationConfig, rules_of_run
 from .fold_evaluation import evaluate_together

@@ -33,8 +33,8 @@ from celp_nb.engine.backbones import (
 )
 from celp_nb.engine.feature_bank import feature_bank
 from celp_nb.engine.methods import Step
-from celp_nb.engine.steps import drawn_views, fixed_view
 from celp_nb.engine.training import Optimisation, fit
+from celp_nb.engine.views import drawn_views, fixed_view
 from celp_nb.repro.config import RunConfig, change_config, write_config
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.fold_evaluation import evaluate_fold

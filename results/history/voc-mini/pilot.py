@@ -33,8 +33,8 @@ from celp_nb.engine.evaluation import (
 )
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.methods import DECODERS, METHODS, build_model
-from celp_nb.engine.steps import cached_steps
 from celp_nb.engine.training import Optimisation, accelerator_for, fit
+from celp_nb.engine.views import cached_steps
 from celp_nb.pfenet import COCO_BINS
 
 HELD, SHOWN = range(6, 11), range(11, 21)
