@@ -2,11 +2,12 @@
 
     python benchmarks/gpu.py [--minutes 8] [--out DIR] [--data DIR --fold-weights FILE]
 
-It measures, in this order: the card's rate of matrix products; `pytest -m cuda`; training steps of
+It measures the card's rate of matrix products; `pytest -m cuda`; training steps of
 PFENet, PFENet+CE, CyCTR and CyCTR+CE at 473 pixels (random ResNet-50), with features in the card's
 memory and with the backbone in the step, in batches of 4 and 16, in bf16, tf32 and float32, with
 and without torch.compile; training from kept views, and how busy the card is in it; evaluation;
-and, with --data, folds of these photographs with `celp run` for as long as time is left.
+and, with --data, folds of these photographs with `celp run` for as long as time is left. What says
+most comes first.
 
 Every measurement is a row of DIR/rows.csv, on the disk as soon as it is made: a run that is killed
 keeps its rows. What fails, or does not fit into memory or time, is a row that says so. The page
@@ -100,16 +101,17 @@ def plan(args, device, rates, rows, left):
     evaluation = Measurement(
         {"measurement": "evaluation"}, partial(evaluation_rows, args, device, left), most=60
     )
-    listed = [steps(pfenet, small, False), views, steps(cyctr, small, False), evaluation]
-    listed += [steps(pair, batch, False) for batch in larger for pair in DECODER_PAIRS]
-    listed += [steps(pair, batch, True) for batch in args.batches for pair in DECODER_PAIRS]
+    first = [steps(pfenet, small, False), views, steps(cyctr, small, False), evaluation]
     compiled = compilations(args, device, rates)
-    mobile = steps(pfenet, small, True, backbone=args.second_backbone)
+    later = [compiled[0], *(steps(pair, small, True) for pair in DECODER_PAIRS), compiled[1]]
+    for online in (False, True):
+        later += [steps(pair, batch, online) for batch in larger for pair in DECODER_PAIRS]
+    later += [steps(pfenet, small, True, backbone=args.second_backbone), *compiled[2:]]
     folds = []
     if args.data and args.folds:
         run = partial(fold_rows, args, device, rows, left)
         folds = [Measurement({"measurement": "fold"}, run, args.fold_least, 60 * args.minutes)]
-    return listed, [compiled[0], compiled[1], mobile, *compiled[2:]], folds
+    return first, later, folds
 
 
 def measure(table, measurement, left, reserved=0.0):
@@ -148,6 +150,7 @@ def parsed():
     add("--warmup", type=int, default=3, help="times before that")
     add("--view-steps", type=int, default=8, help="training steps from kept views")
     add("--episodes", type=int, default=1000, help="of an evaluation, at most")
+    add("--evaluation-seconds", type=float, default=25.0, help="for 1 shot, and for 5")
     add("--compile-least", type=float, default=45.0, help="seconds for a compilation to start")
     add("--data", help="photographs in VOC layout; the bundled scenes otherwise, and no folds")
     add("--folds", type=int, nargs="*", default=[0, 1, 2, 3])
@@ -157,7 +160,7 @@ def parsed():
     add("--fold-iterations", type=int, help="steps; as many as fit otherwise")
     add("--fold-pairs", type=int, default=50, help="test episodes per class")
     add("--fold-least", type=float, default=60.0, help="seconds for a fold to start")
-    add("--fold-share", type=float, default=0.35, help="of the time that is kept for folds")
+    add("--fold-share", type=float, default=0.3, help="of the time that is kept for folds")
     add("--no-tests", action="store_true", help="leave out pytest -m cuda")
     return parser.parse_args()
 
@@ -185,9 +188,9 @@ def main():
             rates[row["precision"]] = row["per_second"]
     if not args.no_tests:
         take(Measurement({"measurement": "tests"}, partial(cuda_tests, args, device)))
-    listed, later, folds = plan(args, device, rates, table.rows, left)
+    first, later, folds = plan(args, device, rates, table.rows, left)
     reserved = 60 * args.minutes * args.fold_share if folds else 0.0
-    for measurement in listed: take(measurement)
+    for measurement in first: take(measurement)
     for measurement in later: take(measurement, reserved)
     for measurement in folds: take(measurement)
     print(f"{len(table.rows)} rows in {time.monotonic() - start:.0f} s: {out / 'README.md'}")

@@ -8,8 +8,9 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -114,9 +115,10 @@ def matmul_rates(args, device):
     for precision in PRECISIONS:
         kind = PRECISIONS[precision][0] or torch.float32
         a, b = (torch.randn(n, n, device=device, dtype=kind) for _ in range(2))
+        multiply = partial(torch.matmul, a, b)
         with arithmetic(precision):
-            for _ in range(args.warmup): a @ b
-            seconds = [seconds_of(lambda: a @ b, device) for _ in range(args.repeats)]
+            for _ in range(args.warmup): multiply()
+            seconds = [seconds_of(multiply, device) for _ in range(args.repeats)]
         rate = 2 * n**3 / statistics.median(seconds) / 1e12
         yield {
             "measurement": "matmul",
@@ -376,8 +378,8 @@ def view_rows(args, device, method="PFENet+CE", precision="bf16"):
 class Enough(Exception): "The time that an evaluation may take is over."
 
 
-def evaluation_rows(args, device, deadline, methods=("PFENet",), precisions=("bf16",)):
-    "Episodes per second of `evaluate` from an empty memory, for 1 and 5 shots; until a deadline."
+def evaluation_rows(args, device, left, methods=("PFENet",), precisions=("bf16",)):
+    "Episodes per second of `evaluate` from an empty memory, for 1 and 5 shots."
     data = split(args, "val")
     number = len(data.class_names)
     classes = fold_classes(number, 0)
@@ -385,22 +387,20 @@ def evaluation_rows(args, device, deadline, methods=("PFENet",), precisions=("bf
     each = -(-args.episodes // len(classes))
     network, _ = frozen_inputs(setting(args, 1, args.backbone), device)
     for method, precision, shots in product(methods, precisions, (1, 5)):
-        if deadline() < 5: return
         episodes = pairs_per_class(
             data.pixels, classes, each, shots, 0, class_names=data.class_names
         )
         parts = build(args, device, network, Variant(method, precision))
         model = parts["accelerator"].unwrap_model(parts["objective"]).model.eval()
         bank = feature_bank(network, data, args.side, 8.0, PRECISIONS[precision][0])
-        done = []
-        def report(n, done=done):
-            done.append(time.perf_counter())
-            if deadline() < 2: raise Enough
         clear(device)
-        start = time.perf_counter()
-        with arithmetic(precision):
-            try: evaluate({method: model}, bank, data, episodes, known, (shots,), report, 16)
-            except Enough: pass
+        done, start = [], time.perf_counter()
+        most = min(args.evaluation_seconds, left() - 5)
+        def report(n, done=done, end=start + most):
+            done.append(time.perf_counter())
+            if done[-1] > end: raise Enough
+        with arithmetic(precision), suppress(Enough):
+            evaluate({method: model}, bank, data, episodes, known, (shots,), report, 16)
         took = (done[-1] if done else time.perf_counter()) - start
         row = {"peak_mib": torch.cuda.max_memory_allocated() / 2**20} if memory(device) else {}
         yield {
@@ -435,61 +435,67 @@ def fold_steps(rows, methods, seconds):
     return max(50, int(seconds / (sum(found) or 0.5)))
 
 
+def fold_command(args, device, fold, steps):
+    "`celp run` of one fold, as words; it runs in another folder."
+    weights = Path(args.fold_weights)
+    options = {
+        "--name": f"fold{fold}",
+        "--data": Path(args.data).resolve(),
+        "--fold": fold,
+        "--backbone": args.fold_backbone,
+        "--weights": weights.resolve() if weights.is_file() else args.fold_weights,
+        "--side": args.side,
+        "--crop": args.side,
+        "--methods": args.fold_methods,
+        "--shots": [1, 5],
+        "--iterations": steps,
+        "--pairs": args.fold_pairs,
+        "--precision": "float32" if device.type == "cpu" else "bf16",
+        "--device": device.type,
+    }
+    if args.width: options["--width"] = args.width
+    words = [sys.executable, "-m", "celp_nb", "run", "--skip-rare"]
+    for option, value in options.items():
+        words += [option, *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
 def fold_rows(args, device, rows, left):
     "`celp run` on folds of the given photographs, one after the other, while there is time."
+    shared = {
+        "measurement": "fold",
+        "backbone": args.fold_backbone,
+        "side": args.side,
+        "batch": 4,
+        "precision": "float32" if device.type == "cpu" else "bf16",
+        "features": "online",
+    }
+    data = split(args, "train")
     for fold in args.folds:
         most = left() - 10
         if most < args.fold_least: return
-        out, steps = Path(args.out).resolve() / "folds", args.fold_iterations
-        if not steps: steps = fold_steps(rows, args.fold_methods, 0.5 * most)
-        name = f"fold{fold}"
-        options = {
-            "--name": name,
-            "--data": str(Path(args.data).resolve()),
-            "--fold": fold,
-            "--backbone": args.fold_backbone,
-            "--weights": args.fold_weights,
-            "--side": args.side,
-            "--crop": args.side,
-            "--methods": args.fold_methods,
-            "--shots": [1, 5],
-            "--iterations": steps,
-            "--pairs": args.fold_pairs,
-            "--precision": "float32" if device.type == "cpu" else "bf16",
-            "--device": device.type,
-        }
-        if args.width: options["--width"] = args.width
-        words = [sys.executable, "-m", "celp_nb", "run", "--skip-rare"]
-        for option, value in options.items():
-            words += [option, *map(str, value if isinstance(value, list | tuple) else [value])]
-        out.mkdir(parents=True, exist_ok=True)
-        start = time.perf_counter()
-        shared = {
-            "measurement": "fold",
-            "backbone": args.fold_backbone,
-            "side": args.side,
-            "batch": 4,
-            "precision": options["--precision"],
-            "features": "online",
-        }
-        try:
-            done = subprocess.run(
-                words, capture_output=True, text=True, cwd=out, timeout=most, env=surroundings()
-            )
-        except subprocess.TimeoutExpired:
-            yield {**shared, "status": "out of time", "note": f"fold {fold}, {steps} steps"}
-            return
-        took = time.perf_counter() - start
-        if done.returncode:
-            said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            yield {**shared, "status": said[:160], "note": f"fold {fold}"}
-            continue
-        for row in pd.read_csv(out / "runs" / name / "results.csv").to_dict("records"):
+        steps = args.fold_iterations or fold_steps(rows, args.fold_methods, 0.5 * most)
+        with tempfile.TemporaryDirectory() as place:
+            start, words = time.perf_counter(), fold_command(args, device, fold, steps)
+            given = {"capture_output": True, "text": True, "cwd": place, "env": surroundings()}
+            try:
+                done = subprocess.run(words, timeout=most, **given)
+            except subprocess.TimeoutExpired:
+                yield {**shared, "status": "out of time", "note": f"fold {fold}, {steps} steps"}
+                return
+            took = time.perf_counter() - start
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+                yield {**shared, "status": said[:160], "note": f"fold {fold}"}
+                continue
+            results = pd.read_csv(Path(place) / "runs" / f"fold{fold}" / "results.csv")
+        words = f"{steps} steps on {len(data.ids)} photographs, seconds are of the whole run"
+        for row in results.to_dict("records"):
             yield {
                 **shared,
                 "method": row["method"],
                 "n": int(row["episodes"]),
                 "seconds": took,
                 "score": row["miou"],
-                "note": f"fold {fold}, {row['shots']} shots, {steps} steps; seconds are of the run",
+                "note": f"fold {fold}, {row['shots']} shots, {words}",
             }
