@@ -22,7 +22,7 @@ from step import NUMBER, WIDTHS, bins_at, frozen_inputs, our_step, prepared
 from torch.utils.flop_counter import FlopCounterMode
 
 from celp_nb.bundled.scenes import samples
-from celp_nb.data.episodes import fold_classes, images_in_turn, pairs_per_class
+from celp_nb.data.episodes import MIN_PIXELS, fold_classes, images_in_turn, pairs_per_class
 from celp_nb.data.training_set import TrainingEpisodes
 from celp_nb.data.transforms import Recipe
 from celp_nb.data.voc import voc_layout
@@ -382,8 +382,10 @@ def evaluation_rows(args, device, left, methods=("PFENet",), precisions=("bf16",
     "Episodes per second of `evaluate` from an empty memory, for 1 and 5 shots."
     data = split(args, "val")
     number = len(data.class_names)
-    classes = fold_classes(number, 0)
-    known = [c for c in range(1, number + 1) if c not in classes]
+    hidden = fold_classes(number, 0)
+    known = [c for c in range(1, number + 1) if c not in hidden]
+    images = (data.pixels >= MIN_PIXELS).sum(0)
+    classes = [c for c in hidden if images[c - 1] > 5]  # a packed subset may have fewer
     each = -(-args.episodes // len(classes))
     network, _ = frozen_inputs(setting(args, 1, args.backbone), device)
     for method, precision, shots in product(methods, precisions, (1, 5)):
