@@ -161,6 +161,7 @@ def parsed():
     add("--fold-pairs", type=int, default=50, help="test episodes per class")
     add("--fold-least", type=float, default=60.0, help="seconds for a fold to start")
     add("--fold-share", type=float, default=0.3, help="of the time that is kept for folds")
+    add("--commit", default=code_version(), help="of the code, for the rows")
     add("--no-tests", action="store_true", help="leave out pytest -m cuda")
     return parser.parse_args()
 
@@ -172,7 +173,7 @@ def main():
     if (out / "rows.csv").exists():
         raise SystemExit(f"{out / 'rows.csv'} is there already; give another --out.")
     name = torch.cuda.get_device_name() if device.type == "cuda" else machine(device)
-    constants = {"device": name, "torch": torch.__version__, "commit": code_version()}
+    constants = {"device": name, "torch": torch.__version__, "commit": args.commit}
     table, rates = Table(out / "rows.csv", constants), {}
     def take(measurement, reserved=0.0):
         measure(table, measurement, left, reserved)

@@ -31,6 +31,8 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
+from celp_nb.repro.setup import code_version
+
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ("celp_nb", "benchmarks", "tests/test_cuda.py", "data_samples", "pytest.ini", "LICENSE")
 PACKAGES = ("cachetools", "docstring_parser", "fastprogress", "typeguard", "tyro")
@@ -171,6 +173,7 @@ def calls(paths, entries, beside):
     home = "$PWD" if beside else "/tmp/celp"
     command = ["cd /tmp/celp &&"] * (not beside)
     command += [f"PYTHONPATH={home}:/tmp/celp/site python3 benchmarks/gpu.py --out $OUT"]
+    command.append(f"--commit {code_version()}")
     names = [e.name for e in entries]
     data = [n for n in names if n.startswith("data/") and n.endswith("/train.txt")]
     weights = [n for n in names if n.startswith("weights/") and n.endswith((".pth", ".pt"))]
