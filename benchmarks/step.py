@@ -283,13 +283,19 @@ def variants(args, device):
 def chosen(args): return ["float32", "bf16"] if args.precision == "both" else [args.precision]
 
 
-def method_steps(args, device):
-    "name → a function that makes one training step of a method; the name says the precision too."
+def frozen_inputs(args, device):
+    "A backbone of our own, and `inputs` for it."
     torch.manual_seed(0)
     g = torch.Generator().manual_seed(0)
     if args.backbone == "tiny": backbone = load_backbone("tiny", args.weights).to(device)
     else: backbone = load_backbone(args.backbone, network(args, g).state_dict()).to(device)
-    data, channels = inputs(args, device, g), feature_channels(backbone)[0]
+    return backbone, inputs(args, device, g)
+
+
+def method_steps(args, device):
+    "name → a function that makes one training step of a method; the name says the precision too."
+    backbone, data = frozen_inputs(args, device)
+    channels = feature_channels(backbone)[0]
     def of(name, precision):
         def build():  # late: a process that measures one of them holds no other
             method = replace(METHODS[name], delta=args.delta)
