@@ -103,9 +103,9 @@ def score_fold(
         lambda e: tick(min(total, (e + 1) * processes)),  # all are as far as the main one
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #c3eaf271
+# %% ../../nbs/42c_fold_evaluation.ipynb #8b3b9dcb
 def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
-    """A fold's scores in percent, labelled with data, backbone, length, seed, selection, commit,
+    """A fold's scores in percent, labelled with data, backbone, length, seeds, selection, commit,
     fingerprint of the backbone's weights, and precision."""
     config, table = setup.config, scores(rows)
     if config.evaluation.trivial: table = best_prior(table)
@@ -115,6 +115,7 @@ def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(
         iterations=fold.iterations,
         seed=config.runtime.seed,
+        episode_seed=config.evaluation.episode_seed,
         selection=config.optimisation.select,
         commit=setup.commit,
         benchmark=setup.val.benchmark,

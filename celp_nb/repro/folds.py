@@ -270,7 +270,7 @@ def selection_episodes(
         advice = "With select 'last' none is held out."
         raise ValueError(f"{train.name}, training split, held-out classes: {e} {advice}") from e
 
-# %% ../../nbs/42_folds.ipynb #56f859a6
+# %% ../../nbs/42_folds.ipynb #671e69e6
 class Fold(NamedTuple):
     "Classes and episodes of a fold."
     number: int
@@ -296,7 +296,7 @@ def draw_fold(
     classes = [c for c in classes if c not in held]
     shown, pixels = shown_in_training(config.data, train, classes, seed)
     training, iterations = training_episodes(config, train, shown, pixels)
-    evaluation = evaluation_episodes(config.evaluation, val, test, seed)
+    evaluation = evaluation_episodes(config.evaluation, val, test, config.evaluation.episode_seed)
     selection = selection_episodes(config, train, held)
     return Fold(number, shown, test, iterations, training, evaluation, held, selection)
 

@@ -28,7 +28,7 @@ from .report import markdown_table, progress_display, write_table
 from .run_checks import check_list, check_lock, check_supports, run_lock
 from .setup import Setup, known_names, precision_of, put_together
 
-# %% ../../nbs/43a_other_data.ipynb #f9d25a5d
+# %% ../../nbs/43a_other_data.ipynb #c4d7d622
 def novel_classes(
     other: ImageSet,
     known: set[str],  # of `known_names`
@@ -60,7 +60,7 @@ def fold_of_other(
             f"{len(other.class_names)} classes, which are not tested: {names}.",
             stacklevel=2,
         )
-    listed = evaluation_episodes(config.evaluation, other, novel, config.runtime.seed)
+    listed = evaluation_episodes(config.evaluation, other, novel, config.evaluation.episode_seed)
     nothing = Episodes(*(x[:0] for x in listed))
     return Fold(number, trained, novel, 0, nothing, listed, [])
 

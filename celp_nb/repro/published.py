@@ -186,7 +186,7 @@ def load_published(
     body = {ours: state[name] for ours, name in of_backbone.items()}
     return load_backbone(kind.backbone, body), model.eval()
 
-# %% ../../nbs/46_published.ipynb #29a7f7a1
+# %% ../../nbs/46_published.ipynb #de07b866
 def score_published(
     path: str | Path,  # of a published checkpoint
     config: RunConfig,  # data and evaluation, bins and device; the first fold; the rest is not read
@@ -200,7 +200,7 @@ def score_published(
     val = open_data(data.folder, "val", data.skip_unreadable)
     test = fold_classes(len(val.class_names), fold, data.n_folds, val.interleaved)
     training = [k for k in range(1, len(val.class_names) + 1) if k not in test]
-    episodes = evaluation_episodes(evaluation, val, test, config.runtime.seed)
+    episodes = evaluation_episodes(evaluation, val, test, evaluation.episode_seed)
     device = accelerator_for(config.runtime.device).device
     memory = evaluation_memory(config, backbone.to(device), val)
     models = {Path(path).stem: model.to(device)}
