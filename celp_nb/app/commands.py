@@ -118,7 +118,7 @@ def presets_command() -> None:
 
     print(presets_table(), end="")
 
-# %% ../../nbs/52_celp_commands.ipynb #9b6c700f
+# %% ../../nbs/52_celp_commands.ipynb #df4678b6
 def print_comparison(runs: Sequence[str]) -> None:  # folders or files; by default runs/*
     "Print results beside the paper's. Raises FileNotFoundError where there are none."
     files = sorted(Path("runs").glob("*/results.csv"))
@@ -129,8 +129,10 @@ def print_comparison(runs: Sequence[str]) -> None:  # folders or files; by defau
             "celp run."
         )
     from celp_nb.repro.comparison import compare_with_paper, comparison_text, read_runs
+    from celp_nb.repro.fair_comparisons import runs_differences
 
     print(comparison_text(compare_with_paper(read_runs(folders))), end="")
+    if differences := runs_differences(folders): print(f"\n{differences}", end="")
 
 
 def print_table(

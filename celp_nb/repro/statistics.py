@@ -106,7 +106,7 @@ def resampled_sums(
         sums[key] = np.take_along_axis(of_class, chosen[fold][..., None, None], 0)
     return methods, sums
 
-# %% ../../nbs/44_statistics.ipynb #06093708
+# %% ../../nbs/44_statistics.ipynb #55450e06
 def resampled_ratio(
     sums: np.ndarray,  # (seeds, draws, methods, 4)
     numerator: int,  # index of `SUMMED`
@@ -120,7 +120,7 @@ def resampled_ratio(
 
 def pooled_iou(
     sums: Sums,  # (seeds, draws, methods, 4)
-    weights: dict[tuple[int, int], float] | None = None,  # of classes, by key; 1 where none is given
+    weights: dict[tuple[int, int], float] | None = None,  # of classes, by key; by default 1
 ) -> np.ndarray:  # (draws, methods), percent
     "mIoU: the mean over all classes that a draw has episodes of."
     ious = np.ma.masked_invalid([resampled_ratio(s, 0, 1) for s in sums.values()])
@@ -256,7 +256,7 @@ def t_interval(
     half = t_quantile(freedom, share) * error
     return middle - half, middle + half
 
-# %% ../../nbs/44_statistics.ipynb #f5a5662b
+# %% ../../nbs/44_statistics.ipynb #48cb17d0
 Contrast = Callable[[dict[str, np.ndarray]], np.ndarray]  # scores by method → a number per draw
 
 
@@ -275,7 +275,7 @@ def contrast_intervals(
     over: Literal["queries", "classes"] = "queries",  # what the test set is a sample of
 ) -> pd.DataFrame:
     # index: "mIoU", "confusion", and over queries the classes too
-    # columns: value, low, high (95 %), error (standard deviation), freedom, episodes, queries, seeds
+    # columns: value, low, high (95 %), error (standard), freedom, episodes, queries, seeds
     "A contrast of methods, pooled and for each class, with 95 % intervals that know the seeds too."
     rows = named_queries(rows)
     methods, counts = query_counts(rows)
