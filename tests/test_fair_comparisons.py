@@ -159,7 +159,25 @@ def test_rows_of_a_run_say_what_decides_whether_they_may_be_compared(tmp_path):
 def test_runs_that_come_together_are_compared_together(tmp_path):
     runs = [written(tmp_path / f"{seed}", seed) for seed in (0, 1)]
     other = written(tmp_path / "other", 0, photographs=50)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.json").write_text('{"data": "samples", "preset": null, "seed": 0}')
+    with pytest.warns(UserWarning, match="of an earlier version"):
+        assert runs_differences([tmp_path / "old"]) == ""
     text = runs_differences([*runs, other, tmp_path / "file.csv"])
     together, alone = text.split("## What CE adds: ")[1:]
     assert together.startswith(f"{runs[0]} + {runs[1]}\n") and " 0, 1 " in together
     assert alone.startswith(f"{other}\n") and "With one seed" in alone
+
+
+def test_damaged_rows_are_named(tmp_path):
+    folder = written(tmp_path / "a", 0)
+    (folder / "fold0/rows.csv").write_text("")
+    with pytest.raises(ValueError, match="fold0/rows.csv is damaged; celp evaluate .*a writes it"):
+        run_rows(folder)
+
+
+def test_questions_without_names_are_told_apart_by_their_class():
+    a, b = rows_of("a", (0,)).assign(query=np.nan), rows_of("b", (0,)).assign(query=np.nan)
+    assert len(common_rows(pd.concat([a, b]), "b", "a")[0]) == 64
+    with pytest.raises(ValueError, match="asked different episodes"):
+        common_rows(pd.concat([a, b.assign(cls=1)]), "b", "a")

@@ -116,6 +116,8 @@ def test_rows_that_name_their_queries_give_no_warning():
 def test_methods_that_answered_different_episodes_are_refused():
     with pytest.raises(ValueError, match="not every method answered every episode"):
         resampled_miou(pd.concat([A, B[:-1]]))
+    with pytest.raises(ValueError, match="not every method answered every episode"):
+        resampled_miou(pd.concat([A, B[:-1], A[-1:]]))  # as many, but one twice for another
 
 
 def several_seeds(gain, seeds=(0, 1, 2)):

@@ -18,11 +18,13 @@ from .config import read_config, read_digests
 from .presets import markdown_grid
 from .statistics import paired_differences, t_beyond, t_quantile
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #c3bf75bf
+# %% ../../nbs/44a_fair_comparisons.ipynb #add7b6a6
 def run_rows(
     folder: str | Path,  # of a run, or of its scores on another list
 ) -> pd.DataFrame:  # rows of `evaluate` with run, fold, seed, episode_seed, training_set
-    "The pixel counts of a run's trained methods and their votes; no rows where none are kept."
+    """The pixel counts of a run's trained methods and their votes; no rows where none are kept.
+
+    Raises what `read_config` raises, and ValueError for a file that is damaged."""
     folder, config, tables = Path(folder), read_config(folder), []
     drawn = config.data.classes, config.data.photographs
     numbers = ("all" if n is None else str(n) for n in drawn)
@@ -30,7 +32,9 @@ def run_rows(
     for fold in config.data.folds or ():
         path = folder / f"fold{fold}" / "rows.csv"
         if not path.is_file(): continue
-        rows = pd.read_csv(path, dtype={"query": str})
+        try: rows = pd.read_csv(path, dtype={"query": str})
+        except ValueError as e:
+            raise ValueError(f"{path} is damaged; celp evaluate {folder} writes it anew.") from e
         trained = rows.method.str.replace(r" v-\d+$", "", regex=True).isin(config.model.methods)
         tables.append(rows[trained].assign(run=folder.name, fold=fold))
     if not tables: return pd.DataFrame()
@@ -40,7 +44,7 @@ def run_rows(
         training_set=training_set,
     )
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #45a6b6d7
+# %% ../../nbs/44a_fair_comparisons.ipynb #66c2d4a3
 def _asked(rows: pd.DataFrame, method: str) -> dict[tuple[int, int], tuple]:
     "(fold, seed) → training set and questions of a method's rows, of one number of shots."
     found = {}
@@ -50,7 +54,7 @@ def _asked(rows: pd.DataFrame, method: str) -> dict[tuple[int, int], tuple]:
             raise ValueError(
                 f"fold {key[0]} of {method} with seed {key[1]} is there twice; give the runs apart."
             )
-        questions = part[columns].sort_values("episode").to_numpy().tolist()
+        questions = part.sort_values("episode")[columns].astype(str).to_numpy().tolist()
         sets = sorted(part.training_set.unique()) if "training_set" in part else []
         found[key] = sets, questions
     return found
@@ -248,15 +252,15 @@ def differences_text(
     said = [family_line(table), power_line(table), *notes]
     return f"{markdown_grid(header, lines, 2)}\n" + "\n".join(said) + "\n"
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #207e5545
+# %% ../../nbs/44a_fair_comparisons.ipynb #68162044
 def runs_differences(
-    folders: list[Path],  # of runs; files of results have no rows beside them
+    folders: list[Path],  # of runs; files, and settings of earlier versions, are passed over
 ) -> str:  # markdown; "" where there is nothing to compare
     "What CE adds to each decoder, for every group of runs that differ in seed and folds alone."
     groups, texts = {}, []
     for folder in folders:
-        if (folder / "config.json").is_file():
-            groups.setdefault(settings_columns(folder)["alike"], []).append(folder)
+        columns = settings_columns(folder)
+        if columns["selection"]: groups.setdefault(columns["alike"], []).append(folder)
     for group in groups.values():
         rows = pd.concat([run_rows(folder) for folder in group], ignore_index=True)
         pairs = row_pairs(list(dict.fromkeys(rows.method))) if len(rows) else []
