@@ -12,26 +12,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from celp_nb.repro.config import read_config
+from celp_nb.repro.fair_comparisons import run_rows
 from celp_nb.repro.report import write_table
 from celp_nb.repro.tables import scored_run
 
 
-def episode_rows(run: Path, fold: int, seed: int, trained: tuple[str, ...]) -> pd.DataFrame:
-    "Pixel counts of a fold's episodes, of the trained methods and their votes."
-    rows = pd.read_csv(run / f"fold{fold}" / "rows.csv")
-    method = rows.method.str.replace(r" v-\d+$", "", regex=True)
-    return rows[method.isin(trained)].assign(run=run.name, fold=fold, seed=seed)
-
-
 def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
     "Scores and pixel counts of all runs."
-    scores, rows = [], []
-    for run in runs:
-        config, results = read_config(run), scored_run(run)
-        scores.append(results)
-        for fold in results.fold.unique():
-            rows.append(episode_rows(run, fold, config.runtime.seed, config.model.methods))
+    scores, rows = [scored_run(run) for run in runs], [run_rows(run) for run in runs]
     return pd.concat(scores, ignore_index=True), pd.concat(rows, ignore_index=True)
 
 

@@ -290,6 +290,7 @@ def test_a_run_leaves_everything(home):
         "episodes",
         "iterations",
         "seed",
+        "episode_seed",
         "selection",
         "commit",
         "benchmark",
@@ -796,12 +797,14 @@ def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
         ),
     )
     monkeypatch.setattr(repro_tables, "table_text", lambda name, folders: f"table {name}")
-    line = "table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9"
+    line = "table 5 --scale samples --seeds 3 --fold 1 2 --iterations 9 --episode-seed 2"
     assert main(line.split()) == 0
     ((config, folder, resume),) = asked
-    assert values(config, "methods", "seed", "folds", "iterations", "epochs") == (
+    names = "methods", "seed", "episode_seed", "folds", "iterations", "epochs"
+    assert values(config, *names) == (
         ("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8"),
         3,
+        2,
         (1, 2),
         9,
         None,

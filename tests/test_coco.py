@@ -399,7 +399,7 @@ def test_crowds_are_counted_and_said(tmp_path):
         assert re.search(said, image_set.note)
     fold = fold_classes(3, 0, 3)
     with pytest.raises(ValueError, match=f"person.* is present in 0 images.*{said}") as raised:
-        evaluation_episodes(make_config(pairs=2, shots=(1,)).evaluation, image_set, fold, 0)
+        evaluation_episodes(make_config(pairs=2, shots=(1,)).evaluation, image_set, fold)
     assert "\n" not in str(raised.value)
     with pytest.raises(ValueError, match=f"is present in 0 images.*{said}"):
         config = make_config(iterations=1)

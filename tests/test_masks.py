@@ -285,7 +285,7 @@ def test_a_wide_set_is_read_as_its_twin(twins):
         classes = [1, 5, 19]
         wide = NUMBERS[classes].tolist()
         assert (known_mask(a, classes) == known_mask(b, wide)).all()
-        truth = [read_truth(s, i, c, k, 97) for s, c, k in
+        truth = [read_truth(s, i, c, k) for s, c, k in
                  [(few, 19, classes), (many, 255, wide)]]
         for x, y in zip(*truth):
             assert_close(x, y, rtol=0, atol=0)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celp_nb.engine.evaluation import error_counts, near_edge
+from celp_nb.engine.evaluation import error_counts, near_edge, rim_reach
 from celp_nb.metrics import COUNTS, pixel_counts, summarise
 
 
@@ -83,10 +83,10 @@ def test_errors_at_the_edge_are_some_of_the_errors(m, reach):
     edge = error_counts(prediction == 1, target, known, near)
     whole = error_counts(prediction == 1, target, known, torch.ones_like(near))
     c = count(*m)
-    assert whole["edge_false"] + whole["edge_missed"] == c["union_fg"] - c["inter_fg"]
-    assert whole["edge_false"] == c["predicted"] - c["inter_fg"]
-    assert edge["edge_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum()
-    assert edge["edge_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum()
+    assert whole["rim_false"] + whole["rim_missed"] == c["union_fg"] - c["inter_fg"]
+    assert whole["rim_false"] == c["predicted"] - c["inter_fg"]
+    assert edge["rim_false"] == (near.numpy() & (m[0] == 1) & (m[1] == 0)).sum()
+    assert edge["rim_missed"] == (near.numpy() & (m[0] == 0) & (m[1] == 1)).sum()
     assert edge["known"] == (m[2] == 1).sum()
 
 
@@ -238,3 +238,20 @@ def test_no_background_anywhere_has_no_fb_iou():
 def test_rows_that_cannot_be_summarised_are_refused(bad, words):
     with pytest.raises(ValueError, match=words):
         summarise(bad)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (4, 16)])
+def test_the_band_holds_the_same_share_of_an_object_of_any_size(shape):
+    "One of fixed width would hold all of the small one."
+    shares = []
+    for scale in (5, 10, 40):
+        h, w = (n * scale for n in shape)
+        target = torch.zeros(3 * h, 3 * w, dtype=torch.uint8)
+        target[h : 2 * h, w : 2 * w] = 1
+        reach = rim_reach(target)
+        assert reach == round(0.1 * (h * w) ** 0.5)
+        near = near_edge(target, reach) & (target == 1)
+        assert near.sum() == h * w - (h - 2 * reach) * (w - 2 * reach)
+        shares.append(near.sum() / (h * w))
+    assert torch.stack(shares).numpy() == pytest.approx(shares[0].item(), abs=1e-6)
+    assert rim_reach(torch.zeros(4, 4, dtype=torch.uint8)) == 1

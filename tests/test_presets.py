@@ -490,3 +490,19 @@ def test_written_settings_are_grouped(tmp_path):
     written = json.loads((tmp_path / "run/config.json").read_text())
     assert list(written) == ["preset", *SECTIONS] and written["optimisation"]["epochs"] == 50
     assert read_config(tmp_path / "run") == base
+
+
+def test_episode_lists_and_unequal_seeds_are_said():
+    table = results(seeds=(0, 1))
+    own = comparison_text(compare_with_paper(table))
+    assert "Seeds 0, 1;" in own and "episode lists 0, 1;" in own  # of an older version
+    shared = comparison_text(compare_with_paper(table.assign(episode_seed=0)))
+    assert "episode list 0;" in shared and "seeds differ" not in shared
+    other = results(seeds=(0,)).assign(method="PFENet")
+    both = comparison_text(compare_with_paper(pd.concat([table, other])))
+    assert "Warning: the seeds differ (PFENet+CE: 0, 1; PFENet: 0); compare rows of equal" in both
+
+
+def test_another_list_is_no_change_of_a_preset():
+    base = preset_config("pascal-pfenet-ce-resnet50")
+    assert changed_from_preset(change_config(base, episode_seed=4)) == {}

@@ -427,6 +427,16 @@ def test_options_that_do_not_go_with_other_data(capsys, copy):
     assert main(line) == 1 and "leave --episodes and --fold out" in capsys.readouterr().err
     assert main(["evaluate", str(copy / "run"), "--pairs", "3"]) == 1
     assert "are for --published" in capsys.readouterr().err
+    for option in ("--data", "--episodes"):
+        line = ["evaluate", str(copy / "run"), "--episode-seed", "3", option, "x"]
+        assert main(line) == 1 and "leave --episodes and --data out" in capsys.readouterr().err
+
+
+def test_another_list_is_scored_from_the_command_line(capsys, copy):
+    assert main(["evaluate", str(copy / "run"), "--episode-seed", "3"]) == 0
+    assert "PFENet" in capsys.readouterr().out
+    assert set(pd.read_csv(copy / "run/list-3/results.csv").episode_seed) == {3}
+    assert set(pd.read_csv(copy / "run/results.csv").episode_seed) == {0}
 
 
 # --- the folder

@@ -9,7 +9,7 @@ import torch
 from folders import TINY
 
 from celp_nb.bundled.scenes import samples
-from celp_nb.data.episodes import MIN_PIXELS
+from celp_nb.data.episodes import MIN_PIXELS, pairs_per_class
 from celp_nb.engine import training as engine_training
 from celp_nb.engine import views as engine_views
 from celp_nb.engine.checkpoints import changed_settings, load_checkpoint
@@ -17,7 +17,7 @@ from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import report as repro_report
 from celp_nb.repro import runs as repro_runs
 from celp_nb.repro import setup as repro_setup
-from celp_nb.repro.config import change_config, make_config
+from celp_nb.repro.config import change_config, make_config, read_config, write_config
 from celp_nb.repro.defaults import resolve
 
 
@@ -301,3 +301,61 @@ def test_what_folds_have_in_common_is_said_once():
         repro_report.value_range(pd.Series([240, 320, 160])) == "160 to 320"
         and repro_report.value_range(pd.Series([200, 200])) == "200"
     )
+
+
+# --- one list of test episodes
+
+
+def same_episodes(a, b): return all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+def test_all_training_seeds_are_asked_one_list():
+    folds = {seed: prepared(seed=seed).folds[0] for seed in (0, 3)}
+    assert same_episodes(folds[0].evaluation, folds[3].evaluation)
+    assert not same_episodes(folds[0].training, folds[3].training)
+    val, n = samples("val"), resolve(TINY).evaluation.pairs
+    for episode_seed in (0, 5):
+        fold = prepared(seed=3, episode_seed=episode_seed).folds[0]
+        drawn = pairs_per_class(
+            val.pixels, fold.test_classes, n, max(TINY.evaluation.shots), episode_seed
+        )
+        assert same_episodes(fold.evaluation, drawn) and same_episodes(
+            fold.training, folds[3].training
+        )
+
+
+def test_a_run_that_names_no_list_drew_it_by_its_seed(tmp_path):
+    config = change_config(TINY, seed=3)
+    write_config(tmp_path, config)
+    assert read_config(tmp_path) == config and config.evaluation.episode_seed == 0
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["evaluation"]["episode_seed"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(tmp_path) == change_config(config, episode_seed=3)
+    row = "x,tiny,0,PFENet,1,1,2,3,9,4,{}"
+    header = "data,backbone,fold,method,shots,miou,fb_iou,confusion,episodes,iterations,seed"
+    (tmp_path / "results.csv").write_text("\n".join([header, row.format(3), row.format(4)]))
+    assert repro_runs.read_results(tmp_path).episode_seed.tolist() == [3, 4]
+
+
+def test_a_negative_list_is_refused():
+    with pytest.raises(ValueError, match="episode_seed is -1; it must be 0 or more"):
+        resolve(change_config(TINY, episode_seed=-1))
+
+
+def test_a_trained_run_is_scored_on_another_list_beside_its_own(tmp_path):
+    config = change_config(TINY, seed=1, methods=("PFENet",), trivial=False)
+    repro_runs.run(config, tmp_path / "a")
+    before = (tmp_path / "a/results.csv").read_bytes()
+    scored = repro_runs.evaluate_run(tmp_path / "a", 5).drop(columns="seconds")
+    assert (tmp_path / "a/results.csv").read_bytes() == before
+    repro_runs.run(change_config(config, episode_seed=5), tmp_path / "b")
+    expected = repro_runs.read_results(tmp_path / "b").drop(columns="seconds")
+    pd.testing.assert_frame_equal(scored, expected)
+    assert set(scored.episode_seed) == {5} and set(scored.seed) == {1}
+    for file in ("episodes.csv", "rows.csv"):
+        own = (tmp_path / "a/list-5/fold0" / file).read_bytes()
+        assert own == (tmp_path / "b/fold0" / file).read_bytes()
+    assert read_config(tmp_path / "a/list-5").evaluation.episode_seed == 5
+    repro_runs.evaluate_run(tmp_path / "a", 0)
+    assert sorted(p.name for p in (tmp_path / "a").glob("list-*")) == ["list-5"]

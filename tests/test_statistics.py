@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 
 from celp_nb.repro.statistics import (
+    contrast_intervals,
     interval,
     named_queries,
     paired_differences,
     resampled_confusion,
     resampled_miou,
+    t_beyond,
     t_interval,
     t_quantile,
 )
@@ -114,6 +116,8 @@ def test_rows_that_name_their_queries_give_no_warning():
 def test_methods_that_answered_different_episodes_are_refused():
     with pytest.raises(ValueError, match="not every method answered every episode"):
         resampled_miou(pd.concat([A, B[:-1]]))
+    with pytest.raises(ValueError, match="not every method answered every episode"):
+        resampled_miou(pd.concat([A, B[:-1], A[-1:]]))  # as many, but one twice for another
 
 
 def several_seeds(gain, seeds=(0, 1, 2)):
@@ -178,3 +182,77 @@ def test_variances_add_up_and_the_larger_decides_how_many_seeds_there_seem_to_be
     assert (low, high) == pytest.approx((1 - 2 * t_quantile(2), 1 + 2 * t_quantile(2)), rel=1e-4)
     low, high = t_interval(1.0, [(1e-9, 2), (4.0, 500)])
     assert high == pytest.approx(1 + 2 * t_quantile(500), rel=1e-4)
+
+
+def strata(gains):
+    "Two methods on two folds with one seed; `gains` of each class in points of IoU."
+    tables = []
+    for cls, gain in enumerate(gains):
+        for method, more in (("a", 0), ("b", gain)):
+            table = rows_of(method, np.full(6, 30 + more), np.full(6, 100), [cls] * 6)
+            tables.append(table.assign(fold=cls * 2 // len(gains), on_known=3 * (cls + 1) + more))
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_classes_as_a_sample_spread_within_their_folds():
+    "Textbook: the variance of a stratified mean; that of the images of a class is part of it."
+    gains = np.array([0, 4, 8, 20, 26, 20])
+    rows = strata(gains)
+    line = paired_differences(rows, "b", "a", over="classes").loc["mIoU"]
+    assert line.difference == pytest.approx(gains.mean())
+    variance = (gains[:3].var(ddof=1) / 3 + gains[3:].var(ddof=1) / 3) / 4
+    assert line.error == pytest.approx(np.sqrt(variance))
+    assert line.high - line.difference == pytest.approx(t_quantile(line.freedom) * line.error)
+    assert 2 < line.freedom < 4
+    fixed = paired_differences(rows, "b", "a").loc["mIoU"]
+    assert fixed.error == pytest.approx(0, abs=1e-9)  # all images of a class are alike
+
+
+def test_a_fold_of_one_class_is_no_sample_of_classes():
+    with pytest.raises(ValueError, match="fold 0 has one class, which is no sample"):
+        paired_differences(strata([1, 2]), "b", "a", over="classes")
+
+
+def test_confusion_over_classes_is_a_ratio_of_sums_with_a_class_left_out():
+    rows = strata([1, 5, 2, 9])
+    line = paired_differences(rows, "b", "a", over="classes").loc["confusion"]
+    sums = rows.groupby(["fold", "method", "cls"])[["on_known", "predicted"]].sum()
+
+    def difference(left_out=None):
+        "Mean over folds; the one class that stays in a fold counts twice, as part and whole."
+        kept = sums.drop(left_out, level="cls") if left_out is not None else sums
+        by_fold = kept.groupby(["fold", "method"]).sum()
+        ratios = (100 * by_fold.on_known / by_fold.predicted).unstack()
+        return (ratios.b - ratios.a).mean()
+    assert line.difference == pytest.approx(difference())
+    variance = sum(
+        (difference(c) - difference(c + 1)) ** 2 / 4 for c in (0, 2)  # two classes: (n − 1)² / n …
+    )
+    assert line.error == pytest.approx(np.sqrt(variance))
+
+
+def test_a_contrast_may_be_a_share_of_one_score_in_another():
+    "As by hand from the jackknife over seeds; images are all alike."
+    rows = several_seeds(lambda seed: 3 * seed)
+    shares = lambda scores: 100 * (1 - scores["a"] / scores["b"])
+    line = contrast_intervals(rows, shares).loc["mIoU"]
+    iou = rows.groupby(["fold", "seed", "method", "cls"])[["inter_fg", "union_fg"]].sum()
+    iou = (iou.inter_fg / iou.union_fg).unstack("method")
+
+    def share(left_out=None):
+        kept = iou.drop(index=left_out, level=None) if left_out is not None else iou
+        means = kept.groupby(["fold", "cls"]).mean().mean()
+        return 100 * (1 - means.a / means.b)
+    assert line.value == pytest.approx(share())
+    variance = 0
+    for fold in (0, 1):
+        left = [share([k for k in iou.index if k[:2] == (fold, seed)]) for seed in (0, 1, 2)]
+        variance += (3 - 1) ** 2 / 3 * np.var(left, ddof=1)
+    images = contrast_intervals(rows[rows.seed == 1], shares).error["mIoU"]
+    assert np.sqrt(variance) < line.error < np.hypot(np.sqrt(variance), images)
+
+
+def test_the_share_beyond_a_quantile_is_what_the_quantile_leaves():
+    for freedom in (1, 3.5, 200):
+        assert t_beyond(t_quantile(freedom, 0.9), freedom) == pytest.approx(0.1, abs=1e-6)
+    assert t_beyond(0, 5) == 1 and t_beyond(-2.571, 5) == pytest.approx(0.05, abs=1e-3)

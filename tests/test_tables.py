@@ -167,6 +167,17 @@ def test_scores_belong_to_the_row_of_their_method_and_settings(tmp_path):
     assert labelled("differences", scored_run(b)).row.tolist() == ["images in turn"]
 
 
+def test_rows_of_unequal_seeds_are_said_not_to_be_compared(tmp_path):
+    both, config = {"PFENet": 10.0, "PFENet+CE": 20.0}, make_config(methods=("PFENet", "PFENet+CE"))
+    first = written(tmp_path / "a", config, both)
+    second = written(tmp_path / "b", config, {"PFENet": 11.0})
+    said = "Not all rows have the same folds and seeds"
+    assert said not in table_text("6", [first])
+    table = pd.read_csv(second / "results.csv")
+    table.assign(seed=1).to_csv(second / "results.csv", index=False)
+    assert said in table_text("6", [first, second])
+
+
 def test_a_row_differs_in_one_thing_only(tmp_path):
     scores = {"CyCTR+CE": 6, "CyCTR+CE attention=published": 7}
     config = make_config(methods=tuple(scores), void="padding")
@@ -218,6 +229,10 @@ def test_a_table_of_pascals_test_says_what_was_trained_on(tmp_path):
 def test_a_table_is_run_once_and_goes_on(tmp_path):
     text = run_table("6", "samples", tmp_path, **SMALL)
     assert re.search(r"\| 0\.25 +\| mIoU +\|", text) and "development set" in text
+    for weight in ("0.10", "0.25", "1.00"):
+        assert re.search(rf"\| {weight} − 0\.00 +\| 5 +\|", text)
+    assert "12 comparisons; p is corrected" in text and "four times in five" in text
+    assert "With one seed" in text and "Not all rows" not in text
     written_at = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/results.csv")}
     assert len(written_at) == 1
     assert run_table("6", "samples", tmp_path, **SMALL) == text

@@ -118,7 +118,7 @@ def presets_command() -> None:
 
     print(presets_table(), end="")
 
-# %% ../../nbs/52_celp_commands.ipynb #9b6c700f
+# %% ../../nbs/52_celp_commands.ipynb #df4678b6
 def print_comparison(runs: Sequence[str]) -> None:  # folders or files; by default runs/*
     "Print results beside the paper's. Raises FileNotFoundError where there are none."
     files = sorted(Path("runs").glob("*/results.csv"))
@@ -129,8 +129,10 @@ def print_comparison(runs: Sequence[str]) -> None:  # folders or files; by defau
             "celp run."
         )
     from celp_nb.repro.comparison import compare_with_paper, comparison_text, read_runs
+    from celp_nb.repro.fair_comparisons import runs_differences
 
     print(comparison_text(compare_with_paper(read_runs(folders))), end="")
+    if differences := runs_differences(folders): print(f"\n{differences}", end="")
 
 
 def print_table(
@@ -151,7 +153,7 @@ def print_table(
     if "iterations" in given: given["epochs"] = None
     print_once(run_table(runs[0], scale, Path("runs"), seeds, **given))
 
-# %% ../../nbs/52_celp_commands.ipynb #fbf19725
+# %% ../../nbs/52_celp_commands.ipynb #4e525d94
 def table_command(
     runs: Positional[
         Annotated[
@@ -181,18 +183,25 @@ def table_command(
     ] = (),
     fold: Annotated[tuple[int, ...] | None, arg(help="by default all")] = None,
     iterations: Annotated[int | None, arg(help="steps per fold, instead of the scale's")] = None,
+    episode_seed: Annotated[
+        int | None, arg(help="of the list of test episodes, one for all seeds; by default 0")
+    ] = None,
 ) -> None:
     if scale is None: return print_comparison(runs)
     settings = {"data": data, "backbone": backbone, "weights": weights, "folds": fold}
-    print_table(runs, scale, seeds, {**settings, "iterations": iterations})
+    settings |= {"iterations": iterations, "episode_seed": episode_seed}
+    print_table(runs, scale, seeds, settings)
 
-# %% ../../nbs/52_celp_commands.ipynb #873eb4b9
+# %% ../../nbs/52_celp_commands.ipynb #97861fb0
 @dataclass(frozen=True)
 class PublishedEvaluation:
-    "For --published; --data also for a run."
+    "For --published; --data and --episode-seed also for a run."
 
     # samples, or a folder; beside a run: other data, on whose novel classes it is scored
     data: str | None = None
+    # of the episode list; by default 0. A run is scored on its own list, and with another seed on
+    # that one, in a folder list-SEED inside of the run's
+    episode_seed: int | None = None
     # supports per episode
     shots: tuple[int, ...] = (1, 5)
     # episodes per class; by default 40 for the samples, 200 for a folder
@@ -209,7 +218,7 @@ class PublishedEvaluation:
     # COCO 1 0.5 0.25 0.125
     bins: tuple[float, ...] | None = None
 
-# %% ../../nbs/52_celp_commands.ipynb #5eb7598b
+# %% ../../nbs/52_celp_commands.ipynb #e6d44823
 def check_form(
     folder: Path | None,
     episodes: Path | None,
@@ -225,8 +234,10 @@ def check_form(
             "--episodes replays a list on a trained run; a published checkpoint draws its own with "
             "--pairs."
         )
-    if folder and replace(options, data=None) != PublishedEvaluation():
-        names = ", ".join(f"--{f.name}" for f in fields(PublishedEvaluation) if f.name != "data")
+    for_runs = {"data": None, "episode_seed": None}
+    if folder and replace(options, **for_runs) != PublishedEvaluation():
+        others = (f.name for f in fields(PublishedEvaluation) if f.name not in for_runs)
+        names = ", ".join(f"--{name}" for name in others)
         raise ValueError(
             f"{names} are for --published; a run is scored with its own settings."
         )
@@ -235,22 +246,27 @@ def check_form(
             "--data scores all folds of a run on other data, whose episodes it draws; leave "
             "--episodes and --fold out."
         )
+    if folder and options.episode_seed is not None and (episodes or options.data):
+        raise ValueError(
+            "--episode-seed draws lists of a run's own data; leave --episodes and --data out."
+        )
     if folder and fold is not None and not episodes:
         raise ValueError(
             f"a run is scored on all of its folds; for fold {fold} alone replay its list: --fold "
             f"{fold} --episodes {folder / f'fold{fold}' / 'episodes.csv'}."
         )
 
-# %% ../../nbs/52_celp_commands.ipynb #bac6f157
+# %% ../../nbs/52_celp_commands.ipynb #adb6c23f
 def published_table(file: Path, fold: int, options: PublishedEvaluation):  # as of `runs.replay`
     "The scores of a published checkpoint on a fold."
     from celp_nb.repro.published import score_published
 
     data, bins = options.data or "samples", options.bins or PASCAL_BINS
     settings = {**asdict(options), "data": data, "bins": bins}
+    settings["episode_seed"] = options.episode_seed or 0
     return score_published(file, make_config(folds=(fold,), **settings))
 
-# %% ../../nbs/52_celp_commands.ipynb #cc2f4605
+# %% ../../nbs/52_celp_commands.ipynb #3ddf5d9a
 def evaluate_command(
     folder: Positional[
         Annotated[Path | None, arg(help="of a trained run, such as runs/samples")]
@@ -286,8 +302,9 @@ def evaluate_command(
     elif episodes:
         table = report.markdown_table(runs.replay(folder, fold or 0, episodes))
     else:
-        runs.evaluate_run(folder)
-        table = (folder / "table.md").read_text(encoding="utf-8")
+        runs.evaluate_run(folder, for_published.episode_seed)
+        place = runs.list_place(folder, for_published.episode_seed)
+        table = (place / "table.md").read_text(encoding="utf-8")
     print_once(f"\n{table}")
 
 # %% ../../nbs/52_celp_commands.ipynb #f6cc2a37

@@ -312,7 +312,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #137f42f9
+# %% ../../nbs/37_feature_bank.ipynb #6caa4fd9
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -336,8 +336,7 @@ def evaluate(
     sorted_list = Episodes(*(x[order] for x in episodes.shots(max(shots))))
     models = {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()}
     room = bank.kept.maxsize / bytes_of_an_image(bank, models)
-    sizes = bank.side, bank.backbone.stride
-    truth_of = lru_cache(batch)(lambda q, c: read_truth(data, q, c, train_classes, *sizes))
+    truth_of = lru_cache(batch)(lambda q, c: read_truth(data, q, c, train_classes))
     bank.kept.clear()
     for first in range(0, len(order), batch):
         questions = {}

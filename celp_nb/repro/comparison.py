@@ -94,7 +94,7 @@ def beside_the_row(
         }
     )
 
-# %% ../../nbs/41a_comparison.ipynb #f65863c1
+# %% ../../nbs/41a_comparison.ipynb #39cff283
 #: columns of results that not every file has
 OPTIONAL = ("run", "benchmark", "trained_on", "selection", "preset", "changed")
 MADE_WITH = ("weights", "precision")  # as well: fingerprint of the backboneâs weights, precision
@@ -131,11 +131,12 @@ def trained_results(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def facts_of(part: pd.DataFrame) -> dict[str, str]:  # rows of one group
-    "Seeds, folds, steps, episodes, weights and precision of a group's results, as texts."
+    "Seeds, episode lists, folds, steps, weights and precision of a group's results, as texts."
     listed = lambda x: ", ".join(map(str, sorted({*x} - {""})))
     span = lambda x: f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} to {max(x):,}"
     return {
         "seeds": listed(part.seed),
+        "lists": listed(part.get("episode_seed", part.seed)),
         "folds": listed(part.fold),
         "iterations": span(part.iterations),
         "episodes": span(part.episodes),
@@ -212,7 +213,7 @@ def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     runs = comparison.groupby(["run", "data", "backbone"], sort=False)
     return "\n".join(run_text(part) for _, part in runs)
 
-# %% ../../nbs/41a_comparison.ipynb #aa027e4e
+# %% ../../nbs/41a_comparison.ipynb #e631f434
 SELECTION_TEXTS = {
     "": "checkpoint not stated",
     "last": "last checkpoint",
@@ -225,14 +226,19 @@ def setting_notes(part: pd.DataFrame) -> list[str]:
     "With which settings a run was made, and which of them are not the row's."
     f = part.iloc[0]
     seeds = f"Seed{'s' * (',' in f.seeds)} {f.seeds}"
+    lists = f"episode list{'s' * (',' in f.lists)} {f.lists}"
     preset = f"; preset {f.preset}" * bool(f.preset)
     made_with = f"; {f.precision}" * bool(f.precision) + f"; weights {f.weights}" * bool(f.weights)
     notes = [
         f"In percent. {seeds}; {f.iterations} steps; {f.episodes} episodes per fold; "
-        f"{SELECTION_TEXTS[f.selection]}{preset}{made_with}."
+        f"{lists}; {SELECTION_TEXTS[f.selection]}{preset}{made_with}."
     ]
     several = [f"{name} ({f[name]})" for name in MADE_WITH if "," in f[name]]
     if several: notes.append(f"Warning: not all scores have the same {' and '.join(several)}.")
+    seeds = part.groupby("method", sort=False).seeds.first()
+    if seeds.nunique() > 1:
+        each = "; ".join(f"{method}: {of_method}" for method, of_method in seeds.items())
+        notes.append(f"Warning: the seeds differ ({each}); compare rows of equal seeds alone.")
     if f.comparable and not f.preset:
         notes.append("Not started from a preset: its settings may be others than the row's.")
     if sentence := published_test(f.benchmark, f.trained_on): notes.append(sentence)
@@ -263,9 +269,9 @@ def run_notes(part: pd.DataFrame) -> list[str]:
         )
     return notes
 
-# %% ../../nbs/41a_comparison.ipynb #5eacf6af
+# %% ../../nbs/41a_comparison.ipynb #b65c92f6
 #: settings that may differ from a preset's without being worth a line
-UNCOMPARED_FIELDS = ("data", "folds", "seed", "cache", *RESUMABLE_FIELDS)
+UNCOMPARED_FIELDS = ("data", "folds", "seed", "episode_seed", "cache", *RESUMABLE_FIELDS)
 #: values that are the row's too: presets leave precision and weights open, the paper does not
 SAME_AS_ROW = {"precision": (None, "auto", "float32"), "weights": (None, "imagenet")}
 
@@ -285,10 +291,10 @@ def changed_from_preset(config: RunConfig) -> dict[str, object]:  # flat name �
     lengths = {k: values[k] for k in ("epochs", "iterations") if values[k] is not None}
     return changed | lengths
 
-# %% ../../nbs/41a_comparison.ipynb #983baeef
+# %% ../../nbs/41a_comparison.ipynb #b7371691
 #: columns of results that are numbers; all others are text, whatever it looks like
 RESULT_NUMBERS = {
-    **dict.fromkeys(("fold", "shots", "episodes", "iterations", "seed"), int),
+    **dict.fromkeys(("fold", "shots", "episodes", "iterations", "seed", "episode_seed"), int),
     **dict.fromkeys(("miou", "fb_iou", "confusion", "seconds"), float),
 }
 NEEDED = (
@@ -313,9 +319,9 @@ def read_table(path: Path) -> pd.DataFrame:  # folder of a run, or a file
         raise ValueError(
             f"{file} holds no results ({min(missing)!r} is missing); give a results.csv."
         )
-    return table
+    return table if "episode_seed" in table else table.assign(episode_seed=table.seed)
 
-# %% ../../nbs/41a_comparison.ipynb #0e6e9bdd
+# %% ../../nbs/41a_comparison.ipynb #0c93fc9a
 def settings_columns(path: Path) -> dict[str, str]:
     """Columns from a run's settings; `alike` is the same for runs that may come together.
 
@@ -327,7 +333,7 @@ def settings_columns(path: Path) -> dict[str, str]:
     except ValueError as e:
         warnings.warn(f"{e} Its scores are shown without its settings.", stacklevel=2)
         return unknown
-    free = ("seed", "folds", *RESUMABLE_FIELDS)
+    free = ("seed", "episode_seed", "folds", *RESUMABLE_FIELDS)
     fixed = {k: v for k, v in flat_config(config).items() if k not in free}
     return {
         "alike": json.dumps(fixed, sort_keys=True),

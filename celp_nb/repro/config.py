@@ -129,7 +129,7 @@ class OptimisationConfig:
     # literature's rules
     checks: int | None = None
 
-# %% ../../nbs/40_config.ipynb #2f100f33
+# %% ../../nbs/40_config.ipynb #07833e9e
 EvaluationProtocol = Literal["pairs", "per_image"]
 VoidPixels = Literal["ignore", "padding"]
 
@@ -138,6 +138,8 @@ VoidPixels = Literal["ignore", "padding"]
 class EvaluationConfig:
     "Episodes of the test classes, and what is scored on them."
 
+    # of the list of test episodes: one list for all training seeds
+    episode_seed: int = 0
     # supports per episode in evaluation; training has one
     shots: tuple[int, ...] = (1, 5)
     # episodes per class; by default 40 for the samples, 200 for a folder
@@ -154,12 +156,12 @@ class EvaluationConfig:
     # foreground where at least k passes agree
     voting: bool = False
 
-# %% ../../nbs/40_config.ipynb #f52d80f1
+# %% ../../nbs/40_config.ipynb #46a3dfd0
 @dataclass(frozen=True)
 class RuntimeConfig:
     "Random seed, hardware, caches."
 
-    # of initial weights, episodes, augmentation, dropout and centres
+    # of initial weights, training episodes, augmentation, dropout and centres
     seed: int = 0
     # auto: a CUDA GPU where there is one, else the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -233,7 +235,7 @@ def make_config(**settings: object) -> RunConfig:  # by flat names
     "A run with these settings and defaults for the others. Raises what `change_config` raises."
     return change_config(RunConfig(), **settings)
 
-# %% ../../nbs/40_config.ipynb #ccbd3a2c
+# %% ../../nbs/40_config.ipynb #5630e7f4
 DIGESTS = "data_digests"  # beside the sections: what the data were, not how they are used
 #: section → what its settings were before they were named in files
 OLDER_SETTINGS = {"data": {"rules": "strict"}}
@@ -253,7 +255,9 @@ def config_from_json(
         section = {k: tuple(v) if isinstance(v, list) else v for k, v in values[name].items()}
         sections[name] = record(**{**OLDER_SETTINGS.get(name, {}), **section})
     others = {k: v for k, v in values.items() if k != DIGESTS}
-    return RunConfig(**{**others, **sections})
+    config = RunConfig(**{**others, **sections})
+    if "episode_seed" in values["evaluation"]: return config
+    return change_config(config, episode_seed=config.runtime.seed)
 
 
 def read_config(

@@ -133,12 +133,12 @@ def check_choices(config: RunConfig) -> None:  # with defaults filled in
     for fold in config.data.folds or [""]:
         check_choice("fold", fold, range(config.data.n_folds))
 
-# %% ../../nbs/40a_defaults.ipynb #a69a9551
+# %% ../../nbs/40a_defaults.ipynb #4fd195c6
 POSITIVE = (
     *("iterations", "epochs", "batch", "accumulate", "checks", "lr", "transformer_lr"),
     *("width", "pairs", "reference", "classes", "photographs"),
 )
-NOT_NEGATIVE = ("cache_views", "cache_gb", "workers")
+NOT_NEGATIVE = ("cache_views", "cache_gb", "workers", "episode_seed")
 
 
 def check_numbers(config: RunConfig) -> None:  # with defaults filled in

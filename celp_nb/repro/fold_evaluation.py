@@ -103,7 +103,7 @@ def score_fold(
         lambda e: tick(min(total, (e + 1) * processes)),  # all are as far as the main one
     )
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #6b2b7238
+# %% ../../nbs/42c_fold_evaluation.ipynb #5d8b0630
 def trained_on(setup: Setup) -> str:  # "" on other data than the run's, whose training is unknown
     "What a run's training images are, in words."
     if "train" not in setup.identity: return ""
@@ -113,7 +113,7 @@ def trained_on(setup: Setup) -> str:  # "" on other data than the run's, whose t
 
 
 def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
-    """A fold's scores in percent, labelled with data, backbone, length, seed, selection, commit,
+    """A fold's scores in percent, labelled with data, backbone, length, seeds, selection, commit,
     benchmark, what was trained on, fingerprint of the backbone's weights, precision and rules."""
     config, table = setup.config, scores(rows)
     if config.evaluation.trivial: table = best_prior(table)
@@ -123,6 +123,7 @@ def fold_scores(setup: Setup, fold: Fold, rows: pd.DataFrame) -> pd.DataFrame:
     return table.assign(
         iterations=fold.iterations,
         seed=config.runtime.seed,
+        episode_seed=config.evaluation.episode_seed,
         selection=config.optimisation.select,
         commit=setup.commit,
         benchmark=setup.val.benchmark,

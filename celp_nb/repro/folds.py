@@ -220,7 +220,7 @@ def shown_in_training(
         )
     return left, pixels
 
-# %% ../../nbs/42_folds.ipynb #e76fc4ac
+# %% ../../nbs/42_folds.ipynb #e5f441c7
 def training_episodes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -253,7 +253,6 @@ def evaluation_episodes(
     evaluation: EvaluationConfig,  # resolved
     val: ImageSet,
     test: list[int],  # classes
-    seed: int,
     rules: Rules = STRICT,  # of a query's pixels
 ) -> Episodes:  # with as many supports as the most shots
     "The evaluation episodes of a fold. Raises ValueError for a class with too few images."
@@ -261,7 +260,7 @@ def evaluation_episodes(
     if evaluation.protocol == "per_image": draw, n = images_in_turn, evaluation.pairs * len(test)
     how = {"class_names": val.class_names, "query_pixels": rules.query_pixels}
     try:
-        return draw(val.pixels, test, n, max(evaluation.shots), seed, **how)
+        return draw(val.pixels, test, n, max(evaluation.shots), evaluation.episode_seed, **how)
     except ValueError as e:
         advice = advice_on_rare(val.pixels, test, least)
         said = f"{val.name}, evaluation split: {e} {advice} {val.note}"
@@ -283,7 +282,7 @@ def selection_episodes(
         advice = "With select 'last' none is held out."
         raise ValueError(f"{train.name}, training split, held-out classes: {e} {advice}") from e
 
-# %% ../../nbs/42_folds.ipynb #10f3ccd4
+# %% ../../nbs/42_folds.ipynb #5634380d
 class Fold(NamedTuple):
     "Classes and episodes of a fold."
     number: int
@@ -310,7 +309,7 @@ def draw_fold(
     shown, pixels = shown_in_training(config.data, train, classes, seed)
     training, iterations = training_episodes(config, train, shown, pixels)
     rules = rules_of_run(config.data)
-    evaluation = evaluation_episodes(config.evaluation, val, test, seed, rules)
+    evaluation = evaluation_episodes(config.evaluation, val, test, rules)
     selection = selection_episodes(config, train, held)
     return Fold(number, shown, test, iterations, training, evaluation, held, selection)
 

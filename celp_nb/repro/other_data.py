@@ -28,7 +28,7 @@ from .report import markdown_table, progress_display, write_table
 from .run_checks import check_list, check_lock, check_supports, run_lock
 from .setup import Setup, known_names, precision_of, put_together
 
-# %% ../../nbs/43a_other_data.ipynb #2872374d
+# %% ../../nbs/43a_other_data.ipynb #730d7f8d
 def novel_classes(
     other: ImageSet,
     known: set[str],  # of `known_names`
@@ -60,8 +60,7 @@ def fold_of_other(
             f"{len(other.class_names)} classes, which are not tested: {names}.",
             stacklevel=2,
         )
-    rules, seed = rules_of_run(config.data), config.runtime.seed
-    listed = evaluation_episodes(config.evaluation, other, novel, seed, rules)
+    listed = evaluation_episodes(config.evaluation, other, novel, rules_of_run(config.data))
     nothing = Episodes(*(x[:0] for x in listed))
     return Fold(number, trained, novel, 0, nothing, listed, [])
 

@@ -186,7 +186,7 @@ def load_published(
     body = {ours: state[name] for ours, name in of_backbone.items()}
     return load_backbone(kind.backbone, body), model.eval()
 
-# %% ../../nbs/46_published.ipynb #9a268411
+# %% ../../nbs/46_published.ipynb #53b1b230
 def score_published(
     path: str | Path,  # of a published checkpoint
     config: RunConfig,  # data and evaluation, bins and device; the first fold; the rest is not read
@@ -201,7 +201,7 @@ def score_published(
     val = open_data(data.folder, "val", data.skip_unreadable, rules)
     test = fold_classes(len(val.class_names), fold, data.n_folds, val.interleaved)
     training = [k for k in range(1, len(val.class_names) + 1) if k not in test]
-    episodes = evaluation_episodes(evaluation, val, test, config.runtime.seed, rules)
+    episodes = evaluation_episodes(evaluation, val, test, rules)
     device = accelerator_for(config.runtime.device).device
     memory = evaluation_memory(config, backbone.to(device), val)
     models = {Path(path).stem: model.to(device)}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_folder', 'claim_folder', 'read_usable_list', 'check_lists', 'begin', 'open_run', 'run_callbacks', 'train_run',
-           'read_results', 'save_predictions', 'finish_fold', 'run', 'evaluate_run', 'replay']
+           'read_results', 'save_predictions', 'finish_fold', 'run', 'list_place', 'evaluate_run', 'replay']
 
 # %% ../../nbs/43_runs.ipynb #392f90b9
 import time
@@ -218,7 +218,7 @@ def finish_fold(
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
     call_back(callbacks, fold.number, fold.iterations, score_values(new))
 
-# %% ../../nbs/43_runs.ipynb #3121a475
+# %% ../../nbs/43_runs.ipynb #b5f27072
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -228,9 +228,10 @@ def run(
     """The main job: train and evaluate every fold.
 
     Columns of the results: data, backbone, fold, method, shots, miou, fb_iou, confusion (percent),
-    episodes, iterations, seed, selection, commit, benchmark, trained_on, weights, precision,
-    rules, seconds. Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError before any
-    work; FloatingPointError for a loss that is not finite; RuntimeError for a failing callback."""
+    episodes, iterations, seed, episode_seed, selection, commit, benchmark, trained_on, weights,
+    precision, rules, seconds. Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError
+    before any work; FloatingPointError for a loss that is not finite; RuntimeError for a failing
+    callback."""
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:
         tell, done = run_callbacks(setup, folder, callbacks), set(read_results(folder).fold)
@@ -244,24 +245,40 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #f96c006b
-def evaluate_run(folder: str | Path) -> pd.DataFrame:  # as of `run`
+# %% ../../nbs/43_runs.ipynb #210975b9
+def list_place(
+    folder: str | Path,  # of a run
+    episode_seed: int | None,  # None: the run's own
+) -> Path:
+    "Where the scores on the episode lists of a seed stand."
+    own = read_config(folder).evaluation.episode_seed
+    if episode_seed in (None, own): return Path(folder)
+    return Path(folder) / f"list-{episode_seed}"
+
+
+def evaluate_run(
+    folder: str | Path,  # of a trained run
+    episode_seed: int | None = None,  # of the episode lists; by default the run's own
+) -> pd.DataFrame:  # as of `run`
     """Score a trained run anew, on its episode lists where they exist.
 
     Raises FileNotFoundError for a model that is missing, ValueError where the data have changed."""
-    config = resolve(read_config(folder))
+    config, place = read_config(folder), list_place(folder, episode_seed)
+    if place != Path(folder): config = change_config(config, episode_seed=episode_seed)
+    config = resolve(config)
     check_lock(folder)
     setup = prepare(config)
     check_data(setup, folder)
-    check_lists(setup, folder)
+    check_lists(setup, place)
     models = {f.number: trained_models(setup, f, folder) for f in setup.folds}
     is_main = setup.accelerator.is_main_process
     watch = progress_display(len(setup.folds), is_main)
     with run_lock(folder) if is_main else nullcontext():
+        if is_main and place != Path(folder): write_config(place, config, setup.digests)
         for fold in setup.folds:
-            finish_fold(setup, fold, models[fold.number], folder, watch, time.time())
+            finish_fold(setup, fold, models[fold.number], place, watch, time.time())
         setup.accelerator.wait_for_everyone()
-    return read_results(folder)
+    return read_results(place)
 
 
 def replay(

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['CE', 'BOTH', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_TABLES', 'SMALLER', 'REGIME', 'SWITCHES',
            'ONE_DELTA_PER_IMAGE', 'TABLES', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'VARIED_SETTINGS', 'Row', 'Table',
-           'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_text']
+           'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes', 'ablation', 'table_differences',
+           'table_text']
 
-# %% ../../nbs/45_tables.ipynb #6dfd6cd8
+# %% ../../nbs/45_tables.ipynb #23ef35f6
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -30,6 +31,7 @@ from celp_nb.repro.config import (
     make_config,
     read_config,
 )
+from .fair_comparisons import differences_text, row_pairs, run_rows, runs_differences
 from celp_nb.repro.presets import (
     PAPER_METHODS,
     PRESETS,
@@ -41,7 +43,7 @@ from celp_nb.repro.presets import (
 from .report import value_range
 from .runs import read_results, run
 
-# %% ../../nbs/45_tables.ipynb #c390ca0b
+# %% ../../nbs/45_tables.ipynb #64c665c1
 class Row(NamedTuple):
     "A row of a table: the method that is trained, and the settings of its run that are changed."
     method: str  # as of `find_method`
@@ -55,8 +57,9 @@ class Table:
     rows: dict[str, Row]  # by label; in an ablation of the paper, the label is the value there
     seeds: tuple[int, ...] = (0,)
     setting: str | None = None  # of an ablation of the paper: its name in `paper_ablations`
+    baseline: str | None = None  # the row that the others are compared with, beside those of CE
 
-# %% ../../nbs/45_tables.ipynb #4ce8edfe
+# %% ../../nbs/45_tables.ipynb #bf717e06
 CE, BOTH = "PFENet+CE", ("PFENet", "PFENet+CE")
 
 SYSTEMS = Table("pascal", {m: Row(m) for m in PAPER_METHODS}, (0, 1, 2))
@@ -79,12 +82,14 @@ PAPER_TABLES = {
     "2": SYSTEMS_COCO,
     "3": SYSTEMS,
     "4": SYSTEMS_COCO,
-    "5": Table("pascal", DELTAS, setting="delta"),
-    "6": Table("pascal", WEIGHTS, setting="contrast_weight"),
-    "7": Table("pascal", {"avg": Row(CE, {"voting": True})}, setting="five_shot_fusion"),
+    "5": Table("pascal", DELTAS, setting="delta", baseline="0.65"),
+    "6": Table("pascal", WEIGHTS, setting="contrast_weight", baseline="0.00"),
+    "7": Table(
+        "pascal", {"avg": Row(CE, {"voting": True})}, setting="five_shot_fusion", baseline="avg"
+    ),
 }
 
-# %% ../../nbs/45_tables.ipynb #d8c86331
+# %% ../../nbs/45_tables.ipynb #bcd9a354
 SMALLER = {
     **{f"{n} classes": {"classes": n} for n in (2, 5, 10)},
     **{f"{n} photographs": {"photographs": n} for n in (50, 100, 200)},
@@ -113,8 +118,8 @@ ONE_DELTA_PER_IMAGE = {"δ = 0.65": Row(CE), "one δ per image": Row(f"{CE} shar
 TABLES = {
     **PAPER_TABLES,
     "regime": Table("pascal", REGIME),
-    "differences": Table("pascal", SWITCHES),
-    "beyond": Table("pascal", ONE_DELTA_PER_IMAGE, (0, 1, 2)),
+    "differences": Table("pascal", SWITCHES, baseline="as published"),
+    "beyond": Table("pascal", ONE_DELTA_PER_IMAGE, (0, 1, 2), baseline="δ = 0.65"),
 }
 
 # %% ../../nbs/45_tables.ipynb #dbdedb1a
@@ -289,7 +294,7 @@ def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
     lines = means.loc[[key for key in order if key in means.index]].reset_index()
     return lines.rename(columns={"row": "", **metrics})
 
-# %% ../../nbs/45_tables.ipynb #09dcb04d
+# %% ../../nbs/45_tables.ipynb #a6d221f5
 def _table_note(
     results: pd.DataFrame,  # of `labelled`
     beside_paper: bool,
@@ -301,6 +306,12 @@ def _table_note(
         f"In percent. Means over folds {numbers['fold']} and seeds {numbers['seed']}; "
         f"{steps} steps; {value_range(results.episodes)} episodes a fold."
     )
+    trained = results.groupby("row", sort=False)[["fold", "seed"]].agg(lambda x: sorted(set(x)))
+    if len(trained.astype(str).drop_duplicates()) > 1:
+        note += (
+            " Not all rows have the same folds and seeds: their means are not to be compared, the "
+            "differences below are of those in common."
+        )
     columns = [results[k].fillna("") for k in ("benchmark", "trained_on") if k in results]
     facts = set(zip(*columns)) if len(columns) == 2 else ()
     note = " ".join([note, *filter(None, sorted(published_test(*of_run) for of_run in facts))])
@@ -313,17 +324,32 @@ def _table_note(
         )
     return note + " Paper: PASCAL-5i, ResNet-50, all folds.\n" + warning
 
-# %% ../../nbs/45_tables.ipynb #2ab07de5
+# %% ../../nbs/45_tables.ipynb #a5e6a381
+def table_differences(
+    name: str,  # one of `TABLES`
+    results: pd.DataFrame,  # of `scored_run`
+    folders: list[Path],  # of its runs
+) -> str:  # markdown; "" where the runs have kept no rows
+    "The differences between the rows of a table."
+    episodes = pd.concat([run_rows(folder) for folder in folders], ignore_index=True)
+    if episodes.empty: return ""
+    rows, table = table_episodes(name, results, episodes), TABLES[name]
+    labels = list(dict.fromkeys([*table.rows, *rows.method]))
+    return "\n" + differences_text(rows, row_pairs(labels, table.baseline))
+
+# %% ../../nbs/45_tables.ipynb #f4c78e22
 def table_text(name: str, folders: list[Path]) -> str:  # markdown
     "A table of finished runs, beside the paper's where it has one, with what it is of."
     if name in "1234":
         comparison = compare_with_paper(read_runs(folders))
         metric = "mIoU" if name in "12" else "FB-IoU"
-        return comparison_text(comparison[comparison.metric == metric])
+        text = comparison_text(comparison[comparison.metric == metric])
+        return f"{text}\n{runs_differences(folders)}"
     results = pd.concat([scored_run(folder) for folder in folders], ignore_index=True)
+    differences = table_differences(name, results, folders)
     results, is_ablation = labelled(name, results), TABLES[name].setting is not None
     lines = (_ablation_lines if is_ablation else _mean_lines)(name, results)
     texts = [[str(a), str(b), *map(figure_text, c)] for a, b, *c in lines.itertuples(index=False)]
     title = f"## Table {name} on `{results.data.iloc[0]}`, {results.backbone.iloc[0]}"
     grid = markdown_grid(list(lines), texts, 2)
-    return f"{title}\n\n{grid}\n{_table_note(results, is_ablation)}"
+    return f"{title}\n\n{grid}\n{_table_note(results, is_ablation)}{differences}"
