@@ -75,10 +75,10 @@ def support_prior(
         maps += [best_match(query, foreground_vectors(s, m)) for s, m in zip(shots, masks)]
     return min_max(torch.stack(maps)).unflatten(0, support_mask.shape[:2]).mean(1, keepdim=True)
 
-# %% ../nbs/04_conditioning.ipynb #a7622bb0
+# %% ../nbs/04_conditioning.ipynb #4d706ba1
 def latent_prior(v: Tensor, mid: Tensor) -> Tensor:  # (B, C), (B, C, h, w) → (B, 1, h, w) in [0, 1]
     "H′ of Eq. (8) and Eq. (9), as published: of the whole map, not ⊙ M′ or ⊙ [M′ = 1]; float32."
-    cosines = cosine(v.unsqueeze(2), mid.flatten(2)).squeeze(1)
+    cosines = cosine(mid.flatten(2), v.unsqueeze(2)).squeeze(2)
     return min_max(cosines.unflatten(1, mid.shape[-2:])).unsqueeze(1)
 
 # %% ../nbs/04_conditioning.ipynb #337dfce5

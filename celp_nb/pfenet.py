@@ -14,7 +14,7 @@ from .conditioning import Conditioning
 from .losses import cross_entropy
 from .ops import batch_items, resize
 
-# %% ../nbs/06_pfenet.ipynb #d4786349
+# %% ../nbs/06_pfenet.ipynb #367d9eda
 def dense_comparison(
     weight: Tensor,  # (D, 2C + 1, 1, 1) float, of the 1×1 convolution
     query: Tensor,  # (B, C, h, w) float
@@ -23,10 +23,11 @@ def dense_comparison(
 ) -> Tensor:  # (B, D, h, w) float
     "The 1×1 convolution of the concatenation of Eq. (12), without making the concatenation."
     C = query.shape[1]
-    shift = F.linear(prototype, weight[:, C : 2 * C, 0, 0])
     by_position = F.conv2d(query, weight[:, :C])
-    if prior is not None: by_position = by_position + F.conv2d(prior, weight[:, 2 * C :])
-    return by_position + shift[:, :, None, None]
+    shift = F.linear(prototype, weight[:, C : 2 * C, 0, 0])[:, :, None, None]
+    if prior is None: return by_position + shift
+    by_prior = F.linear(prior.movedim(1, 3), weight[:, 2 * C :, 0, 0])  # channels last, as all maps
+    return by_position + by_prior.movedim(3, 1) + shift
 
 # %% ../nbs/06_pfenet.ipynb #a4ac24a6
 def pointwise_conv(channels: int, width: int) -> nn.Sequential:
