@@ -29,8 +29,9 @@ from celp_nb.data.voc import voc_layout
 from celp_nb.engine.backbones import episode_features, feature_channels
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.methods import DECODERS, METHODS, Step, build_model
-from celp_nb.engine.steps import cached_steps, shared_inputs
+from celp_nb.engine.steps import shared_inputs
 from celp_nb.engine.training import part_losses, train_step
+from celp_nb.engine.views import cached_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 LR = 1e-3

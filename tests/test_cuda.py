@@ -19,8 +19,9 @@ from celp_nb.engine.checkpoints import BUNDLED, load_model, save_checkpoint
 from celp_nb.engine.evaluation import scores
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.methods import DECODERS, METHODS, build_model
-from celp_nb.engine.steps import cached_steps, online_steps, shared_inputs
+from celp_nb.engine.steps import online_steps, shared_inputs
 from celp_nb.engine.training import Objective, Optimisation, accelerator_for, fit
+from celp_nb.engine.views import cached_steps
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.metrics import COUNTS
 from celp_nb.pfenet import COCO_BINS

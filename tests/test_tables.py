@@ -14,7 +14,7 @@ import pytest
 from celp_nb.repro.config import make_config, method_of
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.folds import draw_fold, open_splits
-from celp_nb.repro.presets import PRESETS
+from celp_nb.repro.presets import PAPER_METHODS, PRESETS
 from celp_nb.repro.tables import (
     TABLES,
     ablation,
@@ -37,12 +37,16 @@ def methods_of(config):
 def test_rows_that_differ_in_the_method_are_one_run():
     (name, config), = table_runs("5", "samples", iterations=7).items()
     assert name == "samples-table-5-seed-0" and config == make_config(
-        methods=("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8"),
+        methods=(
+            *(f"PFENet+CE delta={delta}" for delta in (0.25, 0.3, 0.4, 0.5)),
+            "PFENet+CE",
+            "PFENet+CE delta=0.8",
+        ),
         iterations=7,
     )
-    assert [m.delta for m in methods_of(config)] == [0.4, 0.5, 0.65, 0.8]
+    assert [m.delta for m in methods_of(config)] == [0.25, 0.3, 0.4, 0.5, 0.65, 0.8]
     (config,) = table_runs("6", "samples").values()
-    assert [m.contrast for m in methods_of(config)] == [0, 0.1, 0.25, 1]
+    assert [m.contrast for m in methods_of(config)] == [0, 0.1, 0.25, 1, 2]
     assert [c.evaluation.voting for c in table_runs("7", "samples").values()] == [True]
 
 
@@ -50,7 +54,8 @@ def test_rows_that_differ_in_the_run_are_runs():
     runs = table_runs("regime", "pascal-part", data="DIR")
     assert len(runs) == 7
     for config in runs.values():
-        assert config.model.methods == ("PFENet", "PFENet+CE") and config.data.folder == "DIR"
+        assert config.model.methods == ("PFENet", "PFENet+CE", "PFENet+CE contrast=1")
+        assert config.data.folder == "DIR"
     assert runs["pascal-part-table-regime-classes-5-seed-0"].data.classes == 5
     assert [c.data.photographs for c in runs.values()].count(None) == 4
 
@@ -58,13 +63,15 @@ def test_rows_that_differ_in_the_run_are_runs():
 def test_each_difference_that_is_a_setting_is_a_run():
     runs = table_runs("differences", "pascal-part", data="DIR").values()
     settings = {
-        (c.optimisation.select, c.evaluation.protocol, c.evaluation.void) for c in runs
+        (c.optimisation.select, c.evaluation.protocol, c.evaluation.void, c.data.rules)
+        for c in runs
     }
     assert settings == {
-        ("last", "pairs", "ignore"),
-        ("test", "pairs", "ignore"),
-        ("last", "per_image", "ignore"),
-        ("last", "pairs", "padding"),
+        ("last", "pairs", "ignore", None),
+        ("test", "pairs", "ignore", None),
+        ("last", "per_image", "ignore", None),
+        ("last", "pairs", "padding", None),
+        ("last", "pairs", "ignore", "strict"),
     }
     full = table_runs("differences", "full", data="DIR").values()
     widths = {(c.model.methods[0].startswith("CyCTR"), c.model.width) for c in full}
@@ -82,7 +89,8 @@ def test_systems_have_three_seeds_and_tables_of_the_same_runs_are_alike():
     assert list(one.values()) == list(three.values())
     assert [c.runtime.seed for c in one.values()] == [0, 1, 2]
     for config in one.values():
-        assert set(config.model.methods) == {"PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE"}
+        of_weight_1 = {"PFENet+CE contrast=1", "CyCTR+CE contrast=1"}
+        assert set(config.model.methods) == {*PAPER_METHODS, *of_weight_1}
     runs = table_runs("1", "samples", seeds=(5,)).values()
     assert [c.runtime.seed for c in runs] == [5]
 
@@ -99,13 +107,15 @@ def test_full_scale_is_the_presets_and_a_run_for_every_row():
         ("PFENet+CE",),
         ("PFENet+CE contrast=0.25",),
         ("PFENet+CE contrast=1",),
+        ("PFENet+CE contrast=2",),
     ]
 
 
 @pytest.mark.parametrize(
-    "name, scale, tested", [("1", "pascal-part", [5, 5, 5, 5]), ("2", "coco-mini", [6, 8, 4, 6])]
+    "name, scale, tested, pairs",
+    [("1", "pascal-part", [5, 5, 5, 5], 1000), ("2", "coco-mini", [6, 8, 4, 6], 40)],
 )
-def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
+def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested, pairs):
     if not (DATA / scale).is_dir(): pytest.skip(f"real photographs are not in {DATA}")
     runs = table_runs(name, scale, data=str(DATA / scale))
     config = resolve(runs[f"{scale}-table-{name}-seed-0"])
@@ -113,7 +123,7 @@ def test_a_development_set_has_what_its_scale_asks_for(name, scale, tested):
     folds = [draw_fold(config, train, val, f) for f in config.data.folds]
     assert [len(f.test_classes) for f in folds] == tested
     for fold, n in zip(folds, tested):
-        assert len(fold.evaluation.cls) == 40 * n
+        assert len(fold.evaluation.cls) == pairs * n
         assert not set(fold.training.cls) & set(fold.test_classes)
 
 
@@ -231,7 +241,7 @@ def test_a_table_is_run_once_and_goes_on(tmp_path):
     assert re.search(r"\| 0\.25 +\| mIoU +\|", text) and "development set" in text
     for weight in ("0.10", "0.25", "1.00"):
         assert re.search(rf"\| {weight} − 0\.00 +\| 5 +\|", text)
-    assert "12 comparisons; p is corrected" in text and "four times in five" in text
+    assert "16 comparisons; p is corrected" in text and "four times in five" in text
     assert "With one seed" in text and "Not all rows" not in text
     written_at = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*/results.csv")}
     assert len(written_at) == 1

@@ -94,10 +94,10 @@ def beside_the_row(
         }
     )
 
-# %% ../../nbs/41a_comparison.ipynb #39cff283
+# %% ../../nbs/41a_comparison.ipynb #38fd13fa
 #: columns of results that not every file has
 OPTIONAL = ("run", "benchmark", "trained_on", "selection", "preset", "changed")
-MADE_WITH = ("weights", "precision")  # as well: fingerprint of the backboneâs weights, precision
+MADE_WITH = ("weights", "precision")  # as well: fingerprint of the backbone's weights, precision
 
 
 def is_of_paper(
@@ -111,7 +111,9 @@ def trained_results(results: pd.DataFrame) -> pd.DataFrame:
     "The rows of trained methods, with all optional columns. Raises ValueError for none or doubles."
     optional = (*OPTIONAL, *MADE_WITH)
     results = results.assign(**{k: "" for k in optional if k not in results})
-    shown = results.method.isin(PAPER_METHODS)
+    words = results.method.str.split()
+    variant = words.map(lambda w: all("=" in word for word in w[1:]))  # not a vote, such as v-1
+    shown = variant & words.str[0].isin(PAPER_METHODS)
     if "registered" in results: shown |= results.pop("registered").astype(bool)
     results = results[shown].fillna(dict.fromkeys(optional, ""))
     if results.empty:

@@ -6,19 +6,20 @@
 __all__ = ['MEASURES', 'run_rows', 'common_rows', 'holm', 'power_of', 'detectable', 'corrected', 'compared_pairs', 'row_pairs',
            'power_line', 'family_line', 'differences_text', 'runs_differences']
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #01ed3cb7
+# %% ../../nbs/44a_fair_comparisons.ipynb #c9cf220e
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..data.text_files import read_columns
 from .comparison import figure_text, settings_columns
 from .config import read_config, read_digests
 from .presets import markdown_grid
 from .statistics import paired_differences, t_beyond, t_quantile
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #add7b6a6
+# %% ../../nbs/44a_fair_comparisons.ipynb #fedacb24
 def run_rows(
     folder: str | Path,  # of a run, or of its scores on another list
 ) -> pd.DataFrame:  # rows of `evaluate` with run, fold, seed, episode_seed, training_set
@@ -32,7 +33,7 @@ def run_rows(
     for fold in config.data.folds or ():
         path = folder / f"fold{fold}" / "rows.csv"
         if not path.is_file(): continue
-        try: rows = pd.read_csv(path, dtype={"query": str})
+        try: rows = pd.DataFrame(read_columns(path, {"method": str, "query": str}, int))
         except ValueError as e:
             raise ValueError(f"{path} is damaged; celp evaluate {folder} writes it anew.") from e
         trained = rows.method.str.replace(r" v-\d+$", "", regex=True).isin(config.model.methods)
