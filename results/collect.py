@@ -14,7 +14,7 @@ import pandas as pd
 
 from celp_nb.repro.fair_comparisons import run_rows
 from celp_nb.repro.report import write_table
-from celp_nb.repro.tables import scored_run
+from celp_nb.repro.table_texts import scored_run
 
 
 def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -786,7 +786,8 @@ def test_a_table_that_cannot_be_run_is_refused_in_a_sentence(capsys, here, line,
 
 
 def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
-    from celp_nb.repro import tables as repro_tables
+    from celp_nb.repro import table_texts as repro_tables
+    from celp_nb.repro.tables import TABLES
 
     asked = []
     monkeypatch.setattr(
@@ -802,7 +803,7 @@ def test_a_table_is_run_from_the_command_line(capsys, here, monkeypatch):
     ((config, folder, resume),) = asked
     names = "methods", "seed", "episode_seed", "folds", "iterations", "epochs"
     assert values(config, *names) == (
-        ("PFENet+CE delta=0.4", "PFENet+CE delta=0.5", "PFENet+CE", "PFENet+CE delta=0.8"),
+        tuple(row.method for row in TABLES["5"].rows.values()),
         3,
         2,
         (1, 2),

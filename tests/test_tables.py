@@ -15,16 +15,15 @@ from celp_nb.repro.config import make_config, method_of
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.folds import draw_fold, open_splits
 from celp_nb.repro.presets import PAPER_METHODS, PRESETS
-from celp_nb.repro.tables import (
-    TABLES,
+from celp_nb.repro.table_texts import (
     ablation,
     labelled,
     run_table,
     scored_run,
     table_episodes,
-    table_runs,
     table_text,
 )
+from celp_nb.repro.tables import TABLES, table_runs
 
 DATA = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
 SMALL = dict(crop=57, side=97, width=16, iterations=2, pairs=2, folds=(0,), trivial=False)

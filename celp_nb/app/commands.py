@@ -142,7 +142,8 @@ def print_table(
     settings: dict[str, object],  # by flat names; None: not given
 ) -> None:
     "Run a table and print it. Raises ValueError for another number of names than one."
-    from celp_nb.repro.tables import TABLES, run_table
+    from celp_nb.repro.table_texts import run_table
+    from celp_nb.repro.tables import TABLES
 
     if len(runs) != 1 or runs[0] not in TABLES:
         raise ValueError(

@@ -4,44 +4,17 @@
 
 # %% auto #0
 __all__ = ['CE', 'BOTH', 'WEIGHT_1', 'SYSTEMS', 'SYSTEMS_COCO', 'DELTAS', 'WEIGHTS', 'PAPER_TABLES', 'SMALLER', 'REGIME',
-           'SWITCHES', 'ONE_DELTA_PER_IMAGE', 'TABLES', 'PASCAL_PART', 'DEVELOPMENT_DEFAULTS', 'SCALES',
-           'VARIED_SETTINGS', 'Row', 'Table', 'table_runs', 'run_table', 'scored_run', 'labelled', 'table_episodes',
-           'ablation', 'table_differences', 'table_text']
+           'SWITCHES', 'ONE_DELTA_PER_IMAGE', 'TABLES', 'PASCAL_PART', 'DEVELOPMENT_DEFAULTS', 'SCALES', 'Row', 'Table',
+           'table_runs']
 
-# %% ../../nbs/45_tables.ipynb #0012c0fd
+# %% ../../nbs/45_tables.ipynb #d5dc84ac
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
-
-import pandas as pd
 
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE
 from ..engine.methods import check_choice, find_method
-from celp_nb.repro.comparison import (
-    DATA_LABELS,
-    compare_with_paper,
-    comparison_text,
-    figure_text,
-    read_runs,
-)
-from celp_nb.repro.config import (
-    RunConfig,
-    change_config,
-    flat_config,
-    make_config,
-    read_config,
-)
-from .fair_comparisons import differences_text, row_pairs, run_rows, runs_differences
-from celp_nb.repro.presets import (
-    PAPER_METHODS,
-    PRESETS,
-    markdown_grid,
-    paper_ablations,
-    preset_config,
-    published_test,
-)
-from .report import value_range
-from .runs import read_results, run
+from .config import RunConfig, change_config, make_config
+from .presets import PAPER_METHODS, PRESETS, preset_config
 
 # %% ../../nbs/45_tables.ipynb #64c665c1
 class Row(NamedTuple):
@@ -221,159 +194,3 @@ def table_runs(
             run_name = f"{scale} {label} seed {seed}".replace(" ", "-")
             runs[run_name] = change_config(config, seed=seed, **settings)
     return runs
-
-# %% ../../nbs/45_tables.ipynb #2a0f1279
-def run_table(
-    name: str,
-    scale: str,
-    home: str | Path,  # folder of the runs
-    seeds: tuple[int, ...] = (),
-    **settings: object,  # as of `table_runs`
-) -> str:  # markdown
-    """The table, beside the paper's where it has one, after its runs are run or resumed.
-
-    Raises what `table_runs` and `run` raise."""
-    runs = table_runs(name, scale, seeds, **settings)
-    for run_name, config in runs.items(): run(config, Path(home) / run_name, resume=True)
-    return table_text(name, [Path(home) / run_name for run_name in runs])
-
-# %% ../../nbs/45_tables.ipynb #bdea4c5c
-VARIED_SETTINGS = ("classes", "photographs", "select", "protocol", "rules", "void", "voting")
-
-
-def scored_run(
-    folder: str | Path,  # of a run
-) -> pd.DataFrame:  # as of `read_results`, with columns `run` and `VARIED_SETTINGS`
-    "The scores of a run, with the settings by which a table finds them."
-    config = flat_config(read_config(folder))
-    settings, results = {k: config[k] for k in VARIED_SETTINGS}, read_results(folder)
-    published = set(results.get("benchmark", ())) & set(DATA_LABELS.values())
-    if settings["rules"] == ("literature" if published else "strict"): settings["rules"] = None
-    return results.assign(run=Path(folder).name, **settings)
-
-# %% ../../nbs/45_tables.ipynb #ffda0627
-def labelled(
-    name: str,  # one of `TABLES`
-    results: pd.DataFrame,  # of `scored_run`
-) -> pd.DataFrame:  # those that are in the table, with a column `row`: its label
-    "Scores as rows of a table."
-    table, methods, votes = TABLES[name], results.method, None
-    if table.setting == "five_shot_fusion":
-        parts = results.method.str.extract(r"^(.*?)(?: (v-\d+))?$")
-        methods, votes = parts[0], parts[1]
-    labels, defaults = pd.Series(index=results.index, dtype=object), flat_config(RunConfig())
-    usual = {k: defaults[k] for k in VARIED_SETTINGS if k != "voting"}
-    for label, row in table.rows.items():
-        fits = methods == row.method
-        for k, value in {**usual, **row.fields}.items():
-            fits &= results[k].isna() if value is None else results[k] == value
-        labels[fits & (labels.isna() | bool(row.fields))] = label
-    if votes is not None: labels = votes.where(votes.notna() & labels.notna(), labels)
-    return results.assign(row=labels).dropna(subset="row")
-
-# %% ../../nbs/45_tables.ipynb #0f78eb8c
-def table_episodes(
-    name: str,  # one of `TABLES`
-    results: pd.DataFrame,  # of `scored_run`, of one or several runs
-    episodes: pd.DataFrame,  # of `evaluate`, all methods and shots, with columns run, fold and seed
-) -> pd.DataFrame:  # those of the table; `method` is the row's label
-    "Pixel counts of the episodes of a table's rows."
-    rows = labelled(name, results)[["run", "method", "row"]].drop_duplicates()
-    matched = episodes.merge(rows, on=["run", "method"])
-    return matched.drop(columns="method").rename(columns={"row": "method"})
-
-# %% ../../nbs/45_tables.ipynb #13b58d0f
-def ablation(
-    name: str,  # "5", "6" or "7"
-    results: pd.DataFrame,  # of `labelled`
-) -> pd.DataFrame:  # value, shot, metric, score, ours
-    """The values of an ablation, the paper's and ours beside them: the means over folds and seeds.
-
-    NaN where there is no run, or where the paper has no such value."""
-    means = results.groupby(["row", "shots"])[["miou", "fb_iou"]].mean()
-    means.columns = ["mIoU", "FB-IoU"]
-    ours = means.rename_axis(["value", "shot"]).rename_axis("metric", axis=1).stack().rename("ours")
-    paper = paper_ablations()
-    paper = paper[(paper.table == int(name)) & (paper.dataset == "PASCAL-5i")]
-    return paper[["value", "shot", "metric", "score"]].merge(ours.reset_index(), how="outer")
-
-# %% ../../nbs/45_tables.ipynb #5e78485e
-def _ablation_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
-    "An ablation as it is shown: value and metric, then ours and the paper's for each shot."
-    index = ["value", "metric"]
-    grid = ablation(name, results).pivot(index=index, columns="shot", values=["ours", "score"])
-    columns = {}
-    for shot in grid.columns.levels[1]:
-        columns[f"{shot}-shot, ours"] = grid["ours", shot]
-        columns[f"{shot}-shot, paper"] = grid["score", shot]
-    lines = pd.DataFrame(columns).reset_index()
-    return lines.rename(columns={"value": TABLES[name].setting.replace("_", " ")})
-
-
-def _mean_lines(name: str, results: pd.DataFrame) -> pd.DataFrame:
-    "A table of ours as it is shown: row and shots, then the means over folds and seeds."
-    metrics = {"miou": "mIoU", "fb_iou": "FB-IoU", "confusion": "confusion"}
-    means = results.groupby(["row", "shots"])[list(metrics)].mean()
-    order = [(row, shots) for row in TABLES[name].rows for shots in sorted(set(results.shots))]
-    lines = means.loc[[key for key in order if key in means.index]].reset_index()
-    return lines.rename(columns={"row": "", **metrics})
-
-# %% ../../nbs/45_tables.ipynb #a6d221f5
-def _table_note(
-    results: pd.DataFrame,  # of `labelled`
-    beside_paper: bool,
-) -> str:
-    "What a table is of: folds, seeds, steps, episodes; and whether it can be compared."
-    numbers = {k: ", ".join(map(str, sorted(set(results[k])))) for k in ("fold", "seed")}
-    steps = ", ".join(f"{n:,}" for n in sorted(set(results.iterations)))
-    note = (
-        f"In percent. Means over folds {numbers['fold']} and seeds {numbers['seed']}; "
-        f"{steps} steps; {value_range(results.episodes)} episodes a fold."
-    )
-    trained = results.groupby("row", sort=False)[["fold", "seed"]].agg(lambda x: sorted(set(x)))
-    if len(trained.astype(str).drop_duplicates()) > 1:
-        note += (
-            " Not all rows have the same folds and seeds: their means are not to be compared, the "
-            "differences below are of those in common."
-        )
-    columns = [results[k].fillna("") for k in ("benchmark", "trained_on") if k in results]
-    facts = set(zip(*columns)) if len(columns) == 2 else ()
-    note = " ".join([note, *filter(None, sorted(published_test(*of_run) for of_run in facts))])
-    if not beside_paper: return note + "\n"
-    data, warning = results.data.iloc[0], ""
-    if set(results.get("benchmark", [""])) != {"pascal-5i"}:
-        warning = (
-            f"Warning: `{data}` is a development set: the two are not comparable, "
-            "only how they change.\n"
-        )
-    return note + " Paper: PASCAL-5i, ResNet-50, all folds.\n" + warning
-
-# %% ../../nbs/45_tables.ipynb #a5e6a381
-def table_differences(
-    name: str,  # one of `TABLES`
-    results: pd.DataFrame,  # of `scored_run`
-    folders: list[Path],  # of its runs
-) -> str:  # markdown; "" where the runs have kept no rows
-    "The differences between the rows of a table."
-    episodes = pd.concat([run_rows(folder) for folder in folders], ignore_index=True)
-    if episodes.empty: return ""
-    rows, table = table_episodes(name, results, episodes), TABLES[name]
-    labels = list(dict.fromkeys([*table.rows, *rows.method]))
-    return "\n" + differences_text(rows, row_pairs(labels, table.baseline))
-
-# %% ../../nbs/45_tables.ipynb #f4c78e22
-def table_text(name: str, folders: list[Path]) -> str:  # markdown
-    "A table of finished runs, beside the paper's where it has one, with what it is of."
-    if name in "1234":
-        comparison = compare_with_paper(read_runs(folders))
-        metric = "mIoU" if name in "12" else "FB-IoU"
-        text = comparison_text(comparison[comparison.metric == metric])
-        return f"{text}\n{runs_differences(folders)}"
-    results = pd.concat([scored_run(folder) for folder in folders], ignore_index=True)
-    differences = table_differences(name, results, folders)
-    results, is_ablation = labelled(name, results), TABLES[name].setting is not None
-    lines = (_ablation_lines if is_ablation else _mean_lines)(name, results)
-    texts = [[str(a), str(b), *map(figure_text, c)] for a, b, *c in lines.itertuples(index=False)]
-    title = f"## Table {name} on `{results.data.iloc[0]}`, {results.backbone.iloc[0]}"
-    grid = markdown_grid(list(lines), texts, 2)
-    return f"{title}\n\n{grid}\n{_table_note(results, is_ablation)}{differences}"
