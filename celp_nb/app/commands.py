@@ -118,7 +118,7 @@ def presets_command() -> None:
 
     print(presets_table(), end="")
 
-# %% ../../nbs/52_celp_commands.ipynb #df4678b6
+# %% ../../nbs/52_celp_commands.ipynb #406e0cf7
 def print_comparison(runs: Sequence[str]) -> None:  # folders or files; by default runs/*
     "Print results beside the paper's. Raises FileNotFoundError where there are none."
     files = sorted(Path("runs").glob("*/results.csv"))

@@ -39,12 +39,13 @@ def scored_run(
     if settings["rules"] == ("literature" if published else "strict"): settings["rules"] = None
     return results.assign(run=Path(folder).name, **settings)
 
-# %% ../../nbs/45a_table_texts.ipynb #ffda0627
+# %% ../../nbs/45a_table_texts.ipynb #22291574
 def labelled(
     name: str,  # one of `TABLES`
-    results: pd.DataFrame,  # of `scored_run`
+    results: pd.DataFrame,  # of `scored_run`; a setting that an earlier version lacks is the usual
 ) -> pd.DataFrame:  # those that are in the table, with a column `row`: its label
     "Scores as rows of a table."
+    results = results.assign(**{k: None for k in VARIED_SETTINGS if k not in results})
     table, methods, votes = TABLES[name], results.method, None
     if table.setting == "five_shot_fusion":
         parts = results.method.str.extract(r"^(.*?)(?: (v-\d+))?$")
