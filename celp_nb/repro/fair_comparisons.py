@@ -19,7 +19,7 @@ from .config import read_config, read_digests
 from .presets import markdown_grid
 from .statistics import paired_differences, t_beyond, t_quantile
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #fedacb24
+# %% ../../nbs/44a_fair_comparisons.ipynb #7d078615
 def run_rows(
     folder: str | Path,  # of a run, or of its scores on another list
 ) -> pd.DataFrame:  # rows of `evaluate` with run, fold, seed, episode_seed, training_set
@@ -33,7 +33,9 @@ def run_rows(
     for fold in config.data.folds or ():
         path = folder / f"fold{fold}" / "rows.csv"
         if not path.is_file(): continue
-        try: rows = pd.DataFrame(read_columns(path, {"method": str, "query": str}, int))
+        try:
+            rows = pd.DataFrame(read_columns(path, {"method": str, "query": str}, int))
+            if rows.empty: raise ValueError(f"{path} has no rows")
         except ValueError as e:
             raise ValueError(f"{path} is damaged; celp evaluate {folder} writes it anew.") from e
         trained = rows.method.str.replace(r" v-\d+$", "", regex=True).isin(config.model.methods)
