@@ -19,6 +19,7 @@ from celp_nb.repro.fair_comparisons import (
     runs_differences,
 )
 from celp_nb.repro.statistics import paired_differences, t_quantile
+from celp_nb.repro.tables import TABLES
 
 
 def rows_of(method, seeds, gain=0, folds=(0, 1), **columns):
@@ -134,6 +135,12 @@ def test_pairs_of_a_table():
     labels = ["as published", "no CE", "no CE, separate"]
     assert row_pairs(labels, labels[0]) == [("no CE", labels[0]), (labels[2], "no CE")]
     assert row_pairs(["v-1", "v-2"], "avg") == []
+    labels = list(TABLES["1"].rows)
+    assert dict(row_pairs(labels)) == {m: m.split("+")[0] for m in labels if "+CE" in m}
+    few = "PFENet+CE contrast=1, 5 classes"
+    assert dict(row_pairs(list(TABLES["regime"].rows)))[few] == "PFENet, 5 classes"
+    labels = ["PFENet separate=yes", "PFENet+CE separate=yes", "PFENet"]
+    assert dict(row_pairs(labels))[labels[1]] == labels[0]
 
 
 def written(folder, seed, **settings):

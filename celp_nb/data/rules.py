@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Pair', 'Crowds', 'STRICT', 'LITERATURE', 'RULES', 'scaled_size', 'fitted_size', 'floored_size', 'rescale',
-           'rescale_by_corners', 'undo_where_lost', 'stay_turned', 'place_crop', 'place_last_crop', 'Rules',
-           'find_rules']
+           'rescale_by_corners', 'undo_where_lost', 'stay_turned', 'drawn_crops', 'place_crop', 'place_last_crop',
+           'Rules', 'find_rules']
 
-# %% ../../nbs/20d_rules.ipynb #15ad8056
-from collections.abc import Callable
+# %% ../../nbs/20d_rules.ipynb #d54e4ed3
+from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -95,7 +95,19 @@ def stay_turned(
     """The rotated pair, whatever it shows."""
     return turned
 
-# %% ../../nbs/20d_rules.ipynb #51091782
+# %% ../../nbs/20d_rules.ipynb #25e2e251
+def drawn_crops(
+    inside: np.ndarray,  # (H, W) bool, the class's pixels
+    side: int,  # side of the crop, at most H and W
+    draws: int,
+    rng: np.random.Generator,
+) -> Iterator[tuple[int, tuple[int, int]]]:  # pixels of the class in the crop; its top, left
+    """Crops at random places, each drawn when it is asked for."""
+    for _ in range(draws):
+        top, left = (int(rng.integers(length - side, endpoint=True)) for length in inside.shape)
+        yield np.count_nonzero(inside[top : top + side, left : left + side]), (top, left)
+
+
 def place_crop(
     inside: np.ndarray,  # (H, W) bool, the class's pixels
     side: int,  # side of the crop, at most H and W
@@ -105,11 +117,9 @@ def place_crop(
 ) -> tuple[int, int]:  # top, left
     """Draw a crop until it keeps enough of the class, else take the best seen."""
     total, best, place = np.count_nonzero(inside), -1, (0, 0)
-    for _ in range(1 + tries):
-        top, left = (int(rng.integers(length - side, endpoint=True)) for length in inside.shape)
-        held = np.count_nonzero(inside[top : top + side, left : left + side])
+    for held, at in drawn_crops(inside, side, 1 + tries, rng):
         if held > best:
-            best, place = held, (top, left)
+            best, place = held, at
         if best >= keep * total:
             break
     if total and not best:
@@ -119,7 +129,7 @@ def place_crop(
         place = tuple(int(np.clip(m - side // 2, 0, length - side)) for m, length in corner)
     return place
 
-# %% ../../nbs/20d_rules.ipynb #0e3cc121
+# %% ../../nbs/20d_rules.ipynb #49df7e45
 def place_last_crop(
     inside: np.ndarray,  # (H, W) bool, the class's pixels
     side: int,  # side of the crop, at most H and W
@@ -128,12 +138,11 @@ def place_last_crop(
     rng: np.random.Generator,
 ) -> tuple[int, int]:  # top, left
     """Draw a crop until it keeps enough of the class, or until the tries are over."""
-    total, top, left = np.count_nonzero(inside), 0, 0
-    for _ in range(1 + tries):
-        top, left = (int(rng.integers(length - side, endpoint=True)) for length in inside.shape)
-        if np.count_nonzero(inside[top : top + side, left : left + side]) >= keep * total:
-            break
-    return top, left
+    enough, place = keep * np.count_nonzero(inside), (0, 0)
+    for held, place in drawn_crops(inside, side, 1 + tries, rng):
+        if held >= enough:
+            return place
+    return place
 
 # %% ../../nbs/20d_rules.ipynb #a09b5f44
 Crowds = Literal["void", "background"]

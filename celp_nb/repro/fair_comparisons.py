@@ -6,8 +6,9 @@
 __all__ = ['MEASURES', 'run_rows', 'common_rows', 'holm', 'power_of', 'detectable', 'corrected', 'compared_pairs', 'row_pairs',
            'power_line', 'family_line', 'differences_text', 'runs_differences']
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #c9cf220e
+# %% ../../nbs/44a_fair_comparisons.ipynb #ea50ae61
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -189,7 +190,7 @@ def compared_pairs(
     table = pd.concat(lines, ignore_index=True)
     return corrected(table), list(dict.fromkeys(notes))
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #ca6c302f
+# %% ../../nbs/44a_fair_comparisons.ipynb #b6197ce5
 def row_pairs(
     labels: list[str],  # of a table's rows
     baseline: str | None = None,  # the row that the others are compared with
@@ -198,7 +199,9 @@ def row_pairs(
     pairs = []
     for label in labels:
         plain, head = label.replace("+CE", "", 1), label.rpartition(", ")[0]
-        others = [other for other in (plain, head, baseline) if other != label and other in labels]
+        decoder = re.sub(r"\+CE( \w+=[^ ,]+)*", "", label)
+        choices = plain, decoder, head, baseline
+        others = [other for other in choices if other != label and other in labels]
         if others: pairs.append((label, others[0]))
     return pairs
 
