@@ -1003,6 +1003,17 @@ def test_a_step_has_channels_next_to_each_other_throughout(name, backbone, train
     assert layouts.found == [] and (losses["contrast"] > 0) == ("CE" in name)
 
 
+# --- the device
+
+
+def test_a_process_that_trained_elsewhere_trains_on_the_device_that_it_is_given(monkeypatch):
+    assert accelerator_for("cpu").device.type == "cpu"
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta")  # in the place of a card
+    assert accelerator_for("cuda").device.type == "meta"
+    monkeypatch.delenv("ACCELERATE_TORCH_DEVICE")
+    assert accelerator_for("cpu").device.type == "cpu"
+
+
 # --- cached features
 
 

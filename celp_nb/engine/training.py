@@ -84,7 +84,7 @@ def over_processes(
         losses = losses._replace(contrast=losses.contrast * share)
     return losses
 
-# %% ../../nbs/34_training.ipynb #2091e51f
+# %% ../../nbs/34_training.ipynb #f89c4ebb
 class Objective(nn.Module):
     "The losses of Eq. (13) as a module: what wraps it wraps the whole of a training step."
 
@@ -127,10 +127,12 @@ def accelerator_for(
 ) -> Accelerator:
     "Accelerate's view of this process; several runs in one process may differ in theirs."
     wanted = {"cpu": is_on_cpu(device), "mixed_precision": "no" if precision is None else "bf16"}
-    try: return Accelerator(**wanted)
-    except ValueError:  # it holds on to its first settings
-        AcceleratorState._reset_state(reset_partial_state=True)
-        return Accelerator(**wanted)
+    try: accelerator = Accelerator(**wanted)
+    except ValueError: accelerator = None
+    if accelerator is None or (accelerator.device.type == "cpu") != wanted["cpu"]:
+        AcceleratorState._reset_state(reset_partial_state=True)  # its first precision and device
+        accelerator = Accelerator(**wanted)
+    return accelerator
 
 # %% ../../nbs/34_training.ipynb #73ab7845
 def transformer_optimiser(
