@@ -172,7 +172,7 @@ def check_plugin(
         f"(in Python: celp_nb.engine.plugins.load_plugin({plugins[0]!r}))."
     )
 
-# %% ../../nbs/32_checkpoints.ipynb #fbc0b183
+# %% ../../nbs/32_checkpoints.ipynb #9f35c96c
 def downloaded_from(
     saved: dict,  # what the file of a model holds
 ) -> str:  # an address; "" where its backbone's weights are not torchvision's
@@ -191,11 +191,11 @@ def check_backbone(
     "Raise ValueError where a model was trained on another backbone."
     if fingerprint == saved["fingerprint"]: return
     url = downloaded_from(saved)
-    mend = f"torchvision's weights ({url})" if url else "the backbone and weights file"
+    mend = f"torchvision's, {url}" if url else "the backbone and weights file of its training"
     of_source = f" of {source}" if source else ""
     raise ValueError(
         f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, "
-        f"not {fingerprint}{of_source}; use {mend} of its training."
+        f"not {fingerprint}{of_source}; use {mend}."
     )
 
 
