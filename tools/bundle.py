@@ -3,8 +3,9 @@
     celp train --name bundled --fold 0
     python tools/bundle.py runs/bundled/fold0/PFENet+CE.pt samples-pfenet-ce
 
-The name is one of `celp_nb.engine.pretrained.PRETRAINED`: for a new model add its line first. A third
-argument is a file of markdown for its card: what it scores on novel classes, what it cannot do.
+The name is one of `celp_nb.engine.pretrained.PRETRAINED`: for a new model add its line first. A
+third argument is a file of markdown for its card: what it scores on novel classes, what it cannot
+do. The model runs on the backbone's own weights, so train it on those.
 """
 
 import sys

@@ -7,35 +7,8 @@ __all__ = ['PRETRAINED', 'first_offered', 'pretrained_file', 'find_device', 'fin
            'model_backbone', 'is_at_hand', 'saw_only_scenes', 'warn_of_photographs', 'half_precision', 'ship_model',
            'card_rows', 'model_card']
 
-# %% ../../nbs/34a_pretrained.ipynb #0d406726
-import warnings
-from collections.abc import Iterable
-from pathlib import Path
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from ..contrast import FewShotModel
-from ..data.rules import Rules
-from ..data.transforms import SAMPLES_SIDE
-from celp_nb.engine.backbones import (
-    Backbone,
-    backbone_fingerprint,
-    load_backbone,
-    read_weights,
-)
-from celp_nb.engine.checkpoints import (
-    BUNDLED,
-    check_backbone,
-    check_fields,
-    downloaded_from,
-    load_checkpoint,
-    load_model,
-    rules_of,
-    save_checkpoint,
-)
-from .methods import check_choice
+# %% ../../nbs/34a_pretrained.ipynb #52955ec6
+#| export
 
 # %% ../../nbs/34a_pretrained.ipynb #9d0fe7b6
 #: the name of a bundled model → its file; a line here and the file add one
@@ -130,7 +103,7 @@ def is_at_hand(name: str) -> bool:  # one of `PRETRAINED`
     url = downloaded_from(load_checkpoint(PRETRAINED[name]))
     return not url or (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
 
-# %% ../../nbs/34a_pretrained.ipynb #676d4c1d
+# %% ../../nbs/34a_pretrained.ipynb #e09a27fc
 def saw_only_scenes(backbone: Backbone) -> bool:
     "Whether it is the bundled backbone, with its own weights."
     return backbone.name == "tiny" and (
@@ -141,7 +114,8 @@ def saw_only_scenes(backbone: Backbone) -> bool:
 def warn_of_photographs(images: Iterable[np.ndarray]) -> None:  # (H, W, 3)
     "Warn of images that are no drawn scenes: those have 161×161 pixels."
     if all(image.shape[:2] == (SAMPLES_SIDE, SAMPLES_SIDE) for image in images): return
-    other = "" if PRETRAINED[first_offered()] in BUNDLED.values() else f"take {first_offered()}, or "
+    first = first_offered()
+    other = "" if PRETRAINED[first] in BUNDLED.values() else f"take {first}, or "
     warnings.warn(
         "this model's backbone has seen drawn scenes alone, and an image is none: do not trust the "
         f"mask; {other}train on photographs with celp run --data DIR --backbone resnet50.",
