@@ -156,6 +156,9 @@ def test_a_card_says_what_the_file_says(photos, tmp_path):
         assert words in card, words
     older = model_card("samples-pfenet")  # of before these facts were written
     assert "PFENet, decoder of 64 channels" in older and "contrastive" not in older
+    saved = load_checkpoint(PRETRAINED[NAME]) | {"contrast": 0.0, "delta": None}
+    save_checkpoint(tmp_path / "alone.pt", **saved)
+    assert "contrastive" not in model_card(tmp_path / "alone.pt")
     torch.save({"a": 1}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="holds no trained model"):
         model_card(tmp_path / "other.pt")

@@ -7,8 +7,35 @@ __all__ = ['PRETRAINED', 'first_offered', 'pretrained_file', 'find_device', 'fin
            'model_backbone', 'is_at_hand', 'saw_only_scenes', 'warn_of_photographs', 'half_precision', 'ship_model',
            'card_rows', 'model_card']
 
-# %% ../../nbs/34a_pretrained.ipynb #52955ec6
-#| export
+# %% ../../nbs/34a_pretrained.ipynb #0d406726
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..contrast import FewShotModel
+from ..data.rules import Rules
+from ..data.transforms import SAMPLES_SIDE
+from celp_nb.engine.backbones import (
+    Backbone,
+    backbone_fingerprint,
+    load_backbone,
+    read_weights,
+)
+from celp_nb.engine.checkpoints import (
+    BUNDLED,
+    check_backbone,
+    check_fields,
+    downloaded_from,
+    load_checkpoint,
+    load_model,
+    rules_of,
+    save_checkpoint,
+)
+from .methods import check_choice
 
 # %% ../../nbs/34a_pretrained.ipynb #9d0fe7b6
 #: the name of a bundled model → its file; a line here and the file add one
