@@ -85,8 +85,9 @@ def trained(tmp_path):
 @pytest.fixture
 def photos(trained, tmp_path, monkeypatch):
     "The shipped model, first in the table of names, as the real one would be."
-    table = {NAME: tmp_path / "shipped.pt", **PRETRAINED}
     before = dict(PRETRAINED)
+    table = {NAME: tmp_path / "shipped.pt"}  # never the real file, where there is one
+    table |= {name: path for name, path in before.items() if name != NAME}
     PRETRAINED.clear()
     PRETRAINED.update(table)
     ship_model(trained[0], PRETRAINED[NAME], "## What it scores\n\n12.3 ± 4.5")
