@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from celp_nb.engine.feature_bank import evaluate as evaluate
     from celp_nb.engine.feature_bank import feature_bank as feature_bank
     from celp_nb.engine.methods import register_decoder as register_decoder
+    from celp_nb.engine.pretrained import model_card as model_card
     from celp_nb.engine.segmenter import Segmenter as Segmenter
     from celp_nb.latent import sample_latent as sample_latent
     from celp_nb.pfenet import PFENet as PFENet
@@ -43,6 +44,7 @@ _HOMES = {
     "feature_bank": "engine.feature_bank",
     "load_backbone": "engine.backbones",
     "make_config": "repro.config",
+    "model_card": "engine.pretrained",
     "open_folder": "data.benchmarks",
     "pascal5i": "data.benchmarks",
     "register_backbone": "engine.backbones",

@@ -45,6 +45,7 @@ def one_thread():
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CELP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # no weights fetched earlier
 
 
 def blocks(*values, height=40, width=56):

@@ -82,6 +82,7 @@ def free_port():
 def serve(command, folder, url):
     "Start a server with its settings under `folder`; yield its address; end it and its children."
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+    env["TORCH_HOME"] = str(folder)  # no weights fetched earlier: the samples' model opens
     env |= {"OMP_NUM_THREADS": "1", "IPYTHONDIR": str(folder / "ipython")}
     env |= {
         f"JUPYTER_{kind}_DIR": str(folder / kind.lower()) for kind in ("CONFIG", "DATA", "RUNTIME")

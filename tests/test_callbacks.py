@@ -25,6 +25,7 @@ from celp_nb.repro.config import change_config, make_config, read_config
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.own_folds import read_class_split, split_numbers
 from celp_nb.repro.report import loss_figure, predictions_figure, save_figure
+from celp_nb.repro.setup import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -154,6 +155,38 @@ def test_a_split_and_a_number_of_folds_exclude_each_other(tmp_path):
     with pytest.raises(ValueError, match="fold 2"):
         resolve(make_config(split=str(path), folds=(2,)))
     assert set(changed_from_preset(config)) == {"n_folds", "split"}
+
+
+def test_a_model_of_all_classes_is_trained_and_never_tested(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = change_config(TINY, folds=None, split="none")
+    chosen = change_config(config, select="test")
+    for work in (lambda: runs.run(config, "a"), lambda: resolve(chosen)):
+        with pytest.raises(ValueError, match="every class is trained on and none is left to test"):
+            work()
+    assert not Path("a").exists()
+    runs.train_run(config, "a")
+    assert read_config("a").data.split == "none" and resolve(read_config("a")).data.folds == (0,)
+    runs.train_run(config, "a", resume=True)
+    saved, data = load_checkpoint("a/fold0/PFENet+CE.pt"), samples("train")
+    assert saved["train_classes"] == list(data.class_names) and saved["held_classes"] == []
+    assert (saved["steps"], saved["batch"], saved["contrast"]) == (4, 4, 0.1)
+    assert saved["delta"] == 0.65 and saved["commit"]
+    assert 4 <= len(saved["train_images"]) <= 32 and {*saved["train_images"]} <= {*data.ids}
+    for work in (lambda: runs.evaluate_run("a"), lambda: runs.replay("a", 0, "list.csv")):
+        with pytest.raises(ValueError, match="celp evaluate RUN --data DIR"): work()
+    assert main(["evaluate", "a", "--data", "samples"]) == 1
+    assert "samples has no class to test that fold 0 was not trained" in capsys.readouterr().err
+    assert sorted(p.name for p in Path("a").iterdir()) == ["config.json", "data.json", "fold0"]
+
+
+@pytest.mark.parametrize("skip_rare", [False, True])
+def test_training_on_all_classes_asks_nothing_of_test_images(skip_rare, recwarn):
+    config = change_config(TINY, folds=None, split="none", shots=(200,), skip_rare=skip_rare)
+    (fold,) = prepare(resolve(config)).folds  # no class has 200 supports
+    assert fold.train_classes == list(range(1, 21)) and not fold.test_classes
+    assert {*fold.training.cls.tolist()} <= {*fold.train_classes} and not len(fold.evaluation.cls)
+    assert not recwarn.list
 
 
 def test_a_split_is_read_in_any_unicode_encoding(tmp_path):

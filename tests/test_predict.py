@@ -280,7 +280,7 @@ def test_everything_is_checked_before_the_model_is_read(here, capsys, monkeypatc
     assert (
         main(["predict", "samples-pfenett", *ONE.split()]) == 1
     )
-    assert "samples-pfenet, samples-pfenet-ce" in capsys.readouterr().err
+    assert "samples-pfenet-ce, samples-pfenet" in capsys.readouterr().err
 
 
 # --- warnings

@@ -291,7 +291,7 @@ def test_bundled_models_have_names(data):
         named = Segmenter.from_pretrained(name).set_support(photos, masks).predict(photos[0])
         path = Segmenter.from_pretrained(str(BUNDLED[method])).set_support(photos, masks)
         assert np.array_equal(named.logits, path.predict(photos[0]).logits)
-    with pytest.raises(FileNotFoundError, match="samples-pfenett.*samples-pfenet, samples-pfenet"):
+    with pytest.raises(FileNotFoundError, match="samples-pfenett.*samples-pfenet-ce, samples"):
         Segmenter.from_pretrained("samples-pfenett")
 
 

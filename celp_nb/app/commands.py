@@ -7,7 +7,7 @@ __all__ = ['Settings', 'Name', 'Resume', 'AllFolds', 'starting_config', 'run_fol
            'train_command', 'data_command', 'presets_command', 'print_comparison', 'print_table', 'table_command',
            'PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command', 'command_functions']
 
-# %% ../../nbs/52_celp_commands.ipynb #c01596ae
+# %% ../../nbs/52_celp_commands.ipynb #1259ee5f
 import argparse
 import os
 from collections.abc import Callable, Sequence
@@ -26,6 +26,7 @@ from celp_nb.repro.config import (
     change_config,
     make_config,
 )
+from ..repro.own_folds import NO_TEST
 from ..repro.run_checks import check_run_name
 
 # %% ../../nbs/52_celp_commands.ipynb #913b19cd
@@ -63,7 +64,7 @@ def print_once(text: str) -> None:
     "Print, in one of several processes."
     if os.environ.get("RANK", "0") == "0": print(text)
 
-# %% ../../nbs/52_celp_commands.ipynb #8f0530b7
+# %% ../../nbs/52_celp_commands.ipynb #9e1fce25
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -93,7 +94,8 @@ def train_command(
 
     folder = run_folder(config, name, all_folds)
     runs.train_run(config, folder, resume)
-    print_once(f"Trained; celp evaluate {folder} scores it.")
+    scored = f"celp evaluate {folder}" + " --data DIR" * (config.data.split == NO_TEST)
+    print_once(f"Trained; {scored} scores it.")
 
 # %% ../../nbs/52_celp_commands.ipynb #92ae07a7
 def data_command(

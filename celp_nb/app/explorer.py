@@ -6,7 +6,7 @@
 __all__ = ['PICTURES', 'read_choice', 'ImagePanel', 'handle_click', 'handle_upload', 'connect_controls', 'image_panel',
            'episode_panel', 'explorer']
 
-# %% ../../nbs/51_explorer.ipynb #8149c3be
+# %% ../../nbs/51_explorer.ipynb #b045d84d
 import html
 import threading
 
@@ -33,9 +33,10 @@ from ..bundled.scenes import samples
 from ..data.episodes import MIN_PIXELS, fold_classes, pairs_per_class
 from ..data.images import ImageSet
 from ..engine.checkpoints import BUNDLED
+from ..engine.pretrained import PRETRAINED, model_backbone
 from ..ops import STRIDE
 
-# %% ../../nbs/51_explorer.ipynb #ddec02e5
+# %% ../../nbs/51_explorer.ipynb #12f726b3
 def read_choice(
     controls: dict[str, W.Widget],  # of `image_controls`
     point: tuple[int, int] | None,  # (row, column) position; None: to be drawn
@@ -44,7 +45,7 @@ def read_choice(
     "The controls' values, with the checkpoint as a file."
     value = {name: control.value for name, control in controls.items() if name != "draw"}
     checkpoint_files = {"none": "", OTHER_FILE: value["file"].strip()}
-    checkpoint_files |= {method: str(path) for method, path in BUNDLED.items()}
+    checkpoint_files |= {name: str(path) for name, path in PRETRAINED.items()}
     return Choice(
         source=value["image"],
         backbone=value["backbone"],
@@ -158,7 +159,7 @@ def handle_upload(
         images.options = [(f"{name} (uploaded)", upload), *bundled]
         images.value = upload
 
-# %% ../../nbs/51_explorer.ipynb #da5eb5ca
+# %% ../../nbs/51_explorer.ipynb #c987bd03
 def connect_controls(panel: ImagePanel) -> None:
     "Connect the controls to the worker, and submit what they say."
     controls = panel.controls
@@ -171,10 +172,14 @@ def connect_controls(panel: ImagePanel) -> None:
     def submit_typed_point(_): panel.submit(point=(controls["row"].value, controls["column"].value))
     def draw_point(_): panel.submit(point=None, seed=panel.seed + 1)
 
+    def choose_its_backbone(change):
+        if change.new in PRETRAINED: controls["backbone"].value = model_backbone(change.new)
+
     def submit_other_image(_):
         controls["corners"].value = ""
         panel.submit(point=None)
 
+    on_change(("checkpoint",), choose_its_backbone)
     on_change(("backbone", "weights", "checkpoint", "file"), submit_new_point)
     on_change(("known", "corners", "delta", "sigma"), submit_same_point)
     on_change(("row", "column"), submit_typed_point)

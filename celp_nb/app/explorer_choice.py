@@ -7,7 +7,7 @@ __all__ = ['Choice', 'read_source', 'choice_mask', 'model_or_none', 'ChoiceCache
            'load_choice', 'choose_centre', 'describe_centre', 'prediction_picture', 'show_choice', 'LatestOnly',
            'FoldModels', 'load_fold_models', 'make_episode_job']
 
-# %% ../../nbs/50b_explorer_choice.ipynb #957f860f
+# %% ../../nbs/50b_explorer_choice.ipynb #3ebe08b6
 import threading
 import traceback
 from collections import deque
@@ -56,6 +56,7 @@ from celp_nb.engine.backbones import (
 )
 from ..engine.checkpoints import BUNDLED, load_model, rules_of
 from ..engine.feature_bank import FeatureBank, feature_bank
+from ..engine.pretrained import PRETRAINED
 from ..latent import candidates
 
 # %% ../../nbs/50b_explorer_choice.ipynb #1b81632f
@@ -93,7 +94,7 @@ def choice_mask(
     if shape == "classes": return known_mask(class_map, classes)
     return drawn_mask(shape, read_corners(corners, len(class_map)), class_map)
 
-# %% ../../nbs/50b_explorer_choice.ipynb #5aaf47f9
+# %% ../../nbs/50b_explorer_choice.ipynb #286947d3
 @lru_cache(4)
 def model_or_none(
     path: str,  # a checkpoint, or "" for none
@@ -109,7 +110,7 @@ def model_or_none(
     except (ValueError, OSError) as error:
         words = f"no prediction, and prototypes of unreduced features: {error}"
         return None, side, STRICT, words
-    origin = "bundled" if Path(path) in BUNDLED.values() else path
+    origin = "bundled" if Path(path) in PRETRAINED.values() else path
     return model, saved["side"], rules_of(saved), f"{saved['method']}, {origin}"
 
 # %% ../../nbs/50b_explorer_choice.ipynb #42a93b73

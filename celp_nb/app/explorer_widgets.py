@@ -7,7 +7,7 @@ __all__ = ['STATIC', 'OTHER_FILE', 'KNOWN_CHOICES', 'CLICK_CHOICES', 'Picture', 
            'panel_layout', 'make_control', 'text_control', 'image_label', 'source_controls', 'sampling_controls',
            'image_controls', 'episode_controls']
 
-# %% ../../nbs/50c_explorer_widgets.ipynb #23dd0da2
+# %% ../../nbs/50c_explorer_widgets.ipynb #48eabadc
 import html
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import traitlets
 import celp_nb
 from .explorer_pictures import BLANK
 from ..data.images import ImageSet
-from ..engine.checkpoints import BUNDLED
+from ..engine.pretrained import PRETRAINED, is_at_hand, model_backbone
 from ..latent import DELTA, SIGMA
 
 # %% ../../nbs/50c_explorer_widgets.ipynb #9874d946
@@ -110,7 +110,7 @@ def text_control(
     "Make a line of text that counts once it is finished."
     return make_control(W.Text, label, tip, placeholder=placeholder, continuous_update=False)
 
-# %% ../../nbs/50c_explorer_widgets.ipynb #a09700f1
+# %% ../../nbs/50c_explorer_widgets.ipynb #d014438b
 OTHER_FILE = "another file"
 
 
@@ -126,20 +126,23 @@ def image_label(
 def source_controls(data: ImageSet) -> dict[str, W.Widget]:  # by name
     "Make the controls for image, backbone and model."
     images = [(image_label(data, i), ("sample", i)) for i in range(len(data.ids))]
-    checkpoints = [*reversed(BUNDLED), "none", OTHER_FILE]
-    backbones = ["tiny", "resnet50"]
+    first = next(filter(is_at_hand, PRETRAINED), "none")
+    named = [model_backbone(name) for name in PRETRAINED]
+    backbones = list(dict.fromkeys([*named, "tiny", "resnet50"]))
+    checkpoints = dict(options=[*PRETRAINED, "none", OTHER_FILE], value=first)
+    used = dict(options=backbones, value=model_backbone(first) if first in PRETRAINED else "tiny")
     image_tip = "a bundled sample, or what was uploaded"
     upload_tip = "PNG or JPEG, up to 8 MB"
     backbone_tip = "what computes features"
     weights_tip = "a file of the backbone's weights; empty: its own, downloaded where needed"
-    checkpoint_tip = "a trained model for the prediction"
+    checkpoint_tip = "a trained model for the prediction; a named one brings its backbone along"
     file_tip = f"a model of celp train or celp run, for '{OTHER_FILE}'"
     return {
         "image": make_control(W.Dropdown, "Image", image_tip, options=images),
         "upload": make_control(W.FileUpload, "Upload an image", upload_tip, accept="image/*"),
-        "backbone": make_control(W.Dropdown, "Backbone", backbone_tip, options=backbones),
+        "backbone": make_control(W.Dropdown, "Backbone", backbone_tip, **used),
         "weights": text_control("Weights", weights_tip, "file; empty: its own"),
-        "checkpoint": make_control(W.Dropdown, "Checkpoint", checkpoint_tip, options=checkpoints),
+        "checkpoint": make_control(W.Dropdown, "Checkpoint", checkpoint_tip, **checkpoints),
         "file": text_control("File", file_tip, "runs/NAME/fold0/PFENet+CE.pt"),
     }
 

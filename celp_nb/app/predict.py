@@ -7,7 +7,7 @@ __all__ = ['Paths', 'Model', 'SupportOption', 'MaskOption', 'BoxOption', 'PointO
            'read_numbers', 'read_box', 'read_point', 'Supports', 'chosen_marks', 'read_supports', 'use_supports',
            'marked_text', 'print_predictions', 'check_model_is_given', 'predict_command']
 
-# %% ../../nbs/51b_predict.ipynb #8d7353d6
+# %% ../../nbs/51b_predict.ipynb #95306aba
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ from celp_nb.app.photo_files import (
 )
 from ..data.pairs import check_mask_size
 from ..engine.plugins import load_plugin
-from ..engine.pretrained import find_device, pretrained_file
+from ..engine.pretrained import PRETRAINED, find_device, first_offered, pretrained_file
 from ..engine.segmenter import Segmentation, Segmenter, object_mask, photograph
 from ..engine.supports import box_mask, check_point, point_mask
 
@@ -154,14 +154,14 @@ def print_predictions(
         line = f"{path}{again}: {marked_text(result.mask)}"
         print(f"\r{line:<99}" if live else line, flush=True)
 
-# %% ../../nbs/51b_predict.ipynb #e4dbf068
+# %% ../../nbs/51b_predict.ipynb #a59a43a6
 Paths = tuple[tuple[Path, ...], ...]  # values of each time that an option was given
 Model = Annotated[
     str,
     arg(
         metavar="CHECKPOINT|NAME",
-        help="a trained model, such as runs/samples/fold0/PFENet+CE.pt, or a bundled one: "
-        "samples-pfenet, samples-pfenet-ce",
+        help=f"a model of the project, the first to begin with: {', '.join(PRETRAINED)}; or the "
+        "file of a trained one, such as runs/samples/fold0/PFENet+CE.pt",
     ),
 ]
 SupportOption = Annotated[
@@ -199,7 +199,7 @@ OutOption = Annotated[
     ),
 ]
 
-# %% ../../nbs/51b_predict.ipynb #9b69e3d0
+# %% ../../nbs/51b_predict.ipynb #96d362bc
 def check_model_is_given(
     checkpoint: str,  # what stands in the model's place
 ) -> None:
@@ -209,10 +209,10 @@ def check_model_is_given(
     if Path(checkpoint).suffix.lower() in PHOTO_SUFFIXES:
         raise ValueError(
             f"no model is named: {checkpoint}, a photograph, stands in its place; begin with the "
-            "model, such as celp predict samples-pfenet-ce --support IMAGE."
+            f"model, such as celp predict {first_offered()} --support IMAGE."
         )
 
-# %% ../../nbs/51b_predict.ipynb #65fdb4cf
+# %% ../../nbs/51b_predict.ipynb #79e9aae6
 def predict_command(
     checkpoint: Positional[Model],
     support: SupportOption,
@@ -222,7 +222,8 @@ def predict_command(
     point: PointOption = (),
     out: OutOption = None,
     weights: Annotated[
-        str | None, arg(help="of the backbone, if its file has moved since training")
+        str | None,
+        arg(help="file of the backbone's weights, if it has moved or cannot be downloaded"),
     ] = None,
     value: Annotated[
         int | None, arg(help="value of the masks that is the object, where there are several")

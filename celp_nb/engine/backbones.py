@@ -193,7 +193,7 @@ def check_stages(backbone: Backbone) -> None:
                 "belong; correct the stride that it is registered with, or dilate its stages."
             )
 
-# %% ../../nbs/30_backbones.ipynb #d86516d5
+# %% ../../nbs/30_backbones.ipynb #60a0324e
 def find_weights(
     name: str,  # one of `BACKBONES`
     weights: str | Path | dict | None,  # as of `load_backbone`, but not "random"
@@ -213,7 +213,7 @@ def find_weights(
     except Exception as e:
         raise RuntimeError(
             f"the ImageNet weights of {name} could not be downloaded from {own.url} ({e}); "
-            "fetch the file elsewhere and give it as weights=PATH."
+            "fetch the file elsewhere and give it as weights=PATH (in a shell: --weights PATH)."
         ) from e
 
 

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['BUNDLED', 'MODEL_FIELDS', 'MORE_FIELDS', 'FORMER_NAME', 'LOSS_NAMES', 'save_checkpoint', 'is_undamaged',
            'load_checkpoint', 'is_state', 'is_scales', 'check_fields', 'rules_of', 'check_names', 'check_plugin',
-           'check_backbone', 'other_decoder', 'load_model', 'Best', 'update_best', 'Trained', 'save_state',
-           'changed_settings', 'resume_state']
+           'downloaded_from', 'check_backbone', 'other_decoder', 'load_model', 'Best', 'update_best', 'Trained',
+           'save_state', 'changed_settings', 'resume_state']
 
-# %% ../../nbs/32_checkpoints.ipynb #afacfb0c
+# %% ../../nbs/32_checkpoints.ipynb #9e3a4ed5
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torchvision.models import WeightsEnum
 
 from ..contrast import FewShotModel
 from ..data.episodes import atomic_file
@@ -61,7 +62,9 @@ BUNDLED = {
     method: TINY_WEIGHTS.parent / f"samples-fold0-{method}.pt" for method in ("PFENet", "PFENet+CE")
 }
 
-# %% ../../nbs/32_checkpoints.ipynb #c80cd3b8
+# %% ../../nbs/32_checkpoints.ipynb #74a445ec
+_one_text = lambda value: value is None or isinstance(value, str)
+_number = lambda value: value is None or (isinstance(value, float | int) and value == value)
 _whole = lambda value: isinstance(value, int) and not isinstance(value, bool)
 _size = lambda value: _whole(value) and value > 0
 _text = lambda value: isinstance(value, str)
@@ -80,14 +83,14 @@ def is_scales(value: object) -> bool:
     if not isinstance(value, list | tuple): return False
     return all((_whole(v) or isinstance(v, float)) and 0 < v < float("inf") for v in value)
 
-# %% ../../nbs/32_checkpoints.ipynb #781e38cb
+# %% ../../nbs/32_checkpoints.ipynb #7b8729cb
 #: what a file of a trained model holds at least → whether a value can be it, and in words
 MODEL_FIELDS = {
     "model": (is_state, "a table of tensors by name"),
     "method": (_text, "a text"),
     "fold": (_whole, "a whole number"),
     "backbone": (_text, "a text"),
-    "weights": (lambda value: value is None or _text(value), "a text or None"),
+    "weights": (_one_text, "a text or None"),
     "fingerprint": (_text, "a text"),
     "in_channels": (_size, "a whole number above 0"),
     "width": (_size, "a whole number above 0"),
@@ -98,6 +101,10 @@ MODEL_FIELDS = {
 #: the same of what it may hold beside
 MORE_FIELDS = {
     **{name: (_texts, "texts") for name in ("plugin", "train_classes", "held_classes")},
+    "train_images": (_texts, "texts"),
+    **{name: (_text, "a text") for name in ("selected", "commit", "about")},
+    **{name: (_size, "a whole number above 0") for name in ("steps", "batch")},
+    **{name: (_number, "a number or None") for name in ("delta", "contrast")},
     "rules": (lambda value: _text(value) and value in RULES, f"one of {', '.join(RULES)}"),
 }
 
@@ -165,18 +172,31 @@ def check_plugin(
         f"(in Python: celp_nb.engine.plugins.load_plugin({plugins[0]!r}))."
     )
 
-# %% ../../nbs/32_checkpoints.ipynb #240079fc
+# %% ../../nbs/32_checkpoints.ipynb #9f35c96c
+def downloaded_from(
+    saved: dict,  # what the file of a model holds
+) -> str:  # an address; "" where its backbone's weights are not torchvision's
+    "Where the weights of a model's backbone can be fetched."
+    entry = BACKBONES.get(saved["backbone"])
+    if saved["weights"] not in (None, "imagenet") or not entry: return ""
+    return entry.weights.url if isinstance(entry.weights, WeightsEnum) else ""
+
+
 def check_backbone(
     path: str | Path,  # of a trained model, for the message
     saved: dict,  # what it holds
     fingerprint: str,  # of the backbone it will be used with
+    source: str | Path | None = None,  # of that backbone's weights, for the message
 ) -> None:
     "Raise ValueError where a model was trained on another backbone."
-    if fingerprint != saved["fingerprint"]:
-        raise ValueError(
-            f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, "
-            f"not {fingerprint}; use the backbone and weights file of its training."
-        )
+    if fingerprint == saved["fingerprint"]: return
+    url = downloaded_from(saved)
+    mend = f"torchvision's, {url}" if url else "the backbone and weights file of its training"
+    of_source = f" of {source}" if source else ""
+    raise ValueError(
+        f"{path} was trained on {saved['backbone']} with the weights {saved['fingerprint']}, "
+        f"not {fingerprint}{of_source}; use {mend}."
+    )
 
 
 def other_decoder(path: str | Path, error: Exception) -> ValueError:

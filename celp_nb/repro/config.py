@@ -24,7 +24,7 @@ from ..data.text_files import read_json
 from ..engine.methods import BUILT_IN_METHODS, Method, find_method
 from ..pfenet import COCO_BINS
 
-# %% ../../nbs/40_config.ipynb #d97a3ed9
+# %% ../../nbs/40_config.ipynb #57de7fd9
 @dataclass(frozen=True)
 class DataConfig:
     "Images, classes and sizes."
@@ -41,7 +41,8 @@ class DataConfig:
     # parts that the classes are cut into; by default 4
     n_folds: int | None = None
     # folds of one's own instead: a JSON file with the test classes of each by name, such as
-    # [["cat", "dog"], ["bus"]]; classes that it does not name are training classes of every fold
+    # [["cat", "dog"], ["bus"]]; classes that it does not name are training classes of every fold;
+    # none (celp train alone): one fold that trains on all classes and tests none
     split: str | None = None
     # folds to run; by default all
     folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"])] = None

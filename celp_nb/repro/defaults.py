@@ -7,7 +7,7 @@ __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'o
            'setting_choices', 'check_choices', 'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins',
            'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve']
 
-# %% ../../nbs/40a_defaults.ipynb #3be8583d
+# %% ../../nbs/40a_defaults.ipynb #a2648f0c
 import os
 import warnings
 from dataclasses import replace
@@ -42,7 +42,7 @@ from celp_nb.repro.config import (
     flat_config,
     make_config,
 )
-from .own_folds import read_class_split, split_text
+from .own_folds import check_tests, read_class_split, split_text
 from ..similarity import check_delta
 
 # %% ../../nbs/40a_defaults.ipynb #1100f5ad
@@ -114,7 +114,7 @@ def fill_defaults(config: RunConfig) -> RunConfig:
         defaults["iterations"] = None
     return change_config(config, **{k: defaults[k] for k in open_names})
 
-# %% ../../nbs/40a_defaults.ipynb #9b94deab
+# %% ../../nbs/40a_defaults.ipynb #5cbc9337
 def setting_choices() -> dict[str, tuple]:
     "The settings that have a fixed set of values, and these values."
     choices = {}
@@ -132,6 +132,7 @@ def check_choices(config: RunConfig) -> None:  # with defaults filled in
     for name, options in setting_choices().items(): check_choice(name, values[name], options)
     for fold in config.data.folds or [""]:
         check_choice("fold", fold, range(config.data.n_folds))
+    if values["select"] == "test": check_tests(values["split"])
 
 # %% ../../nbs/40a_defaults.ipynb #4fd195c6
 POSITIVE = (

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LossReport', 'steps_of', 'selection_data', 'checkpoint_scorer', 'add_check', 'selection_words', 'model_file',
-           'write_model', 'trained_models', 'write_losses', 'loss_report', 'fit_fold', 'write_fold', 'train_fold']
+           'training_facts', 'write_model', 'trained_models', 'write_losses', 'loss_report', 'fit_fold', 'write_fold',
+           'train_fold']
 
 # %% ../../nbs/42d_fold_training.ipynb #9e2f047b
 from collections.abc import Callable, Iterable, Sequence
@@ -113,12 +114,32 @@ def selection_words(
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
     return f"best of {optimisation.checks} checkpoints on {chosen_on}"
 
-# %% ../../nbs/42d_fold_training.ipynb #d9a48ee5
+# %% ../../nbs/42d_fold_training.ipynb #c5a690d3
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
 
 
+def training_facts(
+    setup: Setup,
+    fold: Fold,
+    method: str,
+) -> dict:
+    "What a model was trained on, and how; the images are those of its training episodes."
+    shown = np.unique(np.concatenate([fold.training.query, fold.training.support.ravel()]))
+    contrast = setup.methods[method].contrast
+    return {
+        "train_classes": [setup.train.class_names[k - 1] for k in fold.train_classes],
+        "held_classes": [setup.train.class_names[k - 1] for k in fold.held],
+        "train_images": [setup.train.ids[i] for i in shown],
+        "steps": fold.iterations,
+        "batch": setup.config.optimisation.batch,
+        "delta": setup.methods[method].delta if contrast else None,
+        "contrast": contrast,
+        "commit": setup.commit,
+    }
+
+# %% ../../nbs/42d_fold_training.ipynb #1556d08e
 def write_model(
     setup: Setup,
     fold: Fold,
@@ -145,8 +166,7 @@ def write_model(
         rules=config.data.rules,
         seed=config.runtime.seed,
         selected=selected,
-        train_classes=[setup.train.class_names[k - 1] for k in fold.train_classes],
-        held_classes=[setup.train.class_names[k - 1] for k in fold.held],
+        **training_facts(setup, fold, method),
         data=setup.digests,
     )
 

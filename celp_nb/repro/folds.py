@@ -7,7 +7,7 @@ __all__ = ['open_data', 'open_splits', 'add_folders', 'frequent_classes', 'warn_
            'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'shown_in_training',
            'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold', 'read_episode_list']
 
-# %% ../../nbs/42_folds.ipynb #47615688
+# %% ../../nbs/42_folds.ipynb #d6453723
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -31,7 +31,7 @@ from ..data.layouts import check_same_classes
 from ..data.masks import check_colours
 from ..data.rules import STRICT, Rules
 from .config import DataConfig, EvaluationConfig, RunConfig, rules_of_run
-from .own_folds import read_class_split, split_numbers
+from .own_folds import NO_TEST, read_class_split, split_numbers
 
 # %% ../../nbs/42_folds.ipynb #10b9111e
 def open_data(
@@ -73,7 +73,7 @@ def add_folders(train: ImageSet, data: DataConfig) -> ImageSet:
         train = merge(train, open_data(folder, "train", *how))
     return train
 
-# %% ../../nbs/42_folds.ipynb #fba1be01
+# %% ../../nbs/42_folds.ipynb #fa353657
 def frequent_classes(
     pixels: np.ndarray,  # of an image set
     classes: Iterable[int],
@@ -107,7 +107,8 @@ def warn_of_all_rare(config: RunConfig, train: ImageSet, val: ImageSet) -> None:
     warn_of_rare(train, range(C + 1, len(train.class_names) + 1), 2, "trained on")
     if config.data.skip_rare:
         warn_of_rare(train, range(1, C + 1), 2, "trained on")
-        warn_of_rare(val, range(1, C + 1), max(config.evaluation.shots) + 1, "tested")
+        tested = range(1, C + 1) if config.data.split != NO_TEST else ()
+        warn_of_rare(val, tested, max(config.evaluation.shots) + 1, "tested")
 
 # %% ../../nbs/42_folds.ipynb #cb4d2e74
 def advice_on_rare(
@@ -133,7 +134,7 @@ def advice_on_training(config: RunConfig, val: ImageSet) -> str:
     extra += " and --n-folds 1" * (data.n_folds > 1)
     return f"a single class ('{val.class_names[0]}') is either tested or trained on: {extra}."
 
-# %% ../../nbs/42_folds.ipynb #012c1f9a
+# %% ../../nbs/42_folds.ipynb #6929d1b9
 def tested_classes(config: RunConfig, val: ImageSet, number: int) -> list[int]:
     "The classes that a fold tests. Raises ValueError for an empty fold or an unknown name."
     data = config.data
@@ -155,7 +156,7 @@ def leave_out_rare(
         ("test", val.pixels, test, needed),
         ("train on", train.pixels, classes, 2),
     ):
-        if not frequent_classes(pixels, own, least):
+        if own and not frequent_classes(pixels, own, least):
             raise ValueError(
                 f"fold {number} of {config.data.n_folds}: with the classes left out that are in "
                 f"fewer than {least} images there is none to {name}. "
@@ -220,7 +221,7 @@ def shown_in_training(
         )
     return left, pixels
 
-# %% ../../nbs/42_folds.ipynb #e5f441c7
+# %% ../../nbs/42_folds.ipynb #02abaea6
 def training_episodes(
     config: RunConfig,  # resolved
     train: ImageSet,
@@ -257,6 +258,7 @@ def evaluation_episodes(
 ) -> Episodes:  # with as many supports as the most shots
     "The evaluation episodes of a fold. Raises ValueError for a class with too few images."
     draw, n, least = pairs_per_class, evaluation.pairs, max(evaluation.shots) + 1
+    if not test: return Episodes(*np.zeros((2, 0), int), np.zeros((0, least - 1), int))
     if evaluation.protocol == "per_image": draw, n = images_in_turn, evaluation.pairs * len(test)
     how = {"class_names": val.class_names, "query_pixels": rules.query_pixels}
     try:

@@ -6,7 +6,7 @@
 __all__ = ['check_folder', 'claim_folder', 'read_usable_list', 'check_lists', 'begin', 'open_run', 'run_callbacks', 'train_run',
            'read_results', 'save_predictions', 'finish_fold', 'run', 'list_place', 'evaluate_run', 'replay']
 
-# %% ../../nbs/43_runs.ipynb #392f90b9
+# %% ../../nbs/43_runs.ipynb #9f83be28
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -47,6 +47,7 @@ from celp_nb.repro.fold_evaluation import (
 )
 from .fold_training import train_fold, trained_models
 from .folds import Fold, read_episode_list
+from .own_folds import check_tests
 from celp_nb.repro.report import (
     Progress,
     predictions_figure,
@@ -155,14 +156,14 @@ def run_callbacks(
     tensorboard = [tensorboard_callback(folder)] if setup.config.runtime.tensorboard else []
     return [*callbacks, *tensorboard]
 
-# %% ../../nbs/43_runs.ipynb #2ffbfa7a
+# %% ../../nbs/43_runs.ipynb #668bb5b4
 def train_run(
     config: RunConfig,
     folder: str | Path,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),  # as of `run`
 ) -> None:
-    "Train every fold; a later `evaluate_run` scores them."
+    "Train every fold; a later `evaluate_run` scores them, but for the split `none`."
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:
         watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
@@ -218,7 +219,7 @@ def finish_fold(
         save_predictions(setup, fold, models, episodes, folder / "predictions.png")
     call_back(callbacks, fold.number, fold.iterations, score_values(new))
 
-# %% ../../nbs/43_runs.ipynb #b5f27072
+# %% ../../nbs/43_runs.ipynb #a5e3f029
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
@@ -233,7 +234,9 @@ def run(
     before any work; FloatingPointError for a loss that is not finite; RuntimeError for a failing
     callback."""
     check_callbacks(callbacks)
-    with open_run(resolve(config), folder, resume) as setup:
+    config = resolve(config)
+    check_tests(config.data.split)
+    with open_run(config, folder, resume) as setup:
         tell, done = run_callbacks(setup, folder, callbacks), set(read_results(folder).fold)
         stages = 2 * sum(f.number not in done for f in setup.folds)
         watch = progress_display(stages, setup.accelerator.is_main_process)
@@ -245,7 +248,7 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #210975b9
+# %% ../../nbs/43_runs.ipynb #4c3196a1
 def list_place(
     folder: str | Path,  # of a run
     episode_seed: int | None,  # None: the run's own
@@ -264,6 +267,7 @@ def evaluate_run(
 
     Raises FileNotFoundError for a model that is missing, ValueError where the data have changed."""
     config, place = read_config(folder), list_place(folder, episode_seed)
+    check_tests(config.data.split)
     if place != Path(folder): config = change_config(config, episode_seed=episode_seed)
     config = resolve(config)
     check_lock(folder)
@@ -288,6 +292,7 @@ def replay(
 ) -> pd.DataFrame:      # a row per method and K; nothing is written
     "Score a trained fold on another episode list. Raises ValueError where the data have changed."
     config = resolve(change_config(read_config(folder), folds=(fold,)))
+    check_tests(config.data.split)
     setup = prepare(config)
     check_data(setup, folder)
     (of_run,) = setup.folds

@@ -147,7 +147,7 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #926ce408
+# %% ../../nbs/42b_setup.ipynb #72682a27
 def training_recipe(data: DataConfig) -> Recipe:  # of resolved settings
     "A run's augmentation."
     reference = round(data.crop * data.reference / data.side)
@@ -169,8 +169,9 @@ def check_fold(
 ) -> None:
     "Raise ValueError for what would stop the evaluation of a fold; warn of wasted training."
     side, stride = config.data.side, BACKBONES[config.model.backbone].stride
-    check_list(val, fold.evaluation)
-    check_supports(val, facts["val"], fold.evaluation, side, "evaluation", stride)
+    if fold.test_classes:
+        check_list(val, fold.evaluation)
+        check_supports(val, facts["val"], fold.evaluation, side, "evaluation", stride)
     chosen_by = fold.selection
     if chosen_by: check_supports(train, facts["train"], chosen_by, side, "training", stride)
     recipe = training_recipe(config.data)

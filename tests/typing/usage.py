@@ -11,6 +11,7 @@ import celp_nb
 
 def segment(photo: Path, mask: Image.Image, queries: list[str]) -> float:
     segmenter = celp_nb.Segmenter.from_pretrained("samples-pfenet-ce", device="cpu")
+    card: str = celp_nb.model_card("samples-pfenet-ce")
     half = celp_nb.Segmenter.from_pretrained(photo, weights="imagenet", precision="bf16")
     half.to("cuda").to(torch.device("cpu"))
     segmenter.set_support(photo, mask).set_support([photo, str(photo)], [mask, np.zeros((9, 9))])
@@ -19,7 +20,8 @@ def segment(photo: Path, mask: Image.Image, queries: list[str]) -> float:
     found: np.ndarray = result.mask & (result.probability > 0.5)
     shares: list[float] = [r.share for r in segmenter.predict_all(queries, batch=2)]
     lazily = segmenter.predict_all(Image.open(query) for query in queries)
-    return max(shares) + next(lazily).share + result.logits.sum() + drawn.mean() + found.sum()
+    total = len(card) + drawn.mean() + found.sum()
+    return max(shares) + next(lazily).share + result.logits.sum() + total
 
 
 def begin() -> list[Path]:
