@@ -291,7 +291,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(few_scenes, monkeypatch,
         bundled_scenes.samples("val")
 
 
-def full_disk(root, split, index, seed):
+def full_disk(root, split, index, seed, catalogue):
     raise OSError("No space left on device")
 
 
@@ -302,7 +302,7 @@ def test_an_error_while_drawing_ends_the_drawing(few_scenes, monkeypatch):
     assert not folders(few_scenes)
 
 
-def killed(root, split, index, seed):
+def killed(root, split, index, seed, catalogue):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
