@@ -34,7 +34,7 @@ class Variant(NamedTuple):
     "Parameters of the generator; the defaults are those of the committed scenes."
     counts: dict[int, float] = {2: 0.3, 3: 0.5, 4: 0.2}  # objects per scene → probability
     folds: int = 2  # that the classes of a scene come from, at least
-    least: int = 2150  # labelled pixels that every object keeps; sizes grow with it
+    sizes: tuple[int, int] | None = None  # of objects, pixels; None: as committed, 2472 to 4000
     side: int = 161  # of the image, pixels
     patches: int = 0  # of ground, each with a texture of its own; 0: one or two, as committed
     litter: int = 1  # times as many short lines on the ground
@@ -44,17 +44,16 @@ VARIANTS = {
     "today": Variant(),
     "litter": Variant(litter=8),
     "patchy": Variant(patches=12),
-    "larger": Variant(least=3000),
     "four-for-two": Variant({3: 0.5, 4: 0.5}),
-    "four": Variant({4: 1.0}),
-    "four-folds": Variant({4: 1.0}, folds=4),
-    "four-large": Variant({4: 1.0}, folds=4, least=3000),
-    "four-larger": Variant({4: 1.0}, folds=4, least=3400),
-    "three-larger": Variant({3: 1.0}, folds=3, least=4500),
-    "five": Variant({5: 1.0}),
-    "six": Variant({6: 1.0}),
-    "small-image": Variant({4: 1.0}, folds=4, side=129),
+    "four": Variant({4: 1.0}, folds=4),
+    "four-large": Variant({4: 1.0}, folds=4, sizes=(3000, 4300)),
+    "four-larger": Variant({4: 1.0}, folds=4, sizes=(4400, 6000)),
+    "three-larger": Variant({3: 1.0}, folds=3, sizes=(6000, 8000)),
+    "five": Variant({5: 1.0}, folds=4, sizes=(2600, 3600)),
+    "five-larger": Variant({5: 1.0}, folds=4, sizes=(3200, 4400)),
+    "six": Variant({6: 1.0}, folds=4, sizes=(2475, 3000)),
 }
+LEAST = 2150  # labelled pixels that every object keeps, as committed
 
 
 def patchy_ground(side: int, patches: int, r: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -79,15 +78,44 @@ def set_ground(variant: Variant) -> None:
 ORIGINAL = scenes._background, objects._draw_litter
 
 
+def place(
+    patch: objects.Patch, side: int, r: np.random.Generator, near: tuple[int, int] | None
+) -> tuple[int, int]:
+    "A row and column: near the present one, or anywhere; a quarter of the patch may stick out."
+    size = len(patch.coverage)
+    low, high = -(size // 4), max(side - size + size // 4, 1 - size // 4)
+    if near is None or r.random() < 0.3: return tuple(r.integers(low, high, 2).tolist())
+    return tuple(np.clip(np.round(near + r.normal(0, 8, 2)), low, high - 1).astype(int).tolist())
+
+
+def arranged(patches, chosen: list[int], side: int, r: np.random.Generator):
+    "As `scenes._arranged`, with small moves too: corners and mask, or None after 600 moves."
+    needed = np.array([max(LEAST, 0.6 * patch.area) for patch in patches])
+    corners, missing = [place(patch, side, r, None) for patch in patches], np.inf
+    for move in range(600):
+        moved, k = list(corners), int(r.integers(len(patches)))
+        if move: moved[k] = place(patches[k], side, r, moved[k])
+        mask = scenes._scene_mask(patches, moved, chosen, side)
+        visible = np.bincount(mask.ravel(), minlength=256)[np.array(chosen) + 1]
+        lack = np.maximum(needed - visible, 0).sum()
+        if lack <= missing: corners, missing = moved, lack
+        if missing == 0: return corners, mask
+    return None
+
+
 def draw(variant: Variant, index: int) -> scenes.Scene:
     "One validation scene, as `bundled_scene` draws it but for the variant's parameters."
     r = np.random.default_rng([scenes.SEED, list(scenes.SPLITS).index("val"), index])
     n = int(r.choice(list(variant.counts), p=list(variant.counts.values())))
-    chosen: list[int] = []
-    while len({k // 5 for k in chosen}) < variant.folds:
+    while True:
         chosen = [int(k) for k in r.permutation(20)[:n]]
-    how = {"side": variant.side, "least": variant.least}
-    return scenes.render_scene(bundled_classes(), chosen, r, **how)
+        if len({k // 5 for k in chosen}) < variant.folds: continue
+        if variant.sizes is None:
+            return scenes.render_scene(bundled_classes(), chosen, r, variant.side)
+        areas = r.uniform(*variant.sizes, n)
+        patches = [objects.render_object(bundled_classes()[k], a, r) for k, a in zip(chosen, areas)]
+        placed = arranged(patches, chosen, variant.side, r)
+        if placed: return scenes._painted_scene(patches, *placed, r)
 
 
 def as_jpeg(image: np.ndarray) -> tuple[np.ndarray, int]:
