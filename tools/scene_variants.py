@@ -23,7 +23,7 @@ from celp_nb.bundled.catalogue import bundled_classes
 from celp_nb.bundled.tiny import purity
 from celp_nb.conditioning import support_prior
 from celp_nb.data.episodes import pairs_per_class
-from celp_nb.data.transforms import normalise
+from celp_nb.data.transforms import RECIPES, augment, normalise
 from celp_nb.engine.backbones import episode_features, image_features, load_backbone
 from celp_nb.latent import DELTA, SIGMA, candidates
 from celp_nb.ops import STRIDE, VOID, resize
@@ -49,10 +49,12 @@ VARIANTS = {
     "four-large": Variant({4: 1.0}, folds=4, sizes=(3000, 4300)),
     "four-larger": Variant({4: 1.0}, folds=4, sizes=(4400, 6000)),
     "three-larger": Variant({3: 1.0}, folds=3, sizes=(6000, 8000)),
+    "three-largest": Variant({3: 1.0}, folds=3, sizes=(6600, 8600)),
     "five": Variant({5: 1.0}, folds=4, sizes=(2600, 3600)),
     "five-larger": Variant({5: 1.0}, folds=4, sizes=(3200, 4400)),
     "six": Variant({6: 1.0}, folds=4, sizes=(2475, 3000)),
 }
+CROP = 113  # side of the samples' training crops, pixels
 LEAST = 2150  # labelled pixels that every object keeps, as committed
 
 
@@ -190,6 +192,23 @@ def best_cut(counts: np.ndarray) -> float:  # (episodes, 20, 2, 42)
     return float((sums[:, 0] / sums[:, 1]).mean(0)[:-1].max())
 
 
+def crop_shares(network, images, masks) -> np.ndarray:  # (n, 4)
+    "Share of P on a hidden object in one training crop per image and hidden fold, nan without."
+    recipe, r = RECIPES["strict"](CROP, CROP, (0.9, 1.1)), np.random.default_rng(0)
+    pixels, shares = class_pixels(masks), np.full((len(images), 4), np.nan)
+    for fold in range(4):
+        crops = []
+        for image, mask, row in zip(images, masks.numpy(), pixels):
+            seen = [k for k in np.flatnonzero(row) if k // 5 != fold]
+            crops.append(augment(image, mask, 1 + int(r.choice(seen)), recipe, r))
+        for start in range(0, len(crops), 20):
+            x, maps = map(torch.stack, zip(*crops[start : start + 20]))
+            label = maps[:, ::STRIDE, ::STRIDE].flatten(1).long()
+            share, _ = draws_and_regions(image_features(network, x).high, label)
+            shares[start : start + 20, fold] = share[:, fold]
+    return shares
+
+
 def measure(name: str, n: int, sheets: Path | None) -> dict[str, str]:
     "A row of the table."
     set_ground(VARIANTS[name])
@@ -215,6 +234,7 @@ def measure(name: str, n: int, sheets: Path | None) -> dict[str, str]:
         "objects per scene": f"{(objects_of > 0).sum() / n:.2f}",
         "background, %": f"{100 * float((masks == 0).float().mean()):.0f}",
         "draws on a hidden object": interval(np.nanmean(shares, 1)),
+        "in training crops": f"{100 * np.nanmean(crop_shares(network, images, masks)):.1f}",
         "where there is one": f"{100 * shares[shares > 0].mean():.1f}",
         "purity · coverage": f"{100 * pure:.0f} · {100 * covered:.0f}",
         "prior's best cut": interval(counts, best_cut),
