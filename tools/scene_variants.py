@@ -5,8 +5,7 @@
 Each variant draws the validation scenes with the same twenty classes and the same seed (`today`
 gives the committed ones), passes them through JPEG and the tiny backbone, and prints a row of the
 table in results/samples/scenes.md, which says what the columns mean. FOLDER gets a contact sheet of
-twelve scenes for each variant. Without names all variants are measured, one process, one to three
-minutes each.
+twelve scenes for each variant. Without names all variants are measured, one to three minutes each.
 """
 
 import argparse
@@ -49,7 +48,6 @@ VARIANTS = {
     "four-large": Variant({4: 1.0}, folds=4, sizes=(3000, 4300)),
     "four-larger": Variant({4: 1.0}, folds=4, sizes=(4400, 6000)),
     "three-larger": Variant({3: 1.0}, folds=3, sizes=(6000, 8000)),
-    "three-largest": Variant({3: 1.0}, folds=3, sizes=(6600, 8600)),
     "five": Variant({5: 1.0}, folds=4, sizes=(2600, 3600)),
     "five-larger": Variant({5: 1.0}, folds=4, sizes=(3200, 4400)),
     "six": Variant({6: 1.0}, folds=4, sizes=(2475, 3000)),
@@ -124,7 +122,8 @@ def as_jpeg(image: np.ndarray) -> tuple[np.ndarray, int]:
     "An image as its file shows it, and the file's bytes."
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=85, optimize=True)
-    return np.asarray(Image.open(file)), file.tell()
+    size = file.tell()
+    return np.array(Image.open(file)), size
 
 
 def sheet(images: list[np.ndarray]) -> Image.Image:
