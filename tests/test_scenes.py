@@ -2,6 +2,7 @@
 import os
 import shutil
 import signal
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +15,13 @@ from PIL import Image
 from celp_nb.bundled import catalogue as bundled_catalogue
 from celp_nb.bundled import objects as bundled_objects
 from celp_nb.bundled import scenes as bundled_scenes
+from celp_nb.bundled.catalogue import other_classes
+from celp_nb.bundled.tiny import N_OTHER
 from celp_nb.data.images import read_image
 from celp_nb.data.voc import voc_layout
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+from another_world import world_classes, write_world  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent / "data_samples" / "scenes"
 
@@ -85,6 +91,22 @@ def test_committed_masks_follow_from_the_seed(split_name, index):
     assert np.array_equal(scene.mask, mask)
     assert np.abs(scene.image.astype(int) - image).mean() < 10      # JPEG
     assert not np.array_equal(bundled_scenes.bundled_scene(split_name, index, seed=1).mask, mask)
+
+
+def test_another_world_has_twenty_unseen_classes_and_is_drawn_the_same_again(tmp_path):
+    seen = {c.name for c in (*bundled_catalogue.bundled_classes(), *other_classes(N_OTHER))}
+    worlds = [{c.name for c in world_classes(world)} for world in (1, 2)]
+    assert [len(names) for names in worlds] == [20, 20]
+    assert not worlds[0] & worlds[1] and not (worlds[0] | worlds[1]) & seen
+    for name in "ab": write_world(tmp_path / name, 1, splits={"train": 1, "val": 1}, workers=1)
+    world = voc_layout(tmp_path / "a", "val")
+    assert world.class_names == [c.name for c in world_classes(1)]
+    assert not np.array_equal(world.read_mask(0), committed("val_0000")[1])
+    for path in (p for p in (tmp_path / "a").rglob("*") if p.is_file()):
+        again = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        assert path.read_bytes() == again.read_bytes()
+    with pytest.raises(FileExistsError, match="is there already"):
+        write_world(tmp_path / "a", 1)
 
 
 def test_writing_gives_the_committed_masks(tmp_path):
@@ -291,7 +313,7 @@ def test_a_cache_folder_that_cannot_be_written_is_named(few_scenes, monkeypatch,
         bundled_scenes.samples("val")
 
 
-def full_disk(root, split, index, seed):
+def full_disk(root, split, index, seed, catalogue):
     raise OSError("No space left on device")
 
 
@@ -302,7 +324,7 @@ def test_an_error_while_drawing_ends_the_drawing(few_scenes, monkeypatch):
     assert not folders(few_scenes)
 
 
-def killed(root, split, index, seed):
+def killed(root, split, index, seed, catalogue):
     os.kill(os.getpid(), signal.SIGKILL)
 
 

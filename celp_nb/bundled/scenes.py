@@ -7,14 +7,14 @@ __all__ = ['SEED', 'SPLITS', 'EXAMPLE', 'EXAMPLE_CLASS', 'EXAMPLE_SCENES', 'MASK
            'bundled_scene', 'write_samples', 'example_episode', 'write_example', 'masks_digest', 'example_difference',
            'check_drawn', 'drawn_samples', 'samples']
 
-# %% ../../nbs/A2_scenes.ipynb #a97c4a27
+# %% ../../nbs/A2_scenes.ipynb #1b9f8dd7
 import hashlib
 import math
 import shutil
 import signal
 import sys
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
@@ -30,7 +30,7 @@ from PIL import Image, ImageFilter
 import celp_nb
 from .catalogue import ObjectClass, bundled_classes
 from .objects import GROUNDS, Patch, render_ground, render_object
-from .outlines import OUTLINES, soft_step
+from .outlines import soft_step
 from ..data.episodes import atomic_file
 from ..data.images import ImageSet, cache_folder, read_png_mask, write_png_mask
 from ..data.transforms import SAMPLES_SIDE
@@ -176,7 +176,7 @@ def render_scene(
         "use fewer objects, a smaller `least` or a larger `side`."
     )
 
-# %% ../../nbs/A2_scenes.ipynb #31d9b4fe
+# %% ../../nbs/A2_scenes.ipynb #81737e61
 SEED, SPLITS = 2023, {"train": 600, "val": 300}
 
 
@@ -184,19 +184,20 @@ def bundled_scene(
     split: str,  # "train" or "val"
     index: int,  # 0 .. SPLITS[split] - 1
     seed: int = SEED,  # the committed files have the default
+    catalogue: Callable = bundled_classes,  # () -> twenty classes; those of the committed files
 ) -> Scene:  # 161×161
-    """Draw one image of data_samples/scenes; the same every time."""
+    """Draw one image of data_samples/scenes, or of another world; the same every time."""
     r = np.random.default_rng([seed, list(SPLITS).index(split), index])
     n = int(r.choice([2, 3, 4], p=[0.3, 0.5, 0.2]))
     chosen: list[int] = []
     while len({k // 5 for k in chosen}) < 2:
         chosen = [int(k) for k in r.permutation(20)[:n]]
-    return render_scene(bundled_classes(), chosen, r)
+    return render_scene(catalogue(), chosen, r)
 
-# %% ../../nbs/A2_scenes.ipynb #72e52b91
-def _write_scene(root: Path, split: str, index: int, seed: int) -> None:
+# %% ../../nbs/A2_scenes.ipynb #dd0998fa
+def _write_scene(root: Path, split: str, index: int, seed: int, catalogue: Callable) -> None:
     "Draw and write one image and its mask."
-    scene, name = bundled_scene(split, index, seed), f"{split}_{index:04d}"
+    scene, name = bundled_scene(split, index, seed, catalogue), f"{split}_{index:04d}"
     with atomic_file(root / "JPEGImages" / f"{name}.jpg") as file:
         Image.fromarray(scene.image).save(file, "JPEG", quality=85, optimize=True)
     write_png_mask(root / "SegmentationClass" / f"{name}.png", scene.mask, optimize=True)
@@ -213,12 +214,14 @@ def write_samples(
     splits: dict[str, int] = SPLITS,  # images per split
     seed: int = SEED,  # the committed files have the default
     workers: int | None = None,  # processes; None: one per core
+    catalogue: Callable = bundled_classes,  # () -> twenty classes; a function that pickle knows
 ) -> None:
     """Draw the bundled samples and write them in VOC layout, with their `classes.txt`."""
-    root = Path(root)
+    root, names = Path(root), [c.name for c in catalogue()]
     ids = {split: range(count) for split, count in splits.items()}
     jobs = [(split, index) for split in ids for index in ids[split]]
-    write, undisturbed = partial(_write_scene, root, seed=seed), (signal.SIGINT, signal.SIG_IGN)
+    write = partial(_write_scene, root, seed=seed, catalogue=catalogue)
+    undisturbed = signal.SIGINT, signal.SIG_IGN
     with ProcessPoolExecutor(workers, None, signal.signal, undisturbed) as pool:
         try:
             list(_with_bar(pool.map(write, *zip(*jobs), chunksize=4), len(jobs)))
@@ -226,10 +229,10 @@ def write_samples(
             pool.shutdown(cancel_futures=True)
             raise
     (root / "ImageSets/Segmentation").mkdir(parents=True, exist_ok=True)
-    (root / "classes.txt").write_text("\n".join(OUTLINES) + "\n")
+    (root / "classes.txt").write_text("\n".join(names) + "\n")
     for split in ids:
-        names = [f"{split}_{index:04d}\n" for index in ids[split]]
-        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(names))
+        lines = [f"{split}_{index:04d}\n" for index in ids[split]]
+        (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("".join(lines))
 
 # %% ../../nbs/A2_scenes.ipynb #08acf283
 EXAMPLE = Path(celp_nb.__file__).resolve().parent / "bundled" / "example"
