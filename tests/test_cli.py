@@ -543,7 +543,9 @@ def given(monkeypatch, line):
     monkeypatch.setattr(
         repro_runs,
         "train_run",
-        lambda config, folder, resume: started.append((flat_config(config), str(folder))),
+        lambda config, folder, resume, at_a_time: started.append(
+            (flat_config(config), str(folder))
+        ),
     )
     assert main(line.split()) == 0
     return started[0]
@@ -585,6 +587,7 @@ def test_folds_are_asked_for_one_by_one_or_all(monkeypatch, capsys, here):
     ]:
         assert given(monkeypatch, f"train --data D {options}")[0]["folds"] == folds
     refused(capsys, "run --data nowhere --fold 1 --all-folds", "--all-folds", "--fold 1")
+    refused(capsys, "run --data nowhere --side-by-side 0", "--side-by-side is 0", "1 or more")
 
 
 def test_missing_coco_files_are_named_with_their_address(capsys, here):

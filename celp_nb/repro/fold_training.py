@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LossReport', 'steps_of', 'selection_data', 'checkpoint_scorer', 'add_check', 'selection_words', 'model_file',
            'training_facts', 'write_model', 'trained_models', 'write_losses', 'loss_report', 'fit_fold', 'write_fold',
-           'train_fold']
+           'train_fold', 'train_alone']
 
 # %% ../../nbs/42d_fold_training.ipynb #9e2f047b
 from collections.abc import Callable, Iterable, Sequence
@@ -267,7 +267,7 @@ def write_fold(
         for m, model in models.items():
             write_model(setup, fold, m, model, model_file(folder, fold.number, m), selected)
 
-# %% ../../nbs/42d_fold_training.ipynb #9384ac01
+# %% ../../nbs/42d_fold_training.ipynb #c8ae2a9b
 def train_fold(
     setup: Setup,
     fold: Fold,
@@ -289,3 +289,14 @@ def train_fold(
     write_fold(setup, fold, models, trained, folder)
     setup.accelerator.wait_for_everyone()
     return models
+
+
+def train_alone(
+    setup: Setup,
+    fold: Fold,
+    folder: str | Path,  # of the run
+    watch: Callable[[str, int], Progress],  # of `progress_display`
+    callbacks: Sequence[Callback] = (),
+) -> None:
+    "`train_fold` for the files that it leaves."
+    train_fold(setup, fold, folder, watch, callbacks)

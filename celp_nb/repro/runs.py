@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['check_folder', 'claim_folder', 'read_usable_list', 'check_lists', 'begin', 'open_run', 'run_callbacks', 'train_run',
-           'read_results', 'save_predictions', 'finish_fold', 'run', 'list_place', 'evaluate_run', 'replay']
+           'read_results', 'save_predictions', 'score_models', 'write_results', 'train_and_score', 'run', 'list_place',
+           'evaluate_run', 'replay']
 
-# %% ../../nbs/43_runs.ipynb #9f83be28
+# %% ../../nbs/43_runs.ipynb #82d4026e
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -45,7 +46,7 @@ from celp_nb.repro.fold_evaluation import (
     score_fold,
     trained_on,
 )
-from .fold_training import train_fold, trained_models
+from .fold_training import train_alone, train_fold, trained_models
 from .folds import Fold, read_episode_list
 from .own_folds import check_tests
 from celp_nb.repro.report import (
@@ -58,6 +59,7 @@ from celp_nb.repro.report import (
 )
 from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
+from .side_by_side import fold_results
 
 # %% ../../nbs/43_runs.ipynb #dd6066ef
 def check_folder(
@@ -156,19 +158,19 @@ def run_callbacks(
     tensorboard = [tensorboard_callback(folder)] if setup.config.runtime.tensorboard else []
     return [*callbacks, *tensorboard]
 
-# %% ../../nbs/43_runs.ipynb #668bb5b4
+# %% ../../nbs/43_runs.ipynb #13f02604
 def train_run(
     config: RunConfig,
     folder: str | Path,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),  # as of `run`
+    at_a_time: int = 1,  # folds, as of `run`
 ) -> None:
     "Train every fold; a later `evaluate_run` scores them, but for the split `none`."
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:
-        watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
         tell = run_callbacks(setup, folder, callbacks)
-        for fold in setup.folds: train_fold(setup, fold, folder, watch, tell)
+        for _ in fold_results(train_alone, setup, setup.folds, Path(folder), tell, at_a_time): pass
 
 # %% ../../nbs/43_runs.ipynb #afdb5708
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
@@ -190,21 +192,30 @@ def save_predictions(
     )
     save_figure(path, predictions_figure(rows, title))
 
-# %% ../../nbs/43_runs.ipynb #99864025
-def finish_fold(
+# %% ../../nbs/43_runs.ipynb #1a17013f
+def score_models(
     setup: Setup,
     fold: Fold,
     models: dict[str, FewShotModel],
     folder: str | Path,
     watch: Callable[[str, int], Progress],
     began: float,  # `time.time()` of its start
-    callbacks: Sequence[Callback] = (),  # told the scores
-) -> None:
-    "Evaluate a fold and write results, table and picture anew."
-    folder, config = Path(folder), setup.config
+) -> pd.DataFrame:  # a row per method and K
+    "Evaluate a fold; the run's first one leaves the picture."
+    folder = Path(folder)
     new = evaluate_fold(setup, fold, models, folder, watch)
     new = new.assign(seconds=round(time.time() - began, 1))
+    if setup.accelerator.is_main_process and fold.number == read_config(folder).data.folds[0]:
+        path = folder / f"fold{fold.number}" / "episodes.csv"
+        episodes = read_episode_list(path, setup.val, fold, max(setup.config.evaluation.shots))
+        save_predictions(setup, fold, models, episodes, folder / "predictions.png")
+    return new
+
+
+def write_results(setup: Setup, fold: Fold, new: pd.DataFrame, folder: str | Path) -> None:
+    "Write results and table with the rows of one more fold."
     if not setup.accelerator.is_main_process: return
+    folder, config = Path(folder), setup.config
     named = {"benchmark": setup.val.benchmark, "trained_on": trained_on(setup)}
     old = read_results(folder).assign(**named, rules=config.data.rules)
     results = pd.concat([old[old.fold != fold.number], new]) if len(old) else new
@@ -213,18 +224,27 @@ def finish_fold(
     sizes = config.optimisation.batch, config.data.crop, config.data.side
     text = report_text(results, *sizes, config.optimisation.checks)
     with atomic_file(folder / "table.md", "w") as f: f.write(text)
-    if fold is setup.folds[0]:
-        path = folder / f"fold{fold.number}" / "episodes.csv"
-        episodes = read_episode_list(path, setup.val, fold, max(config.evaluation.shots))
-        save_predictions(setup, fold, models, episodes, folder / "predictions.png")
-    call_back(callbacks, fold.number, fold.iterations, score_values(new))
 
-# %% ../../nbs/43_runs.ipynb #a5e3f029
+# %% ../../nbs/43_runs.ipynb #58dc0683
+def train_and_score(
+    setup: Setup,
+    fold: Fold,
+    folder: Path,
+    watch: Callable[[str, int], Progress],
+    callbacks: Sequence[Callback],
+) -> pd.DataFrame:  # of `score_models`
+    "The job of a run on a fold."
+    began = time.time()
+    models = train_fold(setup, fold, folder, watch, callbacks)
+    return score_models(setup, fold, models, folder, watch, began)
+
+
 def run(
     config: RunConfig,
     folder: str | Path,  # where everything goes
     resume: bool = False,  # go on with a run that exists
     callbacks: Sequence[Callback] = (),  # functions of (fold, step, values), see *41b_callbacks*
+    at_a_time: int = 1,  # folds; more than one each in a process of its own, from a main module
 ) -> pd.DataFrame:  # a row per fold, method and K
     """The main job: train and evaluate every fold.
 
@@ -232,23 +252,20 @@ def run(
     episodes, iterations, seed, episode_seed, selection, commit, benchmark, trained_on, weights,
     precision, rules, seconds. Raises ValueError, FileNotFoundError, FileExistsError or RuntimeError
     before any work; FloatingPointError for a loss that is not finite; RuntimeError for a failing
-    callback."""
+    callback or process."""
     check_callbacks(callbacks)
     config = resolve(config)
     check_tests(config.data.split)
     with open_run(config, folder, resume) as setup:
         tell, done = run_callbacks(setup, folder, callbacks), set(read_results(folder).fold)
-        stages = 2 * sum(f.number not in done for f in setup.folds)
-        watch = progress_display(stages, setup.accelerator.is_main_process)
-        for fold in setup.folds:
-            began = time.time()
-            if fold.number not in done:
-                models = train_fold(setup, fold, folder, watch, tell)
-                finish_fold(setup, fold, models, folder, watch, began, tell)
+        folds = [f for f in setup.folds if f.number not in done]
+        for fold, new in fold_results(train_and_score, setup, folds, Path(folder), tell, at_a_time):
+            write_results(setup, fold, new, folder)
+            call_back(tell, fold.number, fold.iterations, score_values(new))
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #4c3196a1
+# %% ../../nbs/43_runs.ipynb #d04d7b91
 def list_place(
     folder: str | Path,  # of a run
     episode_seed: int | None,  # None: the run's own
@@ -280,7 +297,8 @@ def evaluate_run(
     with run_lock(folder) if is_main else nullcontext():
         if is_main and place != Path(folder): write_config(place, config, setup.digests)
         for fold in setup.folds:
-            finish_fold(setup, fold, models[fold.number], place, watch, time.time())
+            new = score_models(setup, fold, models[fold.number], place, watch, time.time())
+            write_results(setup, fold, new, place)
         setup.accelerator.wait_for_everyone()
     return read_results(place)
 
