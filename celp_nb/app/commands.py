@@ -64,7 +64,7 @@ def print_once(text: str) -> None:
     "Print, in one of several processes."
     if os.environ.get("RANK", "0") == "0": print(text)
 
-# %% ../../nbs/52_celp_commands.ipynb #20c53aa5
+# %% ../../nbs/52_celp_commands.ipynb #fcbcea3f
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -87,15 +87,20 @@ def run_command(
     all_folds: AllFolds = False,
     side_by_side: SideBySide = None,
 ) -> None:
+    from celp_nb.data.episodes import atomic_file
     from celp_nb.repro import runs
+    from celp_nb.repro.findings import findings_text
     from celp_nb.repro.side_by_side import folds_at_a_time
 
     folder = run_folder(config, name, all_folds)
     runs.run(config, folder, resume, at_a_time=folds_at_a_time(config, side_by_side))
+    said = findings_text(folder)
+    if os.environ.get("RANK", "0") == "0":
+        with atomic_file(folder / "findings.md", "w") as f: f.write(said)
     print_once(
-        f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\nIn {folder}: results.csv, "
-        "table.md, predictions.png, and for each fold its episode list, losses and models; "
-        f"celp table {folder} sets it beside the paper."
+        f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\n{said}\nIn {folder}: table.md and "
+        "findings.md, which this is; results.csv, predictions.png; and for each fold its episode "
+        f"list, losses and models. celp table {folder} sets it beside the paper."
     )
 
 

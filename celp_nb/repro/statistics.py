@@ -256,7 +256,7 @@ def t_interval(
     half = t_quantile(freedom, share) * error
     return middle - half, middle + half
 
-# %% ../../nbs/44_statistics.ipynb #48cb17d0
+# %% ../../nbs/44_statistics.ipynb #c460750d
 Contrast = Callable[[dict[str, np.ndarray]], np.ndarray]  # scores by method → a number per draw
 
 
@@ -291,7 +291,9 @@ def contrast_intervals(
         part = own if pooled else own[own.cls == name]
         queries, variances = part["query"].nunique(), seed_variances(score, sums)
         if over == "classes": variances += class_variances(score, sums)
-        else: variances += [(float(np.nanvar(of(drawn))), max(queries - 1, 1))]
+        else:
+            spread = np.ma.masked_invalid(of(drawn)).var()  # masked where nothing has a score
+            variances += [(float(np.ma.filled(spread, np.nan)), max(queries - 1, 1))]
         facts = len(part), queries, part.seed.nunique()
         value = score(measured)
         table[name] = value, *t_interval(value, variances), *error_of(variances), *facts
