@@ -105,16 +105,16 @@ TABLES = {
     "beyond": Table("pascal", ONE_DELTA_PER_IMAGE, (0, 1, 2), baseline="δ = 0.65"),
 }
 
-# %% ../../nbs/45_tables.ipynb #c1bc8762
+# %% ../../nbs/45_tables.ipynb #e4d1aaab
 PASCAL_PART = make_config(
     train_list="pascal-part",
     backbone="mobilenet_v2",
-    side=SAMPLES_SIDE,
-    crop=SAMPLES_SIDE,
+    side=241,
+    crop=241,
     reference=PASCAL_SIDE,
     width=128,
     lr=1e-3,
-    iterations=2500,
+    iterations=2000,
     pairs=1000,
     cache_views=1,
 )
