@@ -64,7 +64,7 @@ def print_once(text: str) -> None:
     "Print, in one of several processes."
     if os.environ.get("RANK", "0") == "0": print(text)
 
-# %% ../../nbs/52_celp_commands.ipynb #fcbcea3f
+# %% ../../nbs/52_celp_commands.ipynb #b43077cb
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -87,20 +87,18 @@ def run_command(
     all_folds: AllFolds = False,
     side_by_side: SideBySide = None,
 ) -> None:
-    from celp_nb.data.episodes import atomic_file
     from celp_nb.repro import runs
-    from celp_nb.repro.findings import findings_text
+    from celp_nb.repro.findings import findings_text, write_findings
     from celp_nb.repro.side_by_side import folds_at_a_time
 
     folder = run_folder(config, name, all_folds)
     runs.run(config, folder, resume, at_a_time=folds_at_a_time(config, side_by_side))
     said = findings_text(folder)
-    if os.environ.get("RANK", "0") == "0":
-        with atomic_file(folder / "findings.md", "w") as f: f.write(said)
+    if os.environ.get("RANK", "0") == "0": write_findings(folder, said)
     print_once(
-        f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\n{said}\nIn {folder}: table.md and "
-        "findings.md, which this is; results.csv, predictions.png; and for each fold its episode "
-        f"list, losses and models. celp table {folder} sets it beside the paper."
+        f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\n{said}\nIn {folder}: this, as "
+        "table.md, findings.md and findings.png; results.csv, predictions.png; and for each fold "
+        f"its episode list, losses and models. celp table {folder} sets it beside the paper."
     )
 
 
