@@ -94,13 +94,14 @@ def reference(payload, class_map, padding):
     return Reference(payload, *features, known, padding)
 
 
-def random_reference(seed, side=89, extent=(89, 89), signed=False):
-    "An image of noise, with known objects, an unknown one, void and padding."
-    rng, n = torch.Generator().manual_seed(seed), (side - 1) // 8 + 1
+def random_reference(seed, side=89, extent=(89, 89), signed=False, n=None):
+    "An image of noise, with known objects, an unknown one, void and padding; n×n positions."
+    rng, n = torch.Generator().manual_seed(seed), n or (side - 1) // 8 + 1
     make = lambda channels: torch.randn(1, channels, n, n, generator=rng)
     high, mid = make(12) + 0.5, make(7) + 0.2
     if not signed: high, mid = high.relu(), mid.relu()
-    high[:, :, 0, 0] = mid[:, :, 0, 1] = 0  # a vector of zeros
+    high[:, :, 0, 0] = mid[:, :, 0, 1] = 0  # vectors of zeros, and short ones, where EPS counts
+    high[:, :, 1, 0], mid[:, :, 1, 1] = 1e-4 * high[:, :, 1, 0], 1e-5 * mid[:, :, 1, 1]
     class_map = torch.zeros(side, side, dtype=torch.uint8)
     class_map[10:33, 12:37] = 3
     class_map[30:57, 44:70] = 8
@@ -190,7 +191,8 @@ NOISE = {
     "padded below": dict(seed=1, extent=(62, 89)),
     "padded right": dict(seed=2, extent=(89, 51)),
     "signed": dict(seed=3, signed=True),
-    "another grid": dict(seed=4, side=97, extent=(97, 90)),
+    "another square": dict(seed=4, side=97, extent=(97, 90)),
+    "positions between pixels": dict(seed=5, n=10),
 }
 
 

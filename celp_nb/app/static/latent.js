@@ -25,10 +25,11 @@ const SHADES = Uint32Array.from({ length: 256 }, (_, k) => {
   const place = k / 255 * (VIRIDIS.length - 1), low = Math.min(Math.floor(place), VIRIDIS.length - 2)
   return pack(VIRIDIS[low].map((c, j) => Math.round(c + (place - low) * (VIRIDIS[low + 1][j] - c))))
 })
-const tinted = colour => Uint32Array.from({ length: 256 }, (_, grey) =>
-  pack(colour ? colour.map(c => Math.round(0.3 * grey + 0.7 * c)) : [grey, grey, grey]))
-const GREY = tinted(), IN_VERMILLION = tinted(VERMILLION), IN_BLUE = tinted(BLUE)
-const IN_GREEN = tinted(GREEN), HATCH = tinted([255, 255, 255])
+// The colour of every grey of the photograph under a tint.
+const tinted = (colour, strength = 0.7) => Uint32Array.from({ length: 256 }, (_, grey) =>
+  pack(colour.map(c => Math.round((1 - strength) * grey + strength * c))))
+const IN_VERMILLION = tinted(VERMILLION), IN_BLUE = tinted(BLUE), IN_GREEN = tinted(GREEN)
+const GREY = tinted([0, 0, 0], 0), HATCH = tinted([255, 255, 255], 0.45)
 
 // The nearest position of every pixel, -1 in padding.
 function nearestPositions({ mapSize: [h, w], size: [H, W], extent }) {
@@ -83,14 +84,14 @@ function drawHistogram(canvas, image, values, [low, high], limit, colour, name) 
   context.clearRect(0, 0, width, height)
   bins.forEach((count, k) => {
     context.fillStyle = (k + 0.5) * step < x ? "#999" : `rgb(${colour})`
-    const tall = count && Math.max(2, Math.sqrt(count / top) * (height - 16))
+    const tall = count && Math.max(2, Math.sqrt(count / top) * (height - 24))
     context.fillRect(k * step + 1, height - tall, step - 2, tall)
   })
   context.fillStyle = getComputedStyle(canvas).color
   context.fillRect(Math.min(x, width - 2), 0, 2, height)
-  context.font = "15px sans-serif"
+  context.font = "24px sans-serif"
   context.textAlign = x > width / 2 ? "right" : "left"
-  context.fillText(name, x + (x > width / 2 ? -6 : 6), 12)
+  context.fillText(name, x + (x > width / 2 ? -6 : 8), 20)
 }
 
 const sum = values => values.reduce((a, b) => a + b, 0)
@@ -119,10 +120,10 @@ function make(tag, properties = {}, ...children) {
 
 function makeSlider(name, label, tip, range) {
   const input = make("input", { type: "range", title: tip, ...range })
-  const output = make("output"), canvas = make("canvas", { width: 640, height: 80 })
+  const output = make("b"), canvas = make("canvas", { width: 640, height: 80 })
   input.dataset.name = name
   canvas.setAttribute("aria-hidden", "true")
-  const line = make("span", {}, label, " ", output)
+  const line = make("span", {}, label, " ", output) // no <output>, it would take the label
   return { input, output, canvas, element: make("label", { title: tip }, line, canvas, input) }
 }
 
@@ -275,8 +276,9 @@ function render({ model, el }) {
   }
   choice.hidden = choice.length < 2
   choice.addEventListener("change", () => {
-    model.set("centre", model.get("payloads")[choice.value].centre)
-    change("image", choice.value)
+    const name = choice.value
+    model.set("image", name)
+    change("centre", model.get("payloads")[name].centre)
   })
   for (const [name, { button }] of Object.entries(layers)) {
     button.addEventListener("click", () => { layer = name; draw() })
