@@ -26,7 +26,7 @@ from celp_nb.data.images import read_image
 from celp_nb.data.transforms import fit_square, known_mask, padding_of
 from celp_nb.engine.backbones import load_backbone
 from celp_nb.latent import candidates, sample_latent, similar_region
-from celp_nb.ops import VOID, min_max, resize
+from celp_nb.ops import VOID, min_max, resize, soft_mask
 from celp_nb.similarity import known_positions, self_similarity, similar_count, similarity_rows
 
 STATIC = Path(celp_nb.__file__).parent / "app" / "static"
@@ -106,6 +106,7 @@ def random_reference(seed, side=89, extent=(89, 89), signed=False, n=None):
     class_map[10:33, 12:37] = 3
     class_map[30:57, 44:70] = 8
     class_map[50:60, 8:20] = 5
+    class_map[torch.rand(side, side, generator=rng) < 0.03] = 3  # between positions, some of them
     class_map[33:36, 12:37] = VOID
     class_map[70:73, 60:64] = VOID
     class_map[extent[0] :] = VOID
@@ -208,6 +209,9 @@ def test_maps_of_noise(javascript, which):
     compare(ref, answer, cases)
     states = np.concatenate([maps["pseudo"] for maps in answer["maps"]])
     assert set(states) == {0, 1, VOID}
+    if which == "positions between pixels":
+        shares = [soft_mask(python_maps(ref, *case)["pseudo"], (n, n)) for case in cases]
+        assert any(((share > 0) & (share < 0.99)).any() for share in shares)  # weights of Eq. (7)
 
 
 @needs_node

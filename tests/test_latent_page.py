@@ -13,8 +13,7 @@ import traitlets
 
 from celp_nb.app.latent_payload import dequantise, scene_payloads
 from celp_nb.app.latent_widget import joined_module, latent_widget, static_page
-from celp_nb.bundled.scenes import samples
-from celp_nb.data.transforms import fit_square, known_mask
+from celp_nb.data.transforms import known_mask
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.ops import VOID
 from celp_nb.similarity import known_positions, self_similarity, similar_count
@@ -203,10 +202,11 @@ def test_delta_dragged_changes_maps_and_sentence(panel):
     y = box["y"] + box["height"] / 2
     panel.page.mouse.move(box["x"] + 0.65 * box["width"], y)
     panel.page.mouse.down()
-    for share in (0.6, 0.5, 0.4, 0.35): panel.page.mouse.move(box["x"] + share * box["width"], y)
+    for share in (0.6, 0.5, 0.4, 0.35):
+        panel.page.mouse.move(box["x"] + share * box["width"], y)
+        assert panel.state("delta") == pytest.approx(share, abs=0.03)
+        panel.agrees()  # while the button is down
     panel.page.mouse.up()
-    assert 0.3 < panel.state("delta") < 0.4
-    panel.agrees()
     assert panel.words() != words
     changed = {name for name in before if (panel.layer(name) != before[name]).any()}
     assert changed == {"count", "candidate", "pseudo", "prior"}
@@ -274,6 +274,14 @@ def test_the_state_can_be_set_from_outside(panel):
     panel.page.evaluate("window.explorable.set('delta', 0.9)")
     assert panel.slider("delta").input_value() == "0.9"
     panel.agrees()
+
+
+@browser_test
+def test_jupyterlab_leaves_arrow_keys_to_the_panel(panel):
+    # it looks for this attribute above the element that has the focus
+    inside = "x => Boolean(x.closest('[data-lm-suppress-shortcuts]'))"
+    for control in panel.page.locator("input, canvas[tabindex]").all():
+        assert control.evaluate(inside)
 
 
 @browser_test

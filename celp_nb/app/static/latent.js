@@ -22,7 +22,7 @@ const LAYERS = {
 const pack = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0
 const PADDING = pack([221, 221, 221])
 const SHADES = Uint32Array.from({ length: 256 }, (_, k) => {
-  const place = k / 255 * (VIRIDIS.length - 1), low = Math.min(Math.floor(place), VIRIDIS.length - 2)
+  const last = VIRIDIS.length - 2, place = k / 255 * (last + 1), low = Math.min(Math.floor(place), last)
   return pack(VIRIDIS[low].map((c, j) => Math.round(c + (place - low) * (VIRIDIS[low + 1][j] - c))))
 })
 // The colour of every grey of the photograph under a tint.
@@ -118,12 +118,13 @@ function make(tag, properties = {}, ...children) {
   return element
 }
 
-function makeSlider(name, label, tip, range) {
+function makeSlider(name, symbol, label, tip, range) {
   const input = make("input", { type: "range", title: tip, ...range })
+  // no <output>, which would take the label for itself
   const output = make("b"), canvas = make("canvas", { width: 640, height: 80 })
   input.dataset.name = name
   canvas.setAttribute("aria-hidden", "true")
-  const line = make("span", {}, label, " ", output) // no <output>, it would take the label
+  const line = make("span", {}, `${symbol} = `, output, `: ${label}`)
   return { input, output, canvas, element: make("label", { title: tip }, line, canvas, input) }
 }
 
@@ -140,7 +141,7 @@ function makeLegend() {
   const entry = (kind, text) => make("li", {}, make("i", { className: kind }), text)
   return make("ul", { className: "celp-legend" },
     entry("one", "M′ = 1: the region"), entry("zero", "M′ = 0: known objects"),
-    entry("void", "M′ = 255: nobody knows"), entry("centres", "P: admissible centres"),
+    entry("void", "M′ = 255: ignored"), entry("centres", "P: admissible centres"),
     entry("scale", "from 0 to the largest value"))
 }
 
@@ -155,10 +156,10 @@ function createElements() {
   const side = make("div", { className: "celp-side" }, ...Object.values(layers).map(x => x.button))
   side.setAttribute("role", "group")
   side.setAttribute("aria-label", "Layers")
-  const delta = makeSlider("delta", "δ, how similar is similar; row of D", "Threshold δ of Eq. (2) and (4)",
-    { min: 0, max: 0.99, step: 0.01 })
-  const sigma = makeSlider("sigma", "σ, how many must be similar; N", "Least N of a centre, Eq. (3)",
-    { min: 0, max: 100, step: 1 })
+  const delta = makeSlider("delta", "δ", "the threshold, on the row of D",
+    "Threshold δ of Eq. (2) and Eq. (4)", { min: 0, max: 0.99, step: 0.01 })
+  const sigma = makeSlider("sigma", "σ", "the least N of a centre",
+    "Least N of an admissible centre, Eq. (3)", { min: 0, max: 100, step: 1 })
   const words = make("p", { className: "celp-words" })
   words.setAttribute("role", "status")
   words.setAttribute("aria-live", "polite")
@@ -167,6 +168,7 @@ function createElements() {
     make("div", { className: "celp-columns" }, figure,
       make("div", {}, side, delta.element, sigma.element, makeLegend())))
   root.setAttribute("aria-label", "From one position to a latent prototype")
+  root.dataset.lmSuppressShortcuts = "true" // JupyterLab takes arrow keys for its cells otherwise
   return { root, choice, canvas, ring, caption, layers, delta, sigma, words }
 }
 
@@ -266,7 +268,7 @@ function render({ model, el }) {
     const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }
     if (!moves[event.key]) return
     event.preventDefault()
-    event.stopPropagation() // else a notebook moves to another cell
+    event.stopPropagation() // else a notebook of another kind moves to another cell
     const w = shown.mapSize[1], centre = model.get("centre"), [down, right] = moves[event.key]
     moveTo(Math.floor(centre / w) + down, centre % w + right)
   }
