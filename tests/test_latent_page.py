@@ -11,8 +11,10 @@ import pytest
 import torch
 import traitlets
 
+from celp_nb.app.explorer_pictures import VIRIDIS
 from celp_nb.app.latent_payload import dequantise, scene_payloads
 from celp_nb.app.latent_widget import joined_module, latent_widget, static_page
+from celp_nb.conditioning import latent_prior, prototype
 from celp_nb.data.transforms import known_mask
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.ops import VOID
@@ -132,7 +134,7 @@ class Panel:
         return np.where(red > 100, 1, np.where(red < -100, 0, VOID))
 
     def expected(self):
-        "M′ (S, S), P (h, w) by Python at the panel's state."
+        "By Python at the panel's state: M′ (S, S); P, row, N and prior (h, w)."
         payload, size = self.payloads[self.state("image")], (21, 21)
         high = dequantise(payload["high"], size)
         runs = payload["class_map"]
@@ -144,12 +146,26 @@ class Panel:
         positions = known_positions(known, size)
         N = similar_count(self_similarity(high), positions, delta)
         P = candidates(N, positions, self.state("sigma")).view(size).numpy()
-        return pseudo, P
+        mid = dequantise(payload["mid"], size)
+        prior = latent_prior(prototype(mid, torch.tensor(pseudo)[None]), mid)[0, 0]
+        row = self_similarity(high)[0, centre]
+        maps = {"row": row, "count": N / N.max(), "prior": prior}
+        return pseudo, P, {name: x.view(size).numpy() for name, x in maps.items()}
+
+    def shows(self, name, values):
+        "A layer has the colours of a map, (h, w) in 0 … 1."
+        columns = self.payloads[self.state("image")]["extent"][1]
+        nearest = np.floor(np.arange(161) / 8 + 0.5).astype(int)
+        index = (values * 255).round().clip(0, 255).astype(int)
+        expected = VIRIDIS[index[nearest[:, None], nearest]].astype(int)
+        difference = abs(self.layer(name)[..., :3] - expected)[:, :columns]
+        assert difference.max() < 12, f"{name}: colours differ by {difference.max()}"
 
     def agrees(self):
         "M′, and what the sentence says, are Python's."
-        (pseudo, P), payload = self.expected(), self.payloads[self.state("image")]
+        payload, (pseudo, P, maps) = self.payloads[self.state("image")], self.expected()
         assert (self.colours("pseudo") == pseudo).all()
+        for name, values in maps.items(): self.shows(name, values)
         percent = 100 * (pseudo == 1).sum() / np.prod(payload["extent"])
         row, column = divmod(self.state("centre"), 21)
         words = self.words()
@@ -278,10 +294,20 @@ def test_the_state_can_be_set_from_outside(panel):
 
 @browser_test
 def test_jupyterlab_leaves_arrow_keys_to_the_panel(panel):
-    # it looks for this attribute above the element that has the focus
-    inside = "x => Boolean(x.closest('[data-lm-suppress-shortcuts]'))"
-    for control in panel.page.locator("input, canvas[tabindex]").all():
-        assert control.evaluate(inside)
+    # it looks for this attribute of the element that has the focus, before those above it
+    for control in panel.page.locator("input, button, select, canvas[tabindex]").all():
+        assert control.get_attribute("data-lm-suppress-shortcuts")
+
+
+@browser_test
+def test_arrow_keys_do_not_scroll_the_page(panel):
+    panel.page.set_viewport_size({"width": 500, "height": 400})
+    canvas = panel.page.get_by_role("application")
+    canvas.focus()
+    before = panel.page.evaluate("scrollY")
+    for _ in range(3): panel.page.keyboard.press("ArrowDown")
+    panel.page.wait_for_timeout(300)
+    assert panel.page.evaluate("scrollY") == before
 
 
 @browser_test

@@ -7,8 +7,9 @@ import { latentMaps, prepareImage, VOID } from "./latent_equations.js"
 
 // Okabe and Ito's colours, as in celp_nb/viz.py.
 const VERMILLION = [213, 94, 0], BLUE = [0, 114, 178], GREEN = [0, 158, 115]
-const VIRIDIS = ["440154", "482475", "414487", "355f8d", "2a788e", "21918c", "22a884", "44bf70",
-  "7ad151", "bddf26", "fde725"].map(hex => [0, 2, 4].map(k => parseInt(hex.slice(k, k + 2), 16)))
+const VIRIDIS = ["440154", "481a6c", "472f7d", "414487", "39568c", "31688e", "2a788e",
+  "23888e", "1f988b", "22a884", "35b779", "54c568", "7ad151", "a5db36", "d2e21b",
+  "fde725"].map(hex => [0, 2, 4].map(k => parseInt(hex.slice(k, k + 2), 16)))
 const LAYERS = {
   row: ["Row of D", "Eq. (1): how similar each position is to i*; dark 0, bright 1"],
   count: ["N", "Eq. (2): how many unknown positions are similar to each; dark 0, bright the most"],
@@ -168,7 +169,10 @@ function createElements() {
     make("div", { className: "celp-columns" }, figure,
       make("div", {}, side, delta.element, sigma.element, makeLegend())))
   root.setAttribute("aria-label", "From one position to a latent prototype")
-  root.dataset.lmSuppressShortcuts = "true" // JupyterLab takes arrow keys for its cells otherwise
+  // else JupyterLab takes arrow keys for its cells; it looks at the element in focus alone
+  for (const control of root.querySelectorAll("input, button, select, [tabindex]")) {
+    control.dataset.lmSuppressShortcuts = "true"
+  }
   return { root, choice, canvas, ring, caption, layers, delta, sigma, words }
 }
 
