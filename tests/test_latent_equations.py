@@ -17,7 +17,7 @@ from celp_nb.app.latent_payload import (
     dequantise,
     latent_payload,
     quantise,
-    run_lengths,
+    equal_runs,
     scene_payloads,
 )
 from celp_nb.bundled.scenes import samples
@@ -304,7 +304,7 @@ def test_a_delta_that_is_no_cosine_is_refused(javascript, delta):
 
 def test_class_maps_are_runs():
     values = np.array([[7, 7, 0], [0, 0, 65535]])
-    assert run_lengths(values) == [7, 2, 0, 3, 65535, 1]
+    assert equal_runs(values) == [7, 2, 0, 3, 65535, 1]
 
 
 def test_bytes_move_a_value_by_half_a_step_at_most():

@@ -3,7 +3,7 @@
 // `delta` and `sigma`. The Python half is `LatentWidget` in celp_nb/app/latent_widget.py, which
 // joins the files to one module; latent_static.js mounts it on a page without a kernel.
 
-import { latentMaps, prepareImage, VOID } from "./latent_equations.js"
+import { latentMaps, prepareImage } from "./latent_equations.js"
 
 // Okabe and Ito's colours, as in celp_nb/viz.py.
 const VERMILLION = [213, 94, 0], BLUE = [0, 114, 178], GREEN = [0, 158, 115]
@@ -23,7 +23,8 @@ const LAYERS = {
 const pack = ([r, g, b]) => (255 << 24 | b << 16 | g << 8 | r) >>> 0
 const PADDING = pack([221, 221, 221])
 const SHADES = Uint32Array.from({ length: 256 }, (_, k) => {
-  const last = VIRIDIS.length - 2, place = k / 255 * (last + 1), low = Math.min(Math.floor(place), last)
+  const last = VIRIDIS.length - 2, place = k / 255 * (last + 1)
+  const low = Math.min(Math.floor(place), last)
   return pack(VIRIDIS[low].map((c, j) => Math.round(c + (place - low) * (VIRIDIS[low + 1][j] - c))))
 })
 // The colour of every grey of the photograph under a tint.
@@ -55,12 +56,18 @@ function paintCandidates(pixels, { nearest, grey, known }, candidate) {
   }
 }
 
-function paintPseudo(pixels, { nearest, grey, size, hatch }, pseudo) {
+// 1 on slanted lines, some 24 across the picture.
+function hatchLines([H, W]) {
+  const apart = Math.max(4, Math.round(W / 24))
+  return Uint8Array.from({ length: H * W }, (_, p) =>
+    Number((p % W + Math.floor(p / W)) % apart < apart / 4))
+}
+
+function paintPseudo(pixels, { nearest, grey, hatch }, pseudo) {
   for (let p = 0; p < pixels.length; p++) {
     const state = pseudo[p]
-    const table = state === 1 ? IN_VERMILLION : state === 0 ? IN_BLUE : GREY
-    const isHatched = state === VOID && (p % size[1] + Math.floor(p / size[1])) % hatch < hatch / 4
-    pixels[p] = nearest[p] < 0 ? PADDING : (isHatched ? HATCH : table)[grey[p]]
+    const table = state === 1 ? IN_VERMILLION : state === 0 ? IN_BLUE : hatch[p] ? HATCH : GREY
+    pixels[p] = nearest[p] < 0 ? PADDING : table[grey[p]]
   }
 }
 
@@ -181,7 +188,7 @@ function createElements() {
 function loadImage(payload, redraw) {
   const image = prepareImage(payload), [H, W] = image.size
   image.nearest = nearestPositions(image)
-  image.hatch = Math.max(4, Math.round(W / 24))
+  image.hatch = hatchLines(image.size)
   image.grey = new Uint8Array(H * W).fill(128)
   image.most = Math.max(image.positions.length - sum(image.positions), 1)
   const picture = new Image()
