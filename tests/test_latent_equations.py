@@ -15,9 +15,9 @@ import celp_nb
 from celp_nb.app.explorer_state import ExplorerImage, prepare_image
 from celp_nb.app.latent_payload import (
     dequantise,
+    equal_runs,
     latent_payload,
     quantise,
-    equal_runs,
     scene_payloads,
 )
 from celp_nb.bundled.scenes import samples
