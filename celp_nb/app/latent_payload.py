@@ -112,7 +112,7 @@ def inner_position(
     around = around.masked_fill(share[0, 0] < share.max(), -1)
     return int(around.argmax())
 
-# %% ../../nbs/50d_latent_payload.ipynb #cd1df37c
+# %% ../../nbs/50d_latent_payload.ipynb #3502af46
 def scene_numbers(
     data: ImageSet,
     novel: list[int],  # classes
@@ -138,7 +138,7 @@ def scene_payloads(
         image = prepare_image(backbone, read_image(data, i), data.read_mask(i), SAMPLES_SIDE)
         mid = reduced_features(model, image.features)
         cls = next(c for c in novel if data.pixels[i][c - 1])
-        size = tuple(mid.shape[-2:])
+        size = mid.shape[2], mid.shape[3]
         centre = inner_position((image.class_map == cls).to(torch.uint8), size)
         title = f"{data.class_names[cls - 1]} (not annotated), {data.ids[i]}"
         payloads[data.ids[i]] = latent_payload(title, image, mid, training, centre)
