@@ -6,7 +6,7 @@
 __all__ = ['FOLD_STYLES', 'training_differences', 'draw_paired_points', 'difference_figure', 'outside_legend', 'number_axis',
            'curve_figure']
 
-# %% ../../nbs/44c_figures.ipynb #e75ca965
+# %% ../../nbs/44c_figures.ipynb #d3c4d52c
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .fair_comparisons import common_rows
+from .report import drawable
 from .statistics import paired_differences, pooled_confusion, pooled_iou, query_counts
 from ..viz import OKABE_ITO
 
@@ -42,7 +43,7 @@ def training_differences(
             lines.append(line)
     return pd.DataFrame(lines)
 
-# %% ../../nbs/44c_figures.ipynb #52646d6e
+# %% ../../nbs/44c_figures.ipynb #02a38f46
 def draw_paired_points(
     ax: Axes,
     at: float,  # where, on the y axis
@@ -61,6 +62,7 @@ def draw_paired_points(
         ax.plot(of_fold[measure], places, marker, **style)
 
 
+@plt.rc_context({"text.parse_math": False})  # a $ in a name is a $
 def difference_figure(
     rows: pd.DataFrame,  # of one number of shots; with columns fold and seed
     pairs: list[tuple[str, str]],  # method, and the one it is compared with
@@ -76,11 +78,12 @@ def difference_figure(
         table = paired_differences(part, method, than, draws)
         for ax, measure in zip(axes, ("mIoU", "confusion")):
             draw_paired_points(ax, at, points, table.loc[measure], measure)
-    axes[0].set_yticks(range(len(pairs)), [f"{method} − {than}" for method, than in pairs])
+    labels = [drawable(f"{method} − {than}") for method, than in pairs]
+    axes[0].set_yticks(range(len(pairs)), labels)
     axes[0].set(ylim=(len(pairs) - 0.4, -0.5), xlabel="mIoU (points): right is better")
     axes[1].set(xlabel="known-class confusion (points): left is better")
     for ax in axes: ax.axvline(0, color="black", ls=":", lw=1)
-    fig.suptitle(title)
+    fig.suptitle(drawable(title))
     outside_legend(fig)
     return fig
 

@@ -6,13 +6,14 @@
 __all__ = ['PRIOR', 'best_cut_rows', 'points', 'sentence', 'finding_rows', 'finding_pairs', 'findings_text', 'findings_figure',
            'write_findings']
 
-# %% ../../nbs/44d_findings.ipynb #a6fe9f9c
+# %% ../../nbs/44d_findings.ipynb #849ed84e
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from ..data.episodes import atomic_file
+from ..data.text_files import read_text
 from .comparison import figure_text, read_table
 from celp_nb.repro.fair_comparisons import (
     compared_pairs,
@@ -107,14 +108,14 @@ def findings_figure(
     title = f"{Path(folder).name}: differences with {shots} shot" + "s" * (shots > 1)
     return difference_figure(rows, finding_pairs(rows), title, draws)
 
-# %% ../../nbs/44d_findings.ipynb #a5ce3fba
+# %% ../../nbs/44d_findings.ipynb #8f86c4e3
 def write_findings(
     folder: str | Path,  # of a run
     text: str,  # of `findings_text`; where it is empty, nothing is written
 ) -> None:
     "Write findings.md and, with the fewest shots, findings.png into a run's folder."
     path = Path(folder) / "findings.md"
-    if not text or (path.is_file() and path.read_text(encoding="utf-8") == text): return
+    if not text or (path.is_file() and read_text(path) == text): return
     shots = int(read_table(Path(folder) / "results.csv").shots.min())
     save_figure(path.with_suffix(".png"), findings_figure(folder, shots))
     with atomic_file(path, "w") as f: f.write(text)
