@@ -17,13 +17,13 @@ import celp_nb
 from ..latent import DELTA, SIGMA
 from ..similarity import check_delta
 
-# %% ../../nbs/50e_latent_widget.ipynb #ed25c415
+# %% ../../nbs/50e_latent_widget.ipynb #a6d62b79
 STATIC_FILES = Path(celp_nb.__file__).parent / "app" / "static"
 
 
 def read_static(name: str) -> str:
     "The text of a file of the front end."
-    return (STATIC_FILES / name).read_text(encoding="utf-8")
+    return read_text(STATIC_FILES / name)
 
 
 def joined_module() -> str:
