@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STATIC_FILES', 'STATIC_PAGE', 'read_static', 'joined_module', 'LatentWidget', 'latent_widget', 'static_page']
 
-# %% ../../nbs/50e_latent_widget.ipynb #c867c526
+# %% ../../nbs/50e_latent_widget.ipynb #875dc53e
 import json
 import re
 from pathlib import Path
@@ -14,6 +14,7 @@ import anywidget
 import traitlets
 
 import celp_nb
+from ..data.text_files import read_text
 from ..latent import DELTA, SIGMA
 from ..similarity import check_delta
 
