@@ -57,6 +57,13 @@ def test_links_to_other_files_lead_to_the_repository(tmp_path):
     assert made.source == text.replace("../", "https://host/repo/blob/main/")
 
 
+@pytest.mark.parametrize("stem", pages.PANEL_IN)
+def test_the_panel_stands_between_question_and_equation(stem):
+    path = ROOT / "nbs" / f"{stem}.ipynb"
+    text = pages.for_reading(path, STEMS, "https://host/repo", "main").cells[0].source
+    assert text.index("**Question.**") < text.index("<iframe") < text.index("$$")
+
+
 def test_front_page_links_to_the_site_and_else_to_the_repository():
     text = pages.front_page(sorted(STEMS), "https://host/repo", "main")
     targets = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text)
@@ -122,7 +129,7 @@ def site(tmp_path_factory):
 
 def test_the_site_is_whole_and_needs_no_other_host(site):
     made = {p.relative_to(site).as_posix() for p in site.rglob("*")}
-    wanted = {"index.html", ".nojekyll", "_static/mathjax/tex-chtml.js"}
+    wanted = {"index.html", ".nojekyll", "_static/mathjax/tex-chtml.js", "_static/panel.html"}
     assert wanted | {f"{stem}.html" for stem in STEMS} <= made
     for page in site.glob("*.html"):
         text = page.read_text(encoding="utf-8")
@@ -157,3 +164,26 @@ def test_equations_are_set_in_a_browser(stem, site, tmp_path):
     written = re.findall(r'<(?:span|div) class="math', page.read_text(encoding="utf-8"))
     assert written and rendered.count("<mjx-container") >= len(written)
     assert not (wrong := re.findall(r'data-mjx-error="([^"]*)"', rendered)), wrong[0]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_delta_moves_the_maps_in_the_site(site, width):
+    chromium = shutil.which("chromium")
+    if not chromium: pytest.skip("there is no chromium: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto((site / "03_latent_prototypes.html").as_uri())
+        frame = page.locator("iframe.panel")
+        frame.scroll_into_view_if_needed()
+        panel = page.frame_locator("iframe.panel")
+        said = panel.get_by_text("Its region covers")
+        before = said.inner_text()
+        panel.get_by_role("slider").first.fill("0.3")
+        playwright.expect(said).not_to_have_text(before)
+        assert "δ = 0.3" in said.inner_text()
+        inside = panel.locator("#explorable").evaluate("el => el.scrollHeight")
+        assert inside < frame.bounding_box()["height"] < inside + 60
+        browser.close()

@@ -18,6 +18,9 @@ from pathlib import Path
 
 import nbformat
 
+from celp_nb.app.latent_payload import scene_payloads
+from celp_nb.app.latent_widget import static_page
+
 ROOT = Path(__file__).resolve().parent.parent
 STEM = r"(?:\d\d|A\d)[a-z]?_\w+"  # of a notebook's file, such as 05_losses or A2_scenes
 #: wings of the table of contents: caption → beginnings of stems
@@ -34,7 +37,23 @@ CSS = """.bd-page-width { max-width: 110rem; }
 div.cell pre { font-size: 78%; }
 div.cell_output pre { white-space: pre-wrap; }
 p.rubric { display: block; }
+iframe.panel { width: 100%; height: 60rem; border: 1px solid #ccc; }
 """
+#: a frame is as tall as the page in it says
+SCRIPT = """window.addEventListener("message", event => {
+  for (const frame of document.querySelectorAll("iframe.panel")) {
+    const height = Number(event.data?.height)
+    if (frame.contentWindow === event.source && height > 0) frame.style.height = `${height}px`
+  }
+})
+"""
+#: notebooks that begin with the panel in which Eq. (1) to Eq. (9) are computed
+PANEL_IN = ("02_similarity", "03_latent_prototypes", "04_conditioning")
+PANEL = """<iframe class="panel" src="_static/panel.html" loading="lazy"
+title="From one position to a latent prototype: sliders for δ and σ, and a centre to move"></iframe>
+
+Move δ, σ or the centre i\\*: everything is computed in this page, by Eq. (1) to Eq. (9).
+([The panel alone](_static/panel.html); [50e_latent_widget](50e_latent_widget.ipynb) says how.)"""
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
 
 
@@ -78,6 +97,9 @@ def for_reading(path: Path, stems: set[str], git_url: str, branch: str) -> nbfor
             cell.source = DIRECTIVE.sub("", cell.source)
             if "hide" in names: cell.metadata["tags"] = ["hide-input"]
     nb.cells = [cell for cell in nb.cells if cell.source.strip()]
+    if path.stem in PANEL_IN:
+        question, equation, rest = nb.cells[0].source.partition("$$")
+        nb.cells[0].source = f"{question}{PANEL}\n\n{equation}{rest}"
     return nb
 
 
@@ -114,6 +136,9 @@ def write_sources(folder: Path, git_url: str, branch: str) -> None:
     (folder / "index.md").write_text(front, encoding="utf-8")
     (folder / "_static").mkdir()
     (folder / "_static" / "pages.css").write_text(CSS, encoding="utf-8")
+    (folder / "_static" / "pages.js").write_text(SCRIPT, encoding="utf-8")
+    panel = static_page(scene_payloads())
+    (folder / "_static" / "panel.html").write_text(panel, encoding="utf-8")
     for picture in re.findall(r"!\[[^\]]*\]\((?!https?:)([^)]+)\)", front):
         (folder / picture).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / picture, folder / picture)
@@ -141,6 +166,7 @@ def sphinx_options(source: Path) -> dict:
         "html_show_sphinx": False,
         "html_static_path": [str(source / "_static")],
         "html_css_files": ["pages.css"],
+        "html_js_files": ["pages.js"],
         "html_theme_options": {
             "repository_url": values["git_url"],
             "use_repository_button": True,

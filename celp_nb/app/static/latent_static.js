@@ -21,5 +21,13 @@ export function staticModel(state) {
 export function mount(render, el, state) {
   const model = staticModel({ ...state })
   render({ model, el })
+  tellHeight(el)
   return model
+}
+
+// Tells a page that holds this one in a frame how tall it is, whenever that changes.
+function tellHeight(el) {
+  if (window.parent === window) return
+  const tell = () => window.parent.postMessage({ height: el.scrollHeight + 24 }, "*")
+  new ResizeObserver(tell).observe(el)
 }
