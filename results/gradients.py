@@ -4,8 +4,9 @@
 
 Trains the methods of a run on its first fold. Every few steps the gradient of each loss by itself,
 without its weight, is computed for the decoder's weights, and a row is written: method, seed, step,
-loss (main, auxiliary, contrast), its value, the norm of its gradient, and how much of the query the
-decoder calls foreground and how much is.
+loss (main, auxiliary, contrast), its value and the norm of its gradient; and of the queries' pixels
+the share that the decoder calls foreground, the share whose foreground logit alone is above 0, and
+the share of the objects.
 """
 
 from pathlib import Path
@@ -18,6 +19,7 @@ from celp_nb.app.commands import Settings
 from celp_nb.engine.methods import Method, Step
 from celp_nb.engine.steps import shared_inputs
 from celp_nb.engine.training import Objective, Optimisation, prepare_training, train_step
+from celp_nb.losses import at_mask_size
 from celp_nb.ops import VOID
 from celp_nb.repro.config import change_config
 from celp_nb.repro.defaults import resolve
@@ -34,12 +36,13 @@ def measured(objective: Objective, method: Method, data: Step, number: int) -> l
     torch.manual_seed(number)  # of dropout, as in the training step that follows
     given = data.query, data.support, data.support_mask, data.target, pseudo, prior
     losses, weights = objective.train()(*given), [*model.parameters()]
-    seen, found = data.target != VOID, losses.logits.argmax(1, keepdim=True).float()
-    found = torch.nn.functional.interpolate(found, data.target.shape[1:])[:, 0]
-    shares = {
-        "foreground": float(found[seen].mean()),
-        "target": float((data.target == 1)[seen].float().mean()),
+    logits, seen = at_mask_size(losses.logits, data.target.shape[1:]).detach(), data.target != VOID
+    maps = {
+        "foreground": logits[:, 1] > logits[:, 0],
+        "own_channel": logits[:, 1] > 0,
+        "target": data.target == 1,
     }
+    shares = {name: of_pixels[seen].float().mean().item() for name, of_pixels in maps.items()}
     rows = []
     for name in LOSSES:
         loss = getattr(losses, name)
