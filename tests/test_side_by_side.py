@@ -83,7 +83,8 @@ def test_a_command_that_is_stopped_leaves_no_process_behind(tmp_path, number, st
     options = "--folds 0 1 --side-by-side 2 --methods PFENet --iterations 100000 --crop 81 --name x"
     command = [sys.executable, "-m", "celp_nb", "run", *options.split()]
     where = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # not in a background job
+    # a background job of a shell ignores SIGINT, and so do its children
+    heard = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=tmp_path, env=where, preexec_fn=heard, **pipes) as run:
         deadline = time.time() + 120
