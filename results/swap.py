@@ -19,6 +19,7 @@ from celp_nb.data.episodes import Episodes
 from celp_nb.engine.feature_bank import evaluate
 from celp_nb.repro.config import read_config
 from celp_nb.repro.defaults import resolve
+from celp_nb.repro.fold_evaluation import first_of_each_class
 from celp_nb.repro.fold_training import trained_models
 from celp_nb.repro.folds import Fold, read_episode_list
 from celp_nb.repro.gains import support_effects, swap_rows
@@ -27,18 +28,13 @@ from celp_nb.repro.setup import Setup, check_data, prepare
 from celp_nb.repro.support_swap import swap_supports
 
 
-def first_of_each_class(episodes: Episodes, n: int) -> Episodes:
-    "The first n episodes of each class, with one support each."
-    chosen = [np.flatnonzero(episodes.cls == c)[:n] for c in np.unique(episodes.cls)]
-    return Episodes(*(x[np.sort(np.concatenate(chosen))] for x in episodes.shots(1)))
-
-
 def fold_rows(setup: Setup, fold: Fold, run: Path, pairs: int) -> pd.DataFrame:
     "Rows of `swap_rows` of one fold of a run."
     models = trained_models(setup, fold, run)
     listed = read_episode_list(run / f"fold{fold.number}" / "episodes.csv", setup.val, fold, 1)
-    episodes, labels = first_of_each_class(listed, pairs), {"fold": fold.number, "seed": 0}
-    labels["seed"] = setup.config.runtime.seed
+    chosen = first_of_each_class(listed, pairs)
+    episodes = Episodes(*(x[chosen] for x in listed.shots(1)))
+    labels = {"fold": fold.number, "seed": setup.config.runtime.seed}
     def scored(asked, truth):
         return evaluate(models, setup.memory, truth, asked, fold.train_classes).assign(**labels)
 

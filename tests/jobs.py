@@ -1,6 +1,7 @@
 """Jobs on folds that a process of its own can import."""
 
 import os
+import time
 
 from celp_nb.data.images import UnreadableImage
 
@@ -10,8 +11,6 @@ def mistaken(setup, fold, folder, watch, callbacks):
     if fold.number == 1: raise UnreadableImage("photo.jpg is no image; replace it.")
     watch("waits", 600)(1)
     (folder / f"{os.getpid()}").touch()
-    import time
-
     time.sleep(600)
 
 

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 
 from celp_nb.repro import findings
+from celp_nb.repro.config import make_config, write_config
 from celp_nb.repro.findings import (
     PRIOR,
-    best_cut_rows,
     finding_pairs,
+    finding_rows,
     findings_figure,
     findings_text,
     sentence,
@@ -61,36 +62,39 @@ def run(tmp_path, monkeypatch):
     )
     best = {0: "prior ≥ 0.30", 1: "prior ≥ 0.50"}
     results = pd.DataFrame([dict(fold=f, method=m, shots=1) for f, m in best.items()])
-    (tmp_path / "results.csv").touch()
     monkeypatch.setattr(findings, "every_row", lambda folder: rows)
-    monkeypatch.setattr(findings, "run_rows", lambda folder: rows[rows.method.str.startswith("PF")])
     monkeypatch.setattr(findings, "read_table", lambda path: results)
+    write_config(tmp_path, make_config(methods=("PFENet", "PFENet+CE")))
     return tmp_path
 
 
 def test_of_the_prior_the_best_cut_of_each_fold_is_taken(run):
-    chosen = best_cut_rows(run)
-    assert set(chosen.method) == {PRIOR} and len(chosen) == 40
+    rows = finding_rows(run)
+    chosen = rows[rows.method == PRIOR]
+    assert set(rows.method) == {PRIOR, "PFENet", "PFENet+CE"} and len(chosen) == 40
     assert chosen.groupby("fold").inter_fg.mean().tolist() == pytest.approx([20.95, 30.95])
 
 
 def test_a_run_says_what_beats_the_prior_and_what_ce_adds(run):
-    text = findings_text(run)
+    text = findings_text(finding_rows(run))
     assert "* PFENet is better than the prior's best cut with one shot: +15.0" in text
     assert "* PFENet+CE is better than PFENet with one shot: +10.0" in text
     assert text.index("What follows") < text.index("| difference")
-    assert [ax.get_xlabel()[:4] for ax in findings_figure(run).axes] == ["mIoU", "know"]
-    with pytest.raises(ValueError, match="no rows with 5 shots"): findings_figure(run, 5)
+    axes = findings_figure(finding_rows(run), "x").axes
+    assert [ax.get_xlabel()[:4] for ax in axes] == ["mIoU", "know"]
 
 
 def test_findings_are_written_once(run):
-    text = findings_text(run)
+    files, stamps = [run / f"findings.{end}" for end in ("md", "png")], []
     for _ in range(2):
-        write_findings(run, text)
-        stamps = [(run / f"findings.{end}").stat().st_mtime_ns for end in ("md", "png")]
-    write_findings(run, text)
-    assert stamps == [(run / f"findings.{end}").stat().st_mtime_ns for end in ("md", "png")]
-    write_findings(run / "nowhere", "")
+        text = write_findings(run)
+        stamps.append([file.stat().st_mtime_ns for file in files])
+    assert stamps[0] == stamps[1] and files[0].read_text(encoding="utf-8") == text
+
+
+def test_a_run_without_rows_leaves_no_findings(tmp_path, monkeypatch):
+    monkeypatch.setattr(findings, "every_row", lambda folder: pd.DataFrame())
+    assert write_findings(tmp_path) == "" and not [*tmp_path.iterdir()]
 
 
 def test_without_a_prior_only_what_ce_adds_is_compared():

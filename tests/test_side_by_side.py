@@ -14,6 +14,7 @@ import pytest
 from celp_nb.data.images import UnreadableImage
 from celp_nb.repro.config import make_config
 from celp_nb.repro.defaults import resolve
+from celp_nb.repro.report import progress_display
 from celp_nb.repro.setup import prepare
 from celp_nb.repro.side_by_side import available_cores, fold_results, folds_at_a_time
 
@@ -39,7 +40,8 @@ def test_every_fold_gives_its_result_and_its_values_and_memory_is_shared_out(
 ):
     told = []
     tell = [lambda fold, step, values: told.append((fold, step, values["threads"]))]
-    done = list(fold_results(jobs.heard, setup, setup.folds, tmp_path, tell, 2))
+    given = setup, setup.folds, tmp_path, progress_display(6), tell
+    done = list(fold_results(jobs.heard, *given, 2))
     assert {f.number: x for f, x in done} == {n: [n, 2.0, [n]] for n in range(3)}
     assert sorted(told) == [(n, step, 1.0) for n in range(3) for step in (1, 2)]
     lines = capsys.readouterr().out.splitlines()
@@ -49,14 +51,14 @@ def test_every_fold_gives_its_result_and_its_values_and_memory_is_shared_out(
 def test_a_mistake_in_a_fold_is_raised_and_ends_the_others(setup, tmp_path):
     folds = [setup.folds[0], setup.folds[1]]
     with pytest.raises(ValueError, match="photo.jpg is no image; replace it.") as caught:
-        list(fold_results(jobs.mistaken, setup, folds, tmp_path, [], 2))
+        list(fold_results(jobs.mistaken, setup, folds, tmp_path, progress_display(4), [], 2))
     assert issubclass(UnreadableImage, ValueError) and "fold 1" in str(caught.value.__cause__)
     assert not any(is_running(int(p.name)) for p in tmp_path.iterdir())
 
 
 def test_a_process_that_ends_without_a_word_is_named(setup, tmp_path):
     with pytest.raises(RuntimeError, match="fold 1 ended with status 7.*--side-by-side 1"):
-        list(fold_results(jobs.lost, setup, setup.folds, tmp_path, [], 3))
+        list(fold_results(jobs.lost, setup, setup.folds, tmp_path, progress_display(6), [], 3))
 
 
 def test_as_many_folds_at_a_time_as_cores_on_a_cpu_alone(monkeypatch):

@@ -7,7 +7,7 @@ __all__ = ['Settings', 'Name', 'Resume', 'AllFolds', 'SideBySide', 'starting_con
            'train_command', 'data_command', 'presets_command', 'print_comparison', 'print_table', 'table_command',
            'PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command', 'command_functions']
 
-# %% ../../nbs/52_celp_commands.ipynb #1259ee5f
+# %% ../../nbs/52_celp_commands.ipynb #e3853739
 import argparse
 import os
 from collections.abc import Callable, Sequence
@@ -18,6 +18,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from ..data.text_files import read_text
 from ..pfenet import PASCAL_BINS
 from celp_nb.repro.config import (
     EvaluationProtocol,
@@ -64,7 +65,7 @@ def print_once(text: str) -> None:
     "Print, in one of several processes."
     if os.environ.get("RANK", "0") == "0": print(text)
 
-# %% ../../nbs/52_celp_commands.ipynb #b43077cb
+# %% ../../nbs/52_celp_commands.ipynb #f88d5fc7
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -88,15 +89,14 @@ def run_command(
     side_by_side: SideBySide = None,
 ) -> None:
     from celp_nb.repro import runs
-    from celp_nb.repro.findings import findings_text, write_findings
+    from celp_nb.repro.findings import write_findings
     from celp_nb.repro.side_by_side import folds_at_a_time
 
     folder = run_folder(config, name, all_folds)
     runs.run(config, folder, resume, at_a_time=folds_at_a_time(config, side_by_side))
-    said = findings_text(folder)
-    if os.environ.get("RANK", "0") == "0": write_findings(folder, said)
-    print_once(
-        f"\n{(folder / 'table.md').read_text(encoding='utf-8')}\n{said}\nIn {folder}: this, as "
+    if os.environ.get("RANK", "0") != "0": return
+    print(
+        f"\n{read_text(folder / 'table.md')}\n{write_findings(folder)}\nIn {folder}: this, as "
         "table.md, findings.md and findings.png; results.csv, predictions.png; and for each fold "
         f"its episode list, losses and models. celp table {folder} sets it beside the paper."
     )
@@ -289,7 +289,7 @@ def published_table(file: Path, fold: int, options: PublishedEvaluation):  # as 
     settings["episode_seed"] = options.episode_seed or 0
     return score_published(file, make_config(folds=(fold,), **settings))
 
-# %% ../../nbs/52_celp_commands.ipynb #3ddf5d9a
+# %% ../../nbs/52_celp_commands.ipynb #91242451
 def evaluate_command(
     folder: Positional[
         Annotated[Path | None, arg(help="of a trained run, such as runs/samples")]
@@ -314,6 +314,7 @@ def evaluate_command(
 ) -> None:
     check_form(folder, episodes, fold, published, for_published)
     from celp_nb.repro import report, runs
+    from celp_nb.repro.findings import write_findings
 
     if published:
         table = report.markdown_table(published_table(published, fold or 0, for_published))
@@ -321,13 +322,14 @@ def evaluate_command(
         from celp_nb.repro.other_data import evaluate_on
 
         place = evaluate_on(folder, for_published.data)
-        table = (place / "table.md").read_text(encoding="utf-8") + f"\nIn {place}: results.csv."
+        table = read_text(place / "table.md") + f"\nIn {place}: results.csv."
     elif episodes:
         table = report.markdown_table(runs.replay(folder, fold or 0, episodes))
     else:
         runs.evaluate_run(folder, for_published.episode_seed)
         place = runs.list_place(folder, for_published.episode_seed)
-        table = (place / "table.md").read_text(encoding="utf-8")
+        table = read_text(place / "table.md")
+        if os.environ.get("RANK", "0") == "0": table += f"\n{write_findings(place)}"
     print_once(f"\n{table}")
 
 # %% ../../nbs/52_celp_commands.ipynb #f6cc2a37

@@ -168,7 +168,7 @@ def drawn_pseudo_mask(
     pseudo = sample_latent(high, known, generator, delta=model.delta, sigma=model.sigma)[0]
     return (at_native_size((pseudo == 1).float()[None], *size)[0] >= 0.5).cpu().numpy()
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #cf78e328
+# %% ../../nbs/42c_fold_evaluation.ipynb #283160fe
 def row_of_pictures(
     setup: Setup,
     fold: Fold,
@@ -195,7 +195,10 @@ def row_of_pictures(
     return {**pictures, "pseudo-mask": overlay(photo, pseudo, OKABE_ITO["orange"])}
 
 
-def first_of_each_class(episodes: Episodes) -> list[int]:
-    "The first episode of each class in a list."
+def first_of_each_class(
+    episodes: Episodes,
+    n: int = 1,
+) -> list[int]:
+    "The first n episodes of each class in a list."
     classes = sorted(set(episodes.cls.tolist()))
-    return [int(np.flatnonzero(episodes.cls == k)[0]) for k in classes]
+    return [e for k in classes for e in np.flatnonzero(episodes.cls == k)[:n].tolist()]

@@ -267,7 +267,7 @@ def write_fold(
         for m, model in models.items():
             write_model(setup, fold, m, model, model_file(folder, fold.number, m), selected)
 
-# %% ../../nbs/42d_fold_training.ipynb #c8ae2a9b
+# %% ../../nbs/42d_fold_training.ipynb #99857a24
 def train_fold(
     setup: Setup,
     fold: Fold,
@@ -291,12 +291,6 @@ def train_fold(
     return models
 
 
-def train_alone(
-    setup: Setup,
-    fold: Fold,
-    folder: str | Path,  # of the run
-    watch: Callable[[str, int], Progress],  # of `progress_display`
-    callbacks: Sequence[Callback] = (),
-) -> None:
-    "`train_fold` for the files that it leaves."
-    train_fold(setup, fold, folder, watch, callbacks)
+def train_alone(*given) -> None:  # as of `train_fold`
+    "`train_fold` for the files that it leaves: models would not pass from process to process."
+    train_fold(*given)

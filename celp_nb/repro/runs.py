@@ -158,7 +158,7 @@ def run_callbacks(
     tensorboard = [tensorboard_callback(folder)] if setup.config.runtime.tensorboard else []
     return [*callbacks, *tensorboard]
 
-# %% ../../nbs/43_runs.ipynb #13f02604
+# %% ../../nbs/43_runs.ipynb #f764065d
 def train_run(
     config: RunConfig,
     folder: str | Path,
@@ -170,7 +170,9 @@ def train_run(
     check_callbacks(callbacks)
     with open_run(resolve(config), folder, resume) as setup:
         tell = run_callbacks(setup, folder, callbacks)
-        for _ in fold_results(train_alone, setup, setup.folds, Path(folder), tell, at_a_time): pass
+        watch = progress_display(len(setup.folds), setup.accelerator.is_main_process)
+        given = setup, setup.folds, Path(folder), watch, tell
+        for _ in fold_results(train_alone, *given, at_a_time): pass
 
 # %% ../../nbs/43_runs.ipynb #afdb5708
 def read_results(folder: str | Path) -> pd.DataFrame:  # without rows where there are none yet
@@ -225,7 +227,7 @@ def write_results(setup: Setup, fold: Fold, new: pd.DataFrame, folder: str | Pat
     text = report_text(results, *sizes, config.optimisation.checks)
     with atomic_file(folder / "table.md", "w") as f: f.write(text)
 
-# %% ../../nbs/43_runs.ipynb #58dc0683
+# %% ../../nbs/43_runs.ipynb #4c468a4a
 def train_and_score(
     setup: Setup,
     fold: Fold,
@@ -244,7 +246,7 @@ def run(
     folder: str | Path,  # where everything goes
     resume: bool = False,  # go on with a run that exists
     callbacks: Sequence[Callback] = (),  # functions of (fold, step, values), see *41b_callbacks*
-    at_a_time: int = 1,  # folds; more than one each in a process of its own, from a main module
+    at_a_time: int = 1,  # folds; for more, a script needs `if __name__ == "__main__":`
 ) -> pd.DataFrame:  # a row per fold, method and K
     """The main job: train and evaluate every fold.
 
@@ -259,7 +261,9 @@ def run(
     with open_run(config, folder, resume) as setup:
         tell, done = run_callbacks(setup, folder, callbacks), set(read_results(folder).fold)
         folds = [f for f in setup.folds if f.number not in done]
-        for fold, new in fold_results(train_and_score, setup, folds, Path(folder), tell, at_a_time):
+        watch = progress_display(2 * len(folds), setup.accelerator.is_main_process)
+        given = setup, folds, Path(folder), watch, tell
+        for fold, new in fold_results(train_and_score, *given, at_a_time):
             write_results(setup, fold, new, folder)
             call_back(tell, fold.number, fold.iterations, score_values(new))
         setup.accelerator.wait_for_everyone()
