@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['STATIC_PAGE', 'read_static', 'joined_module', 'LatentWidget', 'latent_widget', 'static_page']
 
-# %% ../../nbs/50e_latent_widget.ipynb #acb81177
+# %% ../../nbs/50e_latent_widget.ipynb #f8418f5e
 import json
 import re
-from pathlib import Path
 
 import anywidget
 import traitlets
