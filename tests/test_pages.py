@@ -38,6 +38,7 @@ def test_directives_are_not_shown(tmp_path):
         code("#| export\ndef f(): pass"),
         code("#| hide\nimport os"),
         code("a = 1  # | no directive"),
+        code("#| hide\n#| fig-alt: A star, and its map\nplot()"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_x.ipynb")
     made = pages.for_reading(tmp_path / "01_x.ipynb", STEMS, "https://host/repo", "main").cells
@@ -45,8 +46,11 @@ def test_directives_are_not_shown(tmp_path):
         "def f(): pass",
         "import os",
         "a = 1  # | no directive",
+        "plot()",
     ]
-    assert [cell.metadata.get("tags") for cell in made] == [None, ["hide-input"], None]
+    folded = ["hide-input"]
+    assert [cell.metadata.get("tags") for cell in made] == [None, folded, None, folded]
+    assert made[3].metadata["mystnb"] == {"image": {"alt": "A star, and its map"}}
 
 
 def test_links_to_other_files_lead_to_the_repository(tmp_path):
