@@ -64,8 +64,9 @@ def test_links_to_other_files_lead_to_the_repository(tmp_path):
 @pytest.mark.parametrize("stem", pages.PANEL_IN)
 def test_the_panel_stands_between_question_and_equation(stem):
     path = ROOT / "nbs" / f"{stem}.ipynb"
-    text = pages.for_reading(path, STEMS, "https://host/repo", "main").cells[0].source
-    assert text.index("**Question.**") < text.index("<iframe") < text.index("$$")
+    made = pages.for_reading(path, STEMS, "https://host/repo", "main").cells
+    text = "\n".join(cell.source for cell in made)
+    assert text.index("**Question.**") < text.index("\n\n<iframe") < text.index("$$")
 
 
 def test_front_page_links_to_the_site_and_else_to_the_repository():

@@ -100,8 +100,7 @@ def for_reading(path: Path, stems: set[str], git_url: str, branch: str) -> nbfor
             if "hide" in names: cell.metadata["tags"] = ["hide-input"]
     nb.cells = [cell for cell in nb.cells if cell.source.strip()]
     if path.stem in PANEL_IN:
-        question, equation, rest = nb.cells[0].source.partition("$$")
-        nb.cells[0].source = f"{question}{PANEL}\n\n{equation}{rest}"
+        nb.cells[0].source += f"\n\n{PANEL}"  # the question; equations follow
     return nb
 
 
