@@ -38,6 +38,7 @@ def test_directives_are_not_shown(tmp_path):
         code("#| export\ndef f(): pass"),
         code("#| hide\nimport os"),
         code("a = 1  # | no directive"),
+        code("#| hide\n#| fig-alt: A star, and its map\nplot()"),
     ]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_x.ipynb")
     made = pages.for_reading(tmp_path / "01_x.ipynb", STEMS, "https://host/repo", "main").cells
@@ -45,8 +46,11 @@ def test_directives_are_not_shown(tmp_path):
         "def f(): pass",
         "import os",
         "a = 1  # | no directive",
+        "plot()",
     ]
-    assert [cell.metadata.get("tags") for cell in made] == [None, ["hide-input"], None]
+    folded = ["hide-input"]
+    assert [cell.metadata.get("tags") for cell in made] == [None, folded, None, folded]
+    assert made[3].metadata["mystnb"] == {"image": {"alt": "A star, and its map"}}
 
 
 def test_links_to_other_files_lead_to_the_repository(tmp_path):
@@ -60,8 +64,9 @@ def test_links_to_other_files_lead_to_the_repository(tmp_path):
 @pytest.mark.parametrize("stem", pages.PANEL_IN)
 def test_the_panel_stands_between_question_and_equation(stem):
     path = ROOT / "nbs" / f"{stem}.ipynb"
-    text = pages.for_reading(path, STEMS, "https://host/repo", "main").cells[0].source
-    assert text.index("**Question.**") < text.index("<iframe") < text.index("$$")
+    made = pages.for_reading(path, STEMS, "https://host/repo", "main").cells
+    text = "\n".join(cell.source for cell in made)
+    assert text.index("**Question.**") < text.index("\n\n<iframe") < text.index("$$")
 
 
 def test_front_page_links_to_the_site_and_else_to_the_repository():

@@ -55,6 +55,7 @@ title="From one position to a latent prototype: sliders for δ and σ, and a cen
 Move δ, σ or the centre i\\*: everything is computed in this page, by Eq. (1) to Eq. (9).
 ([The panel alone](_static/panel.html); [50e_latent_widget](50e_latent_widget.ipynb) says how.)"""
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
+ALT = re.compile(r"^#\|\s*fig-alt:\s*(.+)$", re.M)  # what a figure shows, for those who hear it
 
 
 def notebooks() -> list[Path]:
@@ -94,12 +95,12 @@ def for_reading(path: Path, stems: set[str], git_url: str, branch: str) -> nbfor
             cell.source = linked(cell.source, stems).replace("](../", f"]({git_url}/blob/{branch}/")
         if cell.cell_type == "code":
             names = set(DIRECTIVE.findall(cell.source))
+            if alt := ALT.search(cell.source): cell.metadata["mystnb"] = {"image": {"alt": alt[1]}}
             cell.source = DIRECTIVE.sub("", cell.source)
             if "hide" in names: cell.metadata["tags"] = ["hide-input"]
     nb.cells = [cell for cell in nb.cells if cell.source.strip()]
     if path.stem in PANEL_IN:
-        question, equation, rest = nb.cells[0].source.partition("$$")
-        nb.cells[0].source = f"{question}{PANEL}\n\n{equation}{rest}"
+        nb.cells[0].source += f"\n\n{PANEL}"  # the question; equations follow
     return nb
 
 
