@@ -85,6 +85,12 @@ def median_episode(segmenters: dict[str, Segmenter]) -> tuple[int, int, int, lis
     return int(episodes.cls[e]), int(episodes.query[e]), support, iou.loc[e].tolist()
 
 
+def on_grey(photo: np.ndarray, mask: np.ndarray, colour: str) -> np.ndarray:
+    "A photograph without its colours, with a mask in one of OKABE_ITO's."
+    grey = np.asarray(Image.fromarray(photo).convert("L").convert("RGB"))
+    return overlay(grey, mask, OKABE_ITO[colour], 0.6)
+
+
 def frame(
     title: str,
     pictures: dict[str, np.ndarray | None],  # label → (H, W, 3) uint8, (h, w), or a blank
@@ -131,13 +137,12 @@ def mark_centre(axes) -> None:
 def moving_delta(segmenter: Segmenter) -> list[tuple[Image.Image, int]]:
     "Frames with their milliseconds: δ moves, the region follows."
     photo, row, masks = star_regions(segmenter, DELTAS)
-    grey = np.asarray(Image.fromarray(photo).convert("L").convert("RGB"))
     frames = []
     for delta, mask in zip(DELTAS, masks):
         pictures = {
             "blue: annotated": overlay(photo, mask == 0, OKABE_ITO["blue"]),
             "similarity to +, Eq. (1)": row,
-            "orange: above δ": overlay(grey, mask == 1, OKABE_ITO["orange"], 0.6),
+            "orange: above δ": on_grey(photo, mask == 1, "orange"),
         }
         below = f"{100 * (mask == 1).mean():.0f} % is orange: a second thing to segment."
         frames.append((frame(FIRST, pictures, below, delta), 180))
@@ -150,12 +155,10 @@ def one_episode(segmenters: dict[str, Segmenter]) -> list[tuple[Image.Image, int
     cls, query, support, ious = median_episode(segmenters)
     photo, shown = read_image(data, query), read_image(data, support)
     mask = np.asarray(binary_mask(data.read_mask(support), cls), np.uint8)
-    marked = overlay(shown, mask, OKABE_ITO["blue"])
-    pictures = {"support\nwith mask (blue)": marked, "query\n": photo}
+    pictures = {"support\nwith mask (blue)": on_grey(shown, mask, "blue"), "query\n": photo}
     for (name, segmenter), iou in zip(segmenters.items(), ious):
         segmenter.set_support([shown], [mask])
-        found = segmenter.predict(photo).mask
-        answer = overlay(photo, found, OKABE_ITO["orange"])
+        answer = on_grey(photo, segmenter.predict(photo).mask, "orange")
         pictures[f"answer {name}\nIoU {100 * iou:.0f} %"] = answer
     below = "Of 200 episodes the one with the median difference: one proves nothing."
     labels, frames = list(pictures), []
@@ -172,7 +175,8 @@ def write_gif(frames: list[tuple[Image.Image, int]], out: Path) -> None:
     tall = Image.new("RGB", (pictures[0].width, 3 * pictures[0].height))
     for k, picture in enumerate((pictures[0], pictures[-2], pictures[-1])):
         tall.paste(picture, (0, k * picture.height))
-    palette = tall.quantize(192, dither=Image.Dither.NONE)
+    palette = tall.quantize(256)
+    palette.putpalette([255 if v > 245 else v for v in palette.getpalette()])  # white stays white
     first, *rest = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     with atomic_file(out, "wb") as f:
         first.save(f, "GIF", save_all=True, append_images=rest, duration=list(durations), loop=0)
