@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['text_of', 'quantise', 'dequantise', 'equal_runs', 'data_url', 'latent_payload', 'run_values', 'photo_mask',
-           'inner_position', 'scene_numbers', 'scene_payloads']
+           'inner_position', 'scene_numbers', 'PanelImage', 'scene_images', 'scene_payloads']
 
-# %% ../../nbs/50d_latent_payload.ipynb #921aae2b
+# %% ../../nbs/50d_latent_payload.ipynb #f84e83f1
 import base64
 import io
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from .explorer_state import ExplorerImage, prepare_image, reduced_features
 from ..bundled.scenes import samples
+from ..contrast import FewShotModel
 from ..data.episodes import fold_classes
 from ..data.images import ImageSet, read_image
 from ..data.masks import void_of
@@ -139,7 +141,7 @@ def inner_position(
     around = around.masked_fill(share[0, 0] < share.max(), -1)
     return int(around.argmax())
 
-# %% ../../nbs/50d_latent_payload.ipynb #3502af46
+# %% ../../nbs/50d_latent_payload.ipynb #79ce3f74
 def scene_numbers(
     data: ImageSet,
     novel: list[int],  # classes
@@ -152,15 +154,23 @@ def scene_numbers(
     return np.flatnonzero(np.asarray(both))[:count].tolist()
 
 
-def scene_payloads(
+class PanelImage(NamedTuple):
+    "An image as the page computes with it, and as the kernel does."
+    payload: dict
+    image: ExplorerImage
+    mid: Tensor  # (1, C, h, w) float, reduced middle features
+    model: FewShotModel | None  # whose decoder can be asked
+
+
+def scene_images(
     count: int = 6,
-) -> dict[str, dict]:  # by the image's name
-    "The payloads of some bundled scenes."
+) -> dict[str, PanelImage]:  # by the image's name
+    "Some bundled scenes with the bundled model."
     data, backbone = samples("val"), load_backbone("tiny")
     novel = [int(c) for c in fold_classes(len(data.class_names), 0)]
     training = [c for c in range(1, len(data.class_names) + 1) if c not in novel]
     model, _ = load_model(str(BUNDLED["PFENet+CE"]), backbone_fingerprint(backbone))
-    payloads = {}
+    shown = {}
     for i in scene_numbers(data, novel, count):
         image = prepare_image(backbone, read_image(data, i), data.read_mask(i), SAMPLES_SIDE)
         mid = reduced_features(model, image.features)
@@ -168,5 +178,13 @@ def scene_payloads(
         size = mid.shape[2], mid.shape[3]
         centre = inner_position((image.class_map == cls).to(torch.uint8), size)
         title = f"{data.class_names[cls - 1]} (not annotated), {data.ids[i]}"
-        payloads[data.ids[i]] = latent_payload(title, image, mid, training, centre)
-    return payloads
+        payload = latent_payload(title, image, mid, training, centre)
+        shown[data.ids[i]] = PanelImage(payload, image, mid, model)
+    return shown
+
+
+def scene_payloads(
+    count: int = 6,
+) -> dict[str, dict]:  # by the image's name
+    "The payloads of some bundled scenes."
+    return {name: shown.payload for name, shown in scene_images(count).items()}

@@ -35,7 +35,7 @@ def joined_module() -> str:
     text = re.sub(r"^export ", "", "\n".join(parts), flags=re.M) + "\n" + read_static("latent.js")
     return re.sub(r"^import [^\"]*\"\./latent_\w+\.js\"\n", "", text, flags=re.M)
 
-# %% ../../nbs/50e_latent_widget.ipynb #6d33ac0a
+# %% ../../nbs/50e_latent_widget.ipynb #3c45499a
 KNOWN = ("classes", "drawn", "nothing")  # annotated classes, what is drawn by hand, or nothing
 
 
@@ -50,6 +50,9 @@ class LatentWidget(anywidget.AnyWidget):
     sigma = traitlets.Int(SIGMA).tag(sync=True)  # ≥ 0, positions
     drawn = traitlets.Dict().tag(sync=True)  # masks drawn by hand: image → runs of 0 and 1
     known = traitlets.Enum(KNOWN, "classes").tag(sync=True)  # which pixels count as annotated
+    decoder = traitlets.Unicode().tag(sync=True)  # what answers, in words; "" where nothing does
+    answer = traitlets.Dict().tag(sync=True)  # the decoder's, with the state that it is of
+    answer_for = traitlets.Enum(("latent", "drawn"), "latent").tag(sync=True)  # which prototype
 
     @traitlets.validate("delta", "sigma", "image", "centre", "drawn")
     def _check(self, proposal):
@@ -85,8 +88,8 @@ def latent_widget(
     state = dict(image=image, centre=payloads[image]["centre"], delta=delta, sigma=sigma)
     return LatentWidget(payloads=payloads, **state)
 
-# %% ../../nbs/50e_latent_widget.ipynb #493c6013
-STATE = ("image", "centre", "delta", "sigma", "drawn", "known")
+# %% ../../nbs/50e_latent_widget.ipynb #b37373d4
+STATE = ("image", "centre", "delta", "sigma", "drawn", "known")  # of a page without a kernel
 STATIC_PAGE = """<!doctype html>
 <html lang="en">
 <head>

@@ -160,7 +160,7 @@ function render({ model, el }) {
       setting("known", "classes"), setting("answer_for", "latent"), runsOf(model.get("image"))]
     const answer = setting("answer", {})
     if (JSON.stringify(answer.of) !== JSON.stringify(state)) return null
-    return decodeRuns(answer.runs, image.size[0] * image.size[1])
+    return answer.runs && decodeRuns(answer.runs, image.size[0] * image.size[1])
   }
   // What the pen and the hand's mask change: words, buttons and what lies over the image.
   const showDrawing = () => {
