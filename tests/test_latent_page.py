@@ -1,5 +1,6 @@
 """The panel of Eq. (1) to Eq. (9): its traits, its one file, and the page in a browser."""
 
+import base64
 import importlib.util
 import re
 import shutil
@@ -143,11 +144,12 @@ class Panel:
     def pixels(self, selector):  # (S, S, 4) uint8
         code = """canvas => {
           const { width, height } = canvas
-          return [...canvas.getContext('2d').getImageData(0, 0, width, height).data]
+          const { data } = canvas.getContext('2d').getImageData(0, 0, width, height)
+          return btoa(data.reduce((text, byte) => text + String.fromCharCode(byte), ''))
         }"""
-        values = self.page.locator(selector).evaluate(code)
+        values = base64.b64decode(self.page.locator(selector).evaluate(code))
         side = self.payloads[self.state("image")]["side"]
-        return np.array(values, np.uint8).reshape(side, side, 4)
+        return np.frombuffer(values, np.uint8).reshape(side, side, 4)
 
     def layer(self, name):
         return self.pixels(f"button[data-layer={name}] canvas")

@@ -109,7 +109,7 @@ function render({ model, el }) {
   }
   const setting = (name, otherwise) => model.get(name) ?? otherwise // a page may know fewer
   const payload = () => model.get("payloads")[model.get("image")]
-  const runsOf = name => setting("drawn", {})[name] ?? []
+  const runsOf = name => setting("drawn", {})[name] ?? EMPTY_DRAWING.base // always the same
 
   // The image as it is shown now; prepared again only where another is chosen or known.
   const current = () => {
