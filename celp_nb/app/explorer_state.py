@@ -27,7 +27,7 @@ from ..latent import candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 
-# %% ../../nbs/50_explorer_state.ipynb #584ef833
+# %% ../../nbs/50_explorer_state.ipynb #77ab5e26
 class ExplorerImage(NamedTuple):
     "One image in its square, with features and similarities."
     photo: np.ndarray  # (S, S, 3) uint8
@@ -35,7 +35,7 @@ class ExplorerImage(NamedTuple):
     features: Features  # (1, …, h, w)
     D: Tensor  # (1, hw, hw) float32, Eq. (1)
     padding: Tensor  # (1, S, S) bool, pixels of the square that are no image
-    photo_size: tuple[int, int] | None = None  # rows, columns of the photograph; None: of the square
+    photo_size: tuple[int, int] | None = None  # rows, columns of the photograph, where known
 
 
 @torch.no_grad()
