@@ -450,11 +450,14 @@ def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     command = app_cli.page_server(tmp_path, 8901, browser=True)
     page = tmp_path / "explorer.ipynb"
     assert command[2:4] == ["voila", str(page)] and "--no-browser" not in command
+    assert "--MappingKernelManager.cull_idle_timeout=60" in command  # a closed page's kernel ends
+    assert not any("cull_connected" in option for option in command)  # an open page's does not
     assert "explorer()" in json.loads(page.read_text())["cells"][0]["source"]
     installed(monkeypatch, "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=False)
     assert command[2] == "jupyterlab" and command[-1] == "--no-browser"
     assert command[3].endswith("51_explorer.ipynb")
+    assert not any("cull" in option for option in command)  # a reload finds its kernel again
 
 
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):

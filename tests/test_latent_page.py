@@ -1,5 +1,6 @@
 """The panel of Eq. (1) to Eq. (9): its traits, its one file, and the page in a browser."""
 
+import base64
 import importlib.util
 import re
 import shutil
@@ -10,12 +11,20 @@ import numpy as np
 import pytest
 import torch
 import traitlets
+from PIL import Image as PILImage
 
 from celp_nb.app.explorer_pictures import VIRIDIS
-from celp_nb.app.latent_payload import dequantise, scene_payloads
+from celp_nb.app.latent_payload import (
+    dequantise,
+    equal_runs,
+    photo_mask,
+    run_values,
+    scene_payloads,
+)
 from celp_nb.app.latent_widget import joined_module, latent_widget, static_page
 from celp_nb.conditioning import latent_prior, prototype
 from celp_nb.data.transforms import known_mask
+from celp_nb.engine.segmenter import object_mask
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.ops import VOID
 from celp_nb.similarity import known_positions, self_similarity, similar_count
@@ -56,6 +65,7 @@ def test_a_widget_begins_with_the_first_image_and_its_centre(payloads):
         ("image", "third", "choose of first, second"),
         ("centre", 441, "from 0 to 440"),
         ("centre", -1, "from 0 to 440"),
+        ("drawn", {"first": [0, 3]}, "3 pixels does not fit a square of 161×161"),
     ],
 )
 def test_a_value_without_maps_is_refused(payloads, name, value, words):
@@ -72,7 +82,19 @@ def test_a_slider_can_be_linked(payloads):
     slider.value = 0.8
     assert widget.delta == 0.8
     synced = set(widget.keys)
-    assert {"payloads", "image", "centre", "delta", "sigma"} <= synced
+    assert {"payloads", "image", "centre", "delta", "sigma", "drawn", "known"} <= synced
+
+
+def test_a_drawn_mask_has_the_size_of_the_photograph(payloads):
+    widget = latent_widget(payloads)
+    assert widget.drawn_mask().shape == (161, 161) and not widget.drawn_mask().any()
+    mask = np.zeros((161, 161), np.uint8)
+    mask[40:81] = 1
+    payload = payloads["second"] | {"photo_size": [322, 226]}  # of the image's 161×113
+    widget = latent_widget({"second": payload})
+    widget.drawn = {"second": equal_runs(mask)}
+    expected = 255 * mask[:, :113].repeat(2, 0).repeat(2, 1)
+    assert (widget.drawn_mask() == expected).all()
 
 
 @pytest.mark.skipif(NODE is None, reason="no node on PATH: apt-get install nodejs")
@@ -114,16 +136,20 @@ class Panel:
         return self.page.locator(f"input[data-name={name}]")
 
     def words(self):
-        return self.page.get_by_role("status").inner_text()
+        return self.page.locator(".celp-words").inner_text()
+
+    def hand(self):
+        return self.page.locator(".celp-hand").inner_text()
 
     def pixels(self, selector):  # (S, S, 4) uint8
         code = """canvas => {
           const { width, height } = canvas
-          return [...canvas.getContext('2d').getImageData(0, 0, width, height).data]
+          const { data } = canvas.getContext('2d').getImageData(0, 0, width, height)
+          return btoa(data.reduce((text, byte) => text + String.fromCharCode(byte), ''))
         }"""
-        values = self.page.locator(selector).evaluate(code)
+        values = base64.b64decode(self.page.locator(selector).evaluate(code))
         side = self.payloads[self.state("image")]["side"]
-        return np.array(values, np.uint8).reshape(side, side, 4)
+        return np.frombuffer(values, np.uint8).reshape(side, side, 4)
 
     def layer(self, name):
         return self.pixels(f"button[data-layer={name}] canvas")
@@ -140,6 +166,7 @@ class Panel:
         runs = payload["class_map"]
         class_map = torch.tensor(np.repeat(runs[::2], runs[1::2]).astype(np.uint8)).view(161, 161)
         known = known_mask(class_map, payload["known_classes"])[None]
+        if self.state("known") != "classes": known = self.drawn_known(class_map)[None]
         centre, delta = torch.tensor([self.state("centre")]), self.state("delta")
         pseudo = sample_latent(high, known, centre=centre, delta=delta)[0][0].numpy().copy()
         pseudo[:, payload["extent"][1] :] = VOID
@@ -151,6 +178,28 @@ class Panel:
         row = self_similarity(high)[0, centre]
         maps = {"row": row, "count": N / N.max(), "prior": prior}
         return pseudo, P, {name: x.view(size).numpy() for name, x in maps.items()}
+
+    def drawn(self):  # (161, 161) uint8 {0, 1}
+        return run_values(self.state("drawn").get(self.state("image"), []), 161)
+
+    def drawn_known(self, class_map):
+        "The known pixels where the hand's mask, or nothing, counts as annotated."
+        mask = torch.from_numpy(self.drawn()) * (self.state("known") == "drawn")
+        return mask.masked_fill(class_map == VOID, VOID)
+
+    def place(self, row, column):
+        "The middle of a pixel on the screen."
+        box = self.page.get_by_role("application").bounding_box()
+        x, y = (column + 0.5) / 161 * box["width"], (row + 0.5) / 161 * box["height"]
+        return box["x"] + x, box["y"] + y
+
+    def drag(self, start, end):
+        self.page.get_by_role("application").scroll_into_view_if_needed()
+        mouse, (x0, y0), (x1, y1) = self.page.mouse, self.place(*start), self.place(*end)
+        mouse.move(x0, y0)
+        mouse.down()
+        for k in range(1, 6): mouse.move(x0 + (x1 - x0) * k / 5, y0 + (y1 - y0) * k / 5)
+        mouse.up()
 
     def shows(self, name, values):
         "A layer has the colours of a map, (h, w) in 0 … 1."
@@ -269,7 +318,7 @@ def test_a_small_picture_becomes_the_large_one(panel):
         button.click()
         assert button.get_attribute("aria-pressed") == "true"
         assert panel.page.locator("[aria-pressed=true]").count() == 1
-        assert (panel.pixels("figure canvas") == panel.layer(name)).all()
+        assert (panel.pixels("canvas[role]") == panel.layer(name)).all()
 
 
 @browser_test
@@ -318,7 +367,8 @@ def test_every_control_has_a_name_and_a_tip(panel):
             "x => x.getAttribute('aria-label') || x.labels?.[0]?.innerText || ''"
         )
         assert len(name.strip()) > 2
-    assert panel.page.get_by_role("status").get_attribute("aria-live") == "polite"
+    for region in panel.page.get_by_role("status").all():
+        assert region.get_attribute("aria-live") == "polite"
 
 
 @browser_test
@@ -328,3 +378,152 @@ def test_one_column_on_a_narrow_page(panel, width, columns):
     style = "x => getComputedStyle(x).gridTemplateColumns.split(' ').length"
     assert panel.page.locator(".celp-columns").evaluate(style) == columns
     assert panel.page.evaluate("document.documentElement.scrollWidth") <= width + 16
+
+
+# --- drawing
+
+BOX = [(24, 16), (71, 55)]
+TRIANGLE = [(8, 40), (16, 120), (88, 60)]
+
+
+def boxed(first, last):  # (161, 161) {0, 1}, both corners inside
+    mask = np.zeros((161, 161), np.uint8)
+    mask[first[0] : last[0] + 1, first[1] : last[1] + 1] = 1
+    return mask
+
+
+def inside(corners):
+    "The even-odd rule at every pixel, by a formula for one."
+    mask = np.zeros((161, 161), np.uint8)
+    for r, c in np.ndindex(161, 161):
+        for (r0, c0), (r1, c1) in zip(corners, corners[1:] + corners[:1]):
+            if (r0 <= r) != (r1 <= r) and c0 + (r - r0) / (r1 - r0) * (c1 - c0) < c: mask[r, c] ^= 1
+    return mask
+
+
+@browser_test
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_box_is_dragged_taken_back_and_becomes_what_is_known(panel, width):
+    panel.page.set_viewport_size({"width": width, "height": 900})
+    centre, before = panel.state("centre"), panel.colours("pseudo")
+    panel.page.locator("input[type=radio][value=box]").check()
+    panel.drag(*reversed(BOX))
+    assert (panel.drawn() == boxed(*BOX)).all() and panel.state("centre") == centre
+    assert f"{100 * boxed(*BOX).mean():.1f} % of the image is marked" in panel.hand()
+    panel.agrees()
+    assert (panel.colours("pseudo") == before).all()  # annotated classes are known as before
+    panel.page.get_by_label("What is known").select_option("drawn")
+    panel.agrees()
+    blue = panel.colours("pseudo") == 0
+    assert blue.any() and (boxed(*BOX)[blue] == 1).all()  # less what is void
+    panel.drag((100, 100), (130, 130))  # a second one joins the first
+    assert (panel.drawn() == (boxed(*BOX) | boxed((100, 100), (130, 130)))).all()
+    panel.agrees()
+    panel.page.get_by_role("button", name="Undo").click()
+    assert (panel.drawn() == boxed(*BOX)).all()
+    panel.page.get_by_role("button", name="Clear").click()
+    assert not panel.drawn().any() and "marked" not in panel.hand()
+    panel.agrees()
+    panel.page.get_by_role("button", name="Undo").click()
+    assert (panel.drawn() == boxed(*BOX)).all()
+    panel.page.get_by_label("What is known").select_option("nothing")
+    panel.agrees()
+    assert not (panel.colours("pseudo") == 0).any()
+    panel.page.locator("input[type=radio][value=look]").check()
+    panel.page.mouse.click(*panel.place(40, 40))
+    assert panel.state("centre") == 5 * 21 + 5 and (panel.drawn() == boxed(*BOX)).all()
+
+
+@browser_test
+@pytest.mark.parametrize("width", [1280, 390])
+def test_corners_of_a_polygon_are_clicked(panel, width):
+    panel.page.set_viewport_size({"width": width, "height": 900})
+    panel.page.locator("input[type=radio][value=polygon]").check()
+    panel.page.get_by_role("application").scroll_into_view_if_needed()
+    for corner in TRIANGLE: panel.page.mouse.click(*panel.place(*corner))
+    overlap = (panel.drawn() == inside(TRIANGLE)).mean()
+    assert overlap > 0.998, overlap  # a corner on the border of pixels
+    panel.page.mouse.click(*panel.place(*TRIANGLE[0]))  # ends it
+    panel.page.mouse.click(*panel.place(150, 150))  # begins another, which is no region yet
+    assert (panel.drawn() == inside(TRIANGLE)).mean() > 0.998
+    for _ in range(3): panel.page.get_by_role("button", name="Undo").click()
+    assert not panel.drawn().any()  # two corners are left
+
+
+@browser_test
+def test_keys_draw_a_box_and_a_polygon(panel):
+    canvas = panel.page.get_by_role("application")
+    panel.page.locator("input[type=radio][value=box]").check()
+    keys = ["Enter", *["ArrowUp"] * 5, *["Shift+ArrowLeft"] * 3, "Enter"]
+    for key in keys: canvas.press(key)
+    assert (panel.drawn() == boxed((40, 77), (80, 80))).all()
+    assert "Pen at row 40, column 77" in panel.hand()
+    panel.page.get_by_role("button", name="Clear").click()
+    panel.page.locator("input[type=radio][value=polygon]").check()
+    corners = [(80, 80), (80, 120), (120, 120)]
+    for keys in (["Enter"], [*["ArrowRight"] * 5, "Enter"], [*["ArrowDown"] * 5, "Enter"]):
+        for key in keys: canvas.press(key)
+    assert (panel.drawn() == inside(corners)).mean() > 0.998 and panel.drawn().any()
+    canvas.press("Escape")
+    centre = panel.state("centre")
+    panel.page.locator("input[type=radio][value=look]").check()
+    canvas.press("ArrowLeft")
+    assert panel.state("centre") == centre - 1
+
+
+@browser_test
+def test_a_finger_draws_a_box(panel):
+    canvas = panel.page.get_by_role("application")
+    panel.page.locator("input[type=radio][value=box]").check()
+    code = """(canvas, [kind, x, y]) => canvas.dispatchEvent(new PointerEvent(kind, {
+      pointerType: "touch", pointerId: 7, isPrimary: true, clientX: x, clientY: y, buttons: 1 }))"""
+    panel.page.evaluate("Element.prototype.setPointerCapture = () => {}")  # no real finger
+    steps = [("pointerdown", BOX[0]), ("pointermove", (50, 30)), ("pointerup", BOX[1])]
+    for kind, pixel in steps: canvas.evaluate(code, [kind, *panel.place(*pixel)])
+    assert (panel.drawn() == boxed(*BOX)).all()
+    steps = [("pointerdown", (90, 90)), ("pointercancel", (99, 99)), ("pointerup", (120, 120))]
+    for kind, pixel in steps[:2]: canvas.evaluate(code, [kind, *panel.place(*pixel)])
+    assert (panel.drawn() == boxed(*BOX)).all()
+    assert canvas.evaluate("x => getComputedStyle(x).touchAction") == "pinch-zoom"  # no scrolling
+
+
+@browser_test
+def test_the_mask_is_saved_as_celp_predict_takes_it(panel, payloads, tmp_path):
+    panel.page.get_by_label("Image").select_option("second")
+    panel.page.locator("input[type=radio][value=box]").check()
+    panel.drag((24, 16), (71, 150))  # beyond the image, which has 113 columns
+    assert (panel.drawn() == boxed((24, 16), (71, 112))).all()
+    share = 48 * 97 / (161 * 113)
+    assert f"{100 * share:.1f} % of the image is marked" in panel.hand()
+    with panel.page.expect_download() as download:
+        panel.page.get_by_role("button", name="Download mask").click()
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    runs = panel.state("drawn")["second"]
+    seen = np.array(PILImage.open(path).convert("L"))
+    assert path.name == "second_mask.png" and set(np.unique(seen)) == {0, 255}
+    assert (seen == photo_mask(payloads["second"], runs)).all()
+    assert object_mask(path).sum() == (seen == 255).sum()
+
+
+@browser_test
+def test_a_mask_from_outside_is_shown_and_can_be_taken_back(panel):
+    mask = boxed((100, 10), (140, 60))
+    code = "runs => window.explorable.set('drawn', { first: runs })"
+    panel.page.evaluate(code, equal_runs(mask))
+    assert f"{100 * mask.mean():.1f} % of the image is marked" in panel.hand()
+    overlay = panel.pixels(".celp-overlay")
+    assert ((overlay[..., 3] > 0) == (mask == 1)).all()
+    panel.page.get_by_role("button", name="Undo").click()
+    assert not panel.drawn().any()
+
+
+@browser_test
+def test_the_centre_is_drawn_of_the_candidates(panel):
+    panel.slider("sigma").fill("75")
+    P, seen = panel.expected()[1].ravel(), set()
+    assert 0 < P.sum() < 300
+    for _ in range(8):
+        panel.page.get_by_role("button", name="Draw i*").click()
+        seen.add(panel.state("centre"))
+    assert all(P[i] for i in seen) and len(seen) > 1

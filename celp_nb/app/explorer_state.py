@@ -27,7 +27,7 @@ from ..latent import candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 
-# %% ../../nbs/50_explorer_state.ipynb #78c3426b
+# %% ../../nbs/50_explorer_state.ipynb #77ab5e26
 class ExplorerImage(NamedTuple):
     "One image in its square, with features and similarities."
     photo: np.ndarray  # (S, S, 3) uint8
@@ -35,6 +35,7 @@ class ExplorerImage(NamedTuple):
     features: Features  # (1, …, h, w)
     D: Tensor  # (1, hw, hw) float32, Eq. (1)
     padding: Tensor  # (1, S, S) bool, pixels of the square that are no image
+    photo_size: tuple[int, int] | None = None  # rows, columns of the photograph, where known
 
 
 @torch.no_grad()
@@ -49,7 +50,8 @@ def prepare_image(
     x, class_map = fit_square(image, class_map, side, rules)
     features, padding = image_features(backbone, x[None]), padding_of(*image.shape[:2], side, rules)
     D = self_similarity(features.high)
-    return ExplorerImage(denormalise(x), class_map, features, D, padding)
+    photo = denormalise(x)
+    return ExplorerImage(photo, class_map, features, D, padding, image.shape[:2])
 
 # %% ../../nbs/50_explorer_state.ipynb #aba74078
 def decode_upload(

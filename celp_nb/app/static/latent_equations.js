@@ -74,7 +74,7 @@ export function minMax(map) {
 
 // --- similarity: Eq. (1) and Eq. (2)
 
-// `self_similarity`, D of Eq. (1): Float32Array of hw·hw; row i is the cosine of i with all others.
+// `self_similarity`, D of Eq. (1): Float32Array of hw·hw; row i: the cosine of i with all others.
 export function selfSimilarity(features, channels) {
   const lengths = vectorLengths(features, channels), n = lengths.length
   const D = new Float32Array(n * n)
@@ -194,7 +194,9 @@ export function latentPrior(v, features, channels, lengths) {
 // --- a payload, as celp_nb/app/latent_payload.py writes it
 
 function decodeBytes(text) {
-  return Uint8Array.from(atob(text), letter => letter.charCodeAt(0))
+  const letters = atob(text), bytes = new Uint8Array(letters.length)
+  for (let k = 0; k < bytes.length; k++) bytes[k] = letters.charCodeAt(k)
+  return bytes
 }
 
 // Features from bytes: value = low + step · byte, with one low and one step per position.
@@ -209,7 +211,7 @@ export function decodeFeatures({ channels, low, step, values }) {
   return out
 }
 
-// A class map from runs: value, length, value, length, …
+// A map of pixels from runs: value, length, value, length, …; all 0 where there are none.
 export function decodeRuns(runs, length) {
   const out = new Int32Array(length)
   for (let k = 0, at = 0; k < runs.length; k += 2) out.fill(runs[k], at, at += runs[k + 1])
@@ -220,14 +222,17 @@ export function decodeRuns(runs, length) {
 export function prepareImage(payload) {
   const mapSize = [payload.h, payload.w], size = [payload.side, payload.side]
   const classMap = decodeRuns(payload.class_map, size[0] * size[1])
-  const known = knownMask(classMap, payload.known_classes, payload.void)
-  const positions = knownPositions(known, size, mapSize)
   const D = selfSimilarity(decodeFeatures(payload.high), payload.high.channels)
   const mid = decodeFeatures(payload.mid), channels = payload.mid.channels
-  return {
-    mapSize, size, extent: payload.extent, classMap, known, positions,
-    D, ranked: rankSimilarities(D, positions), mid, channels, lengths: vectorLengths(mid, channels),
-  }
+  const lengths = vectorLengths(mid, channels)
+  const image = { mapSize, size, extent: payload.extent, classMap, D, mid, channels, lengths }
+  return markKnown(image, knownMask(classMap, payload.known_classes, payload.void))
+}
+
+// The same image with other pixels known: 1 known, 255 void and padding, 0 the rest.
+export function markKnown(image, known) {
+  const positions = knownPositions(known, image.size, image.mapSize)
+  return { ...image, known, positions, ranked: rankSimilarities(image.D, positions) }
 }
 
 // `slider_maps`: Eq. (2) to Eq. (9) at one centre, a position in 0 … hw-1.
