@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # for its neighbours, and for Sphinx
 
-from page_links import equation_places
+from page_equations import equation_places
 from page_pictures import write_pictures
 from page_sources import ROOT, notebooks, site_pages, write_pages
 
@@ -61,7 +61,7 @@ def sphinx_options(source: Path, values: dict[str, str]) -> dict:
         "author": values["author"],
         "copyright": values["copyright"],
         "language": "en",
-        "extensions": ["myst_nb", "sphinx-mathjax-offline", "page_links"],
+        "extensions": ["myst_nb", "sphinx-mathjax-offline", "page_extension"],
         "equation_places": equation_places(notebooks()),
         "page_sources": {page.rsplit(".", 1)[0]: name for name, page in pages.items()},
         "project_values": values,
