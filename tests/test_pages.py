@@ -112,8 +112,9 @@ def test_titles_are_numbered_once(stem, title, expected):
 @pytest.mark.parametrize("stem", page_sources.PANEL_IN)
 def test_the_panel_stands_between_question_and_equation(stem):
     path = ROOT / "nbs" / f"{stem}.ipynb"
-    text = page_sources.for_reading(path, PAGES, "").cells[0].source
-    assert text.index("**Question.**") < text.index("<iframe") < text.index("$$")
+    cells = page_sources.for_reading(path, PAGES, "").cells
+    text = "\n".join(cell.source for cell in cells)
+    assert text.index("**Question.**") < text.index("\n\n<iframe") < text.index("$$")
 
 
 # --- links
@@ -438,6 +439,7 @@ WALK = """async () => {
 def walk(browser, site, names, width):
     "Visit pages; check each."
     page = browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(300_000)  # milliseconds, for a busy machine
     errors, requests = [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))

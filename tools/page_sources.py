@@ -218,7 +218,7 @@ def for_reading(path: Path, pages: dict[str, str], blob: str) -> nbformat.Notebo
     nb.cells[0].source = numbered(nb.cells[0].source, path.stem)
     if path.stem in PANEL_IN:
         question, equation, rest = nb.cells[0].source.partition("$$")
-        nb.cells[0].source = f"{question}{PANEL}\n\n{equation}{rest}"
+        nb.cells[0].source = f"{question.rstrip()}\n\n{PANEL}\n\n{equation}{rest}"
     return nb
 
 

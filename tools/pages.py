@@ -76,6 +76,7 @@ def sphinx_options(source: Path, values: dict[str, str]) -> dict:
         "myst_heading_anchors": 3,
         "suppress_warnings": ["myst.header"],  # a document may begin at any level
         "html_theme": "sphinx_book_theme",
+        "html_context": {"default_mode": "auto"},
         "html_title": values["title"],
         "html_favicon": str(source / "_static" / "favicon.png"),
         "html_copy_source": False,
