@@ -1525,5 +1525,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                     'celp_nb.similarity.self_similarity': ('similarity.html#self_similarity', 'celp_nb/similarity.py'),
                                     'celp_nb.similarity.similar_count': ('similarity.html#similar_count', 'celp_nb/similarity.py'),
                                     'celp_nb.similarity.similarity_rows': ('similarity.html#similarity_rows', 'celp_nb/similarity.py')},
-            'celp_nb.viz': { 'celp_nb.viz.overlay': ('a4_pictures.html#overlay', 'celp_nb/viz.py'),
-                             'celp_nb.viz.show_images': ('a4_pictures.html#show_images', 'celp_nb/viz.py')}}}
+            'celp_nb.viz': { 'celp_nb.viz.latent_steps': ('a4_pictures.html#latent_steps', 'celp_nb/viz.py'),
+                             'celp_nb.viz.overlay': ('a4_pictures.html#overlay', 'celp_nb/viz.py'),
+                             'celp_nb.viz.show_images': ('a4_pictures.html#show_images', 'celp_nb/viz.py'),
+                             'celp_nb.viz.show_network': ('a4_pictures.html#show_network', 'celp_nb/viz.py'),
+                             'celp_nb.viz.show_steps': ('a4_pictures.html#show_steps', 'celp_nb/viz.py')}}}

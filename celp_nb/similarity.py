@@ -26,12 +26,12 @@ def similarity_rows(
     index = positions.clamp(min=0).unsqueeze(1).expand(-1, x.shape[1], -1)
     return cosine(x.gather(2, index), x).masked_fill((positions < 0).unsqueeze(2), -1.0)
 
-# %% ../nbs/02_similarity.ipynb #74d6d4f6
+# %% ../nbs/02_similarity.ipynb #a8a81f34
 def known_positions(
     known: Tensor,  # (B, H, W) integer {0, 1, 255}: all annotated classes are 1, void 255
     size: tuple[int, int],  # (h, w) of the feature map
 ) -> Tensor:  # (B, hw) bool
-    "True where a position touches annotated foreground or void: M_q(j) ≠ 0 of Eq. (2–6)."
+    "True where a position touches annotated foreground or void: K_q(j) ≠ 0 of Eq. (2–6)."
     return (resize(known.float().unsqueeze(1), size) > KNOWN_FROM).flatten(1)
 
 # %% ../nbs/02_similarity.ipynb #0ee00076

@@ -87,3 +87,17 @@ def test_panels_in_a_row_have_one_range():
     one, two = fig.axes
     assert one.get_ylim() == two.get_ylim() and one.get_ylim()[1] >= 70
     assert len(fig.legends) == 1 and two.get_ylabel() == ""
+
+
+def test_a_figure_leaves_what_a_notebook_sets_up_when_the_first_one_is_drawn(monkeypatch):
+    "IPython turns its display of figures on while the first one is made."
+    made = plt.subplots
+
+    def first_one(*args, **settings):
+        monkeypatch.setitem(plt.rcParams, "interactive", not before)
+        return made(*args, **settings)
+
+    before = plt.rcParams["interactive"]
+    monkeypatch.setattr(plt, "subplots", first_one)
+    difference_figure(ROWS, [("b", "a")], draws=20)
+    assert plt.rcParams["interactive"] is not before and plt.rcParams["text.parse_math"]

@@ -1,6 +1,6 @@
 """The repository as a whole.
 
-Notebooks are complete, readable and in step with the modules; imports are light; the README holds.
+Notebooks are complete, readable and in step with the modules; imports are light.
 """
 
 import ast
@@ -240,34 +240,3 @@ def test_setup_needs_nothing_but_setuptools():
     names = imported((ROOT / "setup.py").read_text(encoding="utf-8"))
     roots = {name.split(".")[0] for name in names}
     assert roots - set(sys.stdlib_module_names) == {"setuptools"}
-
-
-# --- README
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def test_quick_start_is_two_commands():
-    block = re.search(r"^#+\s*Quick start\b.*?^```[a-z]*\n(.*?)^```", README, re.M | re.S)[1]
-    run, test = block.splitlines()
-    assert run.startswith("pip install -e ") and "celp run" in run
-    assert test.startswith("pip install -e '.[dev]'") and "nbdev_test" in test and "pytest" in test
-
-
-def test_links_in_the_readme_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)", README) if not link.startswith("http")]
-    assert links and not [link for link in links if not (ROOT / link).exists()]
-
-
-def test_every_notebook_is_in_the_reading_order():
-    listed = re.findall(r"\(nbs/(\w+)\.ipynb\)", README)
-    assert listed == [path.stem for path in NOTEBOOKS]
-
-
-def test_library_example_of_the_readme_runs():
-    names = {}
-    exec(re.search(r"^## As a library\b.*?```python\n(.*?)```", README, re.M | re.S)[1], names)
-    for loss in (names["losses"].main, names["losses"].contrast):
-        assert loss.isfinite() and loss > 0
-    for parameter in names["model"].parameters():
-        assert parameter.grad is not None and parameter.grad.abs().sum() > 0

@@ -256,3 +256,15 @@ def test_the_share_beyond_a_quantile_is_what_the_quantile_leaves():
     for freedom in (1, 3.5, 200):
         assert t_beyond(t_quantile(freedom, 0.9), freedom) == pytest.approx(0.1, abs=1e-6)
     assert t_beyond(0, 5) == 1 and t_beyond(-2.571, 5) == pytest.approx(0.05, abs=1e-3)
+
+
+def test_counts_summed_over_the_episodes_of_a_query_say_the_same():
+    "As `results/collect.py --queries` keeps them: a row tells how many episodes it sums up."
+    rows = several_seeds(lambda seed: 3 * seed)
+    rows = rows.assign(query=[f"image {episode // 3}" for episode in rows.episode])
+    keys = ["method", "fold", "seed", "cls", "query"]
+    sums = rows.assign(episodes=1).groupby(keys).sum(numeric_only=True).reset_index()
+    summed = sums.assign(episode=rows.groupby(keys).episode.min().to_numpy())
+    pd.testing.assert_frame_equal(
+        paired_differences(summed, "b", "a"), paired_differences(rows, "b", "a")
+    )

@@ -34,7 +34,7 @@ def test_an_index_shows_no_link_that_needs_the_repository(told):
     text = told["long_description"]
     links = re.findall(r"\]\(([^)]*)\)", text)
     assert links and all(link.startswith("http") for link in links)
-    assert "docs/predictions.png" not in text and "Episodes of the bundled samples" not in text
+    assert "docs/celp.gif" not in text and "answers of PFENet" not in text
     assert "[02](./nbs/02_similarity.ipynb)" not in text and "| 02 |" in text
     code = lambda readme: re.findall(r"^```.*?^```", readme, re.M | re.S)
     assert code(text) == code((ROOT / "README.md").read_text(encoding="utf-8"))

@@ -33,9 +33,18 @@ def notebook_of(text: Path) -> Path:
     return ROOT / "nbs" / f"{text.stem}.ipynb"
 
 
+def fold(nb: nbformat.NotebookNode) -> None:
+    "Let JupyterLab fold the code of cells that begin with `#| hide`, as the site does."
+    for cell in nb.cells:
+        hidden = cell.cell_type == "code" and cell.source.startswith("#| hide")
+        if hidden: cell.metadata["jupyter"] = {"source_hidden": True}
+        else: cell.metadata.pop("jupyter", None)
+
+
 def read_text(text: Path) -> nbformat.NotebookNode:
     "A notebook without outputs; the same text gives the same cell ids, and so a small diff."
     nb = jupytext.read(text, fmt="py:percent")
+    fold(nb)
     seen = {}
     for cell in nb.cells:
         number = seen[cell.source] = seen.get(cell.source, 0) + 1
@@ -56,7 +65,9 @@ def edit(notebook: Path) -> None:
     "Write a notebook's text."
     text = text_of(notebook)
     text.parent.mkdir(exist_ok=True)
-    jupytext.write(jupytext.read(notebook), text, fmt="py:percent")
+    nb = jupytext.read(notebook)
+    for cell in nb.cells: cell.metadata.pop("jupyter", None)  # `fold` writes it
+    jupytext.write(nb, text, fmt="py:percent")
 
 
 def export(text: Path) -> None:

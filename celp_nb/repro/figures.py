@@ -6,7 +6,7 @@
 __all__ = ['FOLD_STYLES', 'training_differences', 'draw_paired_points', 'difference_figure', 'outside_legend', 'number_axis',
            'curve_figure']
 
-# %% ../../nbs/44c_figures.ipynb #d3c4d52c
+# %% ../../nbs/44c_figures.ipynb #bb29410c
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .fair_comparisons import common_rows
-from .report import drawable
+from .report import drawable, plain_text
 from .statistics import paired_differences, pooled_confusion, pooled_iou, query_counts
 from ..viz import OKABE_ITO
 
@@ -43,7 +43,7 @@ def training_differences(
             lines.append(line)
     return pd.DataFrame(lines)
 
-# %% ../../nbs/44c_figures.ipynb #02a38f46
+# %% ../../nbs/44c_figures.ipynb #694cb930
 def draw_paired_points(
     ax: Axes,
     at: float,  # where, on the y axis
@@ -62,7 +62,7 @@ def draw_paired_points(
         ax.plot(of_fold[measure], places, marker, **style)
 
 
-@plt.rc_context({"text.parse_math": False})  # a $ in a name is a $
+@plain_text()
 def difference_figure(
     rows: pd.DataFrame,  # of one number of shots; with columns fold and seed
     pairs: list[tuple[str, str]],  # method, and the one it is compared with

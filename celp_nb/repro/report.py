@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'Progress', 'SELECTED', 'RULES_TEXTS', 'draw_curves', 'progress_display', 'smoothed', 'loss_curves',
-           'drawable', 'loss_figure', 'save_figure', 'write_table', 'markdown_table', 'value_range', 'data_warning',
-           'report_text', 'predictions_figure']
+           'drawable', 'plain_text', 'loss_figure', 'save_figure', 'write_table', 'markdown_table', 'value_range',
+           'data_warning', 'report_text', 'predictions_figure']
 
-# %% ../../nbs/42a_report.ipynb #6b55f27a
+# %% ../../nbs/42a_report.ipynb #b3655ca0
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fastprogress.core
@@ -97,13 +98,22 @@ def loss_curves(
             curves[f"{m}: pseudo-mask"] = smoothed([h["contrast"] for h in losses])
     return curves
 
-# %% ../../nbs/42a_report.ipynb #d3aeb550
+# %% ../../nbs/42a_report.ipynb #90490c46
 def drawable(text: str) -> str:
     "A text as a figure can show it: without the surrogates of a path in a C locale."
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-@plt.rc_context({"text.parse_math": False})  # a $ in a name is a $
+@contextmanager
+def plain_text() -> Iterator[None]:
+    "Where a $ in a name is a $. (`plt.rc_context` would undo a notebook's set-up for figures too.)"
+    before = plt.rcParams["text.parse_math"]
+    plt.rcParams["text.parse_math"] = False
+    try: yield
+    finally: plt.rcParams["text.parse_math"] = before
+
+
+@plain_text()
 def loss_figure(
     history: dict[str, list[dict[str, float]]],  # as of `loss_curves`
     title: str,
@@ -206,8 +216,8 @@ def report_text(
         + note * bool(results.method.str.startswith("prior ≥").any())
     )
 
-# %% ../../nbs/42a_report.ipynb #e5eb3f21
-@plt.rc_context({"text.parse_math": False})  # a $ in a name is a $
+# %% ../../nbs/42a_report.ipynb #17582750
+@plain_text()
 def predictions_figure(
     rows: list[dict[str, np.ndarray]],  # title → (H, W, 3) uint8, as many in each row
     title: str,

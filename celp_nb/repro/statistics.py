@@ -256,7 +256,7 @@ def t_interval(
     half = t_quantile(freedom, share) * error
     return middle - half, middle + half
 
-# %% ../../nbs/44_statistics.ipynb #c460750d
+# %% ../../nbs/44_statistics.ipynb #03c54480
 Contrast = Callable[[dict[str, np.ndarray]], np.ndarray]  # scores by method → a number per draw
 
 
@@ -268,7 +268,7 @@ def _scores_in(sums: Sums) -> dict[object, Callable[..., np.ndarray]]:
 
 
 def contrast_intervals(
-    rows: pd.DataFrame,  # as for `query_counts`
+    rows: pd.DataFrame,  # as for `query_counts`; `episodes`: how many a row sums up, if not one
     contrast: Contrast,  # such as `lambda scores: scores["b"] - scores["a"]`
     draws: int = 1000,  # of the query images
     seed: int = 0,
@@ -294,7 +294,8 @@ def contrast_intervals(
         else:
             spread = np.ma.masked_invalid(of(drawn)).var()  # masked where nothing has a score
             variances += [(float(np.ma.filled(spread, np.nan)), max(queries - 1, 1))]
-        facts = len(part), queries, part.seed.nunique()
+        episodes = part.episodes.sum() if "episodes" in part else len(part)
+        facts = episodes, queries, part.seed.nunique()
         value = score(measured)
         table[name] = value, *t_interval(value, variances), *error_of(variances), *facts
     columns = ["value", "low", "high", "error", "freedom", "episodes", "queries", "seeds"]
