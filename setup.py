@@ -24,7 +24,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     author=cfg["author"],
-    url=cfg["git_url"],
+    url=cfg["git_url"] or None,  # appears when the address is set
     keywords=cfg["keywords"],
     packages=find_packages(include=["celp_nb", "celp_nb.*"]),
     package_data={"celp_nb": cfg["package_data_files"].split()},
