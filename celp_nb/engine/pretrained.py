@@ -37,9 +37,10 @@ from celp_nb.engine.checkpoints import (
 )
 from .methods import check_choice
 
-# %% ../../nbs/34a_pretrained.ipynb #9d0fe7b6
+# %% ../../nbs/34a_pretrained.ipynb #be2b1150
 #: the name of a bundled model → its file; a line here and the file add one
 PRETRAINED = {
+    "photos-mobilenetv2": BUNDLED["PFENet"].with_name("photos-mobilenetv2.pt"),
     "samples-pfenet-ce": BUNDLED["PFENet+CE"],
     "samples-pfenet": BUNDLED["PFENet"],
 }
