@@ -508,7 +508,8 @@ def test_code_is_copied_and_is_at_most_88_columns_wide(browser, site):
     page = context.new_page()
     page.goto((site / "03_latent_prototypes.html").as_uri())
     assert page.locator(".cell_output .copy-code").count() == 0
-    block = page.locator(".cell_input div.highlight").first
+    shown = page.locator(".cell_input div.highlight:visible")
+    block = shown.filter(has_text="import").first
     block.hover()
     block.get_by_role("button", name="Copy this code").click()
     block.get_by_text("copied").wait_for()
