@@ -223,3 +223,21 @@ def test_photographs_are_not_packed_where_git_would_see_them(tmp_path):
     done = run("pack.py", tmp_path / "out")
     assert done.returncode and "git does not ignore" in done.stderr
     assert "/out/ to .git/info/exclude" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_many_trainings_leave_the_models_of_celp_train(tmp_path):
+    "A run per fold and method, each in a process of its own; together as one run of them all."
+    from celp_nb.engine.checkpoints import load_checkpoint
+    from celp_nb.repro.config import make_config
+    from celp_nb.repro.runs import train_run
+
+    small = dict(crop=57, width=8, iterations=2, pairs=2, folds=(0,), device="cpu")
+    methods = ("PFENet", "PFENet+CE contrast=1")
+    train_run(make_config(**small, methods=methods), tmp_path / "together")
+    out = tmp_path / "apart"
+    done = run("many_trainings.py", tmp_path / "together", out, "--workers", 2, "--device", "cpu")
+    assert done.returncode == 0 and "2 trainings, 4 steps" in done.stdout, done.stderr
+    for method, name in zip(methods, ("PFENet", "PFENet+CE-contrast=1")):
+        apart = load_checkpoint(out / f"{name}-seed-0-fold-0" / "fold0" / f"{method}.pt")["model"]
+        together = load_checkpoint(tmp_path / "together" / "fold0" / f"{method}.pt")["model"]
+        assert all(torch.equal(apart[k], together[k]) for k in together)

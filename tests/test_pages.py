@@ -3,6 +3,8 @@
 Names become links, links lead somewhere, nothing is loaded from elsewhere, equations can be set.
 """
 
+import base64
+import io
 import re
 import shutil
 import subprocess
@@ -76,10 +78,10 @@ def test_code_is_folded_by_directive_tag_or_jupyterlab(tmp_path):
 
 def picture_cell(source, width, alt=None):
     "A cell whose output is a PNG."
-    data = page_pictures.Image.new("RGB", (width, 2))
-    buffer = page_pictures.io.BytesIO()
+    data = Image.new("RGB", (width, 2))
+    buffer = io.BytesIO()
     data.save(buffer, "PNG")
-    text = page_pictures.base64.b64encode(buffer.getvalue()).decode()
+    text = base64.b64encode(buffer.getvalue()).decode()
     metadata = {"image/png": {"alt": alt}} if alt else {}
     output = nbformat.v4.new_output("display_data", {"image/png": text}, metadata=metadata)
     return code(source, outputs=[output])
@@ -278,10 +280,10 @@ def test_the_bibliography_has_every_work_that_is_linked_to():
 
 
 def test_preview_and_icon_show_a_drawn_scene(tmp_path):
-    payload = next(iter(pages.scene_payloads(1).values()))
-    scene, marked = page_pictures.scene_and_region(payload)
+    shown = next(iter(pages.scene_images(1).values()))
+    scene, marked = page_pictures.scene_and_region(shown)
     assert scene.shape == marked.shape == (161, 161, 3) and (scene != marked).any()
-    page_pictures.write_pictures(tmp_path, payload, "a title")
+    page_pictures.write_pictures(tmp_path, shown, "a title")
     preview, icon = (Image.open(tmp_path / f"{name}.png") for name in ("preview", "favicon"))
     assert (preview.size, icon.size) == ((1200, 630), (64, 64))
     assert (tmp_path / "preview.png").stat().st_size < 1_000_000

@@ -23,7 +23,7 @@ from page_equations import equation_places
 from page_pictures import write_pictures
 from page_sources import ROOT, notebooks, site_pages, write_pages
 
-from celp_nb.app.latent_payload import scene_payloads
+from celp_nb.app.latent_payload import scene_images
 from celp_nb.app.latent_widget import static_page
 
 STATIC = Path(__file__).resolve().parent / "page_static"
@@ -48,9 +48,10 @@ def write_sources(folder: Path, values: dict[str, str]) -> None:
     write_pages(folder, blob)
     static = folder / "_static"
     shutil.copytree(STATIC, static)
-    payloads = scene_payloads()
+    images = scene_images()
+    payloads = {name: shown.payload for name, shown in images.items()}
     (static / "panel.html").write_text(static_page(payloads), encoding="utf-8")
-    write_pictures(static, next(iter(payloads.values())), values["title"])
+    write_pictures(static, next(iter(images.values())), values["title"])
 
 
 def sphinx_options(source: Path, values: dict[str, str]) -> dict:

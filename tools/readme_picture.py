@@ -18,16 +18,16 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from celp_nb.app.explorer_state import prepare_image
+from celp_nb.app.latent_answer import region_at
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import atomic_file, fold_classes, pairs_per_class
 from celp_nb.data.images import read_image
-from celp_nb.data.transforms import binary_mask, denormalise, fit_square, known_mask
-from celp_nb.engine.backbones import image_features
+from celp_nb.data.transforms import binary_mask, known_mask
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.segmenter import Segmenter
-from celp_nb.latent import DELTA, pseudo_mask, similar_region
+from celp_nb.latent import DELTA
 from celp_nb.ops import STRIDE
-from celp_nb.similarity import known_positions, self_similarity
 from celp_nb.viz import OKABE_ITO, overlay
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,14 +55,12 @@ def star_regions(
     each δ the pseudo-mask, (S, S) {0, 1, 255}."""
     data = samples("val")
     i, training = data.ids.index(STAR), new_classes(len(data.class_names))[1]
-    x, class_map = fit_square(read_image(data, i), data.read_mask(i), segmenter.side)
-    features = image_features(segmenter.backbone, x[None])
-    h, w = features.high.shape[-2:]
-    known = known_mask(class_map, training)[None]
-    positions = known_positions(known, (h, w))
-    row = self_similarity(features.high)[:, CENTRE[0] * w + CENTRE[1]]
-    masks = [pseudo_mask(similar_region(row, positions, d), (h, w), known) for d in deltas]
-    return denormalise(x), row.view(h, w).numpy(), [mask[0].numpy() for mask in masks]
+    photo, class_map = read_image(data, i), data.read_mask(i)
+    image = prepare_image(segmenter.backbone, photo, class_map, segmenter.side)
+    h, w = image.features.high.shape[-2:]
+    known, centre = known_mask(image.class_map, training), CENTRE[0] * w + CENTRE[1]
+    masks = [region_at(image, known, centre, delta)[0].numpy() for delta in deltas]
+    return image.photo, image.D[:, centre].view(h, w).numpy(), masks
 
 
 def median_index(difference: pd.Series) -> int:

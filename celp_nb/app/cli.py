@@ -75,7 +75,7 @@ PAGE = {
     "nbformat_minor": 5,
 }
 
-# %% ../../nbs/53_cli.ipynb #eba70a52
+# %% ../../nbs/53_cli.ipynb #f79bd4d0
 # Voilà starts a kernel per load of the page, and a page that closes asks for its end; not every
 # browser sends that. So a kernel without a page ends a minute after its last word.
 END_IDLE = [
@@ -105,8 +105,8 @@ def page_server(
     notebooks = Path(celp_nb.__file__).resolve().parent.parent / "nbs"
     chapters = [*notebooks.glob("*_explorer.ipynb"), page]
     shown = chapters[0] if installed[0] == "jupyterlab" else page
-    command = [sys.executable, "-m", installed[0], str(shown), "--port", str(port)]
-    if installed[0] == "voila": command += END_IDLE
+    ends = END_IDLE if installed[0] == "voila" else []
+    command = [sys.executable, "-m", installed[0], str(shown), *ends, "--port", str(port)]
     return command if browser else [*command, "--no-browser"]
 
 

@@ -1,0 +1,68 @@
+"""Many trainings at once: a process per fold and method, as many as there are cores.
+
+    nvidia-cuda-mps-control -d    # on a GPU: else the processes take turns
+    python benchmarks/many_trainings.py RUN OUT [--seeds 0 1 2] [--workers 16] [--device cuda]
+
+RUN is the folder of a run whose settings are taken: its data, folds, methods and regime. OUT gets a
+run per seed, fold and method, each as `celp train` leaves it; what is there goes on where it was
+stopped. Ends with the steps per second, opening the data included. A training step on a GPU is
+bound by the calls of one processor core, so a card is filled by many of them.
+"""
+
+import argparse
+import itertools
+import multiprocessing
+import time
+from pathlib import Path
+
+import torch
+
+from celp_nb.repro.config import RunConfig, change_config, read_config
+from celp_nb.repro.defaults import resolve
+from celp_nb.repro.runs import train_run
+from celp_nb.repro.side_by_side import available_cores
+
+
+def jobs(config: RunConfig, seeds: list[int]) -> dict[str, RunConfig]:
+    "Settings of a run for each seed, fold and method, by its name."
+    found = {}
+    for seed, fold, method in itertools.product(seeds, config.data.folds, config.model.methods):
+        own = change_config(config, seed=seed, folds=(fold,), methods=(method,))
+        found[f"{method} seed {seed} fold {fold}".replace(" ", "-")] = own
+    return found
+
+
+def train(job: tuple[Path, RunConfig]) -> str:
+    "Train one method on one fold. Raises as `train_run`."
+    folder, config = job
+    torch.set_num_threads(1)
+    train_run(config, folder, resume=True)
+    return folder.name
+
+
+def train_all(found: dict[str, RunConfig], out: Path, workers: int) -> float:  # seconds
+    "Train all, `workers` at a time."
+    began, context = time.monotonic(), multiprocessing.get_context("spawn")
+    with context.Pool(workers, maxtasksperchild=1) as pool:
+        given = [(out / name, config) for name, config in found.items()]
+        for name in pool.imap_unordered(train, given):
+            print(f"{time.monotonic() - began:.0f} s: {name}", flush=True)
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--workers", type=int, default=available_cores())
+    parser.add_argument("--device", default="auto")
+    given = parser.parse_args()
+    config = resolve(change_config(read_config(given.run), device=given.device))
+    found = jobs(config, given.seeds)
+    seconds = train_all(found, given.out, given.workers)
+    steps = sum(config.optimisation.iterations for config in found.values())
+    said = f"{steps:,} steps in {seconds:.0f} s: {steps / seconds:.1f} a second"
+    print(f"{len(found)} trainings, {said}")
