@@ -130,7 +130,7 @@ def image_panel(
     show(name, shown)
     return W.VBox([W.Box([*controls.values()], layout=WRAPPED), widget])
 
-# %% ../../nbs/51_explorer.ipynb #58373e2d
+# %% ../../nbs/51_explorer.ipynb #87a18258
 def first_choice(
     data: str = "",  # a data set or a folder of photographs; "": the bundled scenes
     model: str = "",  # as of `panel_model`; "": the first for such images
@@ -152,7 +152,7 @@ def explorer(data: str = "", model: str = "", weights: str = "") -> W.Tab:
     def open_episodes(_):
         tab.unobserve_all("selected_index")
         scenes = samples("val")
-        classes = scene_classes(scenes, panel_model(scenes_model()).trained)
+        classes = scene_classes(scenes, panel_model(scenes_model(), "").trained)
         tab.children = [tab.children[0], episode_panel(scenes, *classes)]
 
     tab.observe(open_episodes, "selected_index")

@@ -35,7 +35,7 @@ from ..latent import candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
 
-# %% ../../nbs/50_explorer_state.ipynb #f4c70fc6
+# %% ../../nbs/50_explorer_state.ipynb #aac3c013
 FEATURES = "features of "  # … a backbone, without a decoder
 
 
@@ -52,7 +52,7 @@ class PanelModel(NamedTuple):
 @lru_cache(4)
 def panel_model(
     name: str,  # one of `PRETRAINED`, a checkpoint's path, or `FEATURES` and a backbone
-    weights: str = "",  # a file of the backbone's weights; "" for its own
+    weights: str,  # a file of the backbone's weights; "" for its own
 ) -> PanelModel:
     "A model for a panel. Raises as `pretrained_file`, `load_model` and `backbone_of` do."
     if name.startswith(FEATURES):

@@ -64,14 +64,14 @@ def photo_choices(folder: Path) -> ImageChoices:
 
     return ImageChoices([f.name for f in files], [f.stem for f in files], read, [], 0)
 
-# %% ../../nbs/50g_image_choices.ipynb #e5ab2dd2
+# %% ../../nbs/50g_image_choices.ipynb #dbd50180
 def image_choices(
     folder: str = "",  # a data set or a folder of photographs; "": the bundled scenes
 ) -> ImageChoices:
     "The images to choose from. Raises FileNotFoundError or ValueError naming the folder."
     if not folder:
         data = samples("val")
-        return set_choices(data, *scene_classes(data, panel_model(scenes_model()).trained))
+        return set_choices(data, *scene_classes(data, panel_model(scenes_model(), "").trained))
     root = Path(folder).expanduser()
     try: folder_layout(root)
     except FileNotFoundError:

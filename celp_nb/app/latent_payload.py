@@ -215,12 +215,12 @@ def scene_title(data: ImageSet, novel: list[int], i: int) -> str:
     hidden = [data.class_names[c - 1] for c in novel if data.pixels[i][c - 1]]
     return f"{hidden[0]} (not annotated), {data.ids[i]}" if hidden else data.ids[i]
 
-# %% ../../nbs/50d_latent_payload.ipynb #dee0625f
+# %% ../../nbs/50d_latent_payload.ipynb #470d18b9
 def scene_images(
     count: int = 6,
 ) -> dict[str, PanelImage]:  # by the image's name
     "Some bundled scenes with the bundled model."
-    data, chosen = samples("val"), panel_model(scenes_model())
+    data, chosen = samples("val"), panel_model(scenes_model(), "")
     novel, known = scene_classes(data, chosen.trained)
     shown = {}
     for i in scene_numbers(data, novel, count):

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'first_offered', 'pretrained_file', 'find_device', 'find_precision', 'backbone_of', 'load_pretrained',
-           'model_backbone', 'is_at_hand', 'saw_only_scenes', 'warn_of_photographs', 'half_precision', 'ship_model',
-           'card_rows', 'model_card']
+           'saw_only_scenes', 'warn_of_photographs', 'half_precision', 'ship_model', 'card_rows', 'model_card']
 
 # %% ../../nbs/34a_pretrained.ipynb #0d406726
 import warnings
@@ -119,17 +118,6 @@ def load_pretrained(
     model, saved = load_model(pretrained_file(name_or_path))
     backbone = backbone_of(name_or_path, saved, weights)
     return model, backbone, saved["side"], rules_of(saved)
-
-# %% ../../nbs/34a_pretrained.ipynb #32d74a88
-def model_backbone(name: str) -> str:  # one of `PRETRAINED` → one of `BACKBONES`
-    "On which backbone a model is."
-    return load_checkpoint(PRETRAINED[name])["backbone"]
-
-
-def is_at_hand(name: str) -> bool:  # one of `PRETRAINED`
-    "Whether a model can be used without a download."
-    url = downloaded_from(load_checkpoint(PRETRAINED[name]))
-    return not url or (Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name).is_file()
 
 # %% ../../nbs/34a_pretrained.ipynb #e09a27fc
 def saw_only_scenes(backbone: Backbone) -> bool:
