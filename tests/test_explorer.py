@@ -40,7 +40,7 @@ from celp_nb.app.explorer_state import (
     slider_maps,
 )
 from celp_nb.app.latent_answer import panel_state
-from celp_nb.app.latent_payload import equal_runs, fewer_channels, run_values, scene_classes
+from celp_nb.app.latent_payload import equal_runs, page_features, run_values, scene_classes
 from celp_nb.app.latent_widget import LatentWidget
 from celp_nb.app.latest_only import LatestOnly
 from celp_nb.bundled.scenes import samples
@@ -161,17 +161,17 @@ def test_uploads():
         decode_upload("dot.png", png_file((4, 3)))
 
 
-def test_fewer_channels_keep_the_cosines():
+def test_page_features_keep_the_cosines():
     "Features of rank 20, with a position of zeros, in 40 channels: 20 are enough."
     rng = torch.Generator().manual_seed(0)
     features = torch.randn(40, 20, generator=rng) @ torch.randn(20, 54, generator=rng)
     features[:, 7] = 0
     features = features.unflatten(1, (6, 9))
-    few = fewer_channels(features, 20)
+    few = page_features(features, 20)
     assert few.shape == (20, 6, 9) and not few[:, 0, 7].abs().max() > 1e-6
     before, after = self_similarity(features[None]), self_similarity(few[None])
     torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
-    assert fewer_channels(features, 40) is features
+    assert page_features(features, 40) is features
 
 
 def test_an_episode_says_each_score_and_shows_each_picture():
