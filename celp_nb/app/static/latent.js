@@ -82,6 +82,8 @@ function drawPanel(elements, state) {
   return maps
 }
 
+const PART = 4 * 2 ** 20 // bytes of a message: servers close the connection from 10 MB on
+
 // Sends a file of the reader's to the kernel, or says why not.
 async function sendFile(file, limit, model, say) {
   const megabytes = bytes => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 0)} MB`
@@ -91,7 +93,10 @@ async function sendFile(file, limit, model, say) {
   }
   say(`Reading '${file.name}' …`)
   try {
-    model.send({ upload: file.name }, undefined, [await file.arrayBuffer()])
+    const bytes = await file.arrayBuffer(), size = bytes.byteLength
+    for (let at = 0; at === 0 || at < size; at += PART) {
+      model.send({ upload: file.name, at, size }, undefined, [bytes.slice(at, at + PART)])
+    }
   } catch (error) {
     say(`'${file.name}' cannot be read: ${error.message}`)
   }
