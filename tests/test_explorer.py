@@ -27,7 +27,7 @@ from celp_nb.app.episode_panel import (
     load_fold_models,
     median_episode,
 )
-from celp_nb.app.explorer import chosen_image, explorer, first_choice, image_panel
+from celp_nb.app.explorer import chosen_image, explorer, first_choice, image_panel, show_image
 from celp_nb.app.explorer_pictures import episode_pictures, nearest_upsample
 from celp_nb.app.explorer_state import (
     decode_upload,
@@ -323,6 +323,15 @@ def test_another_image_is_shown_from_its_own_centre(panel):
     panel.wait(lambda: panel.widget.image.startswith(VAL.ids[7]), "no other image")
     panel.answered()
     assert panel.widget.centre == panel.shown["centre"] and len(panel.widget.payloads) == 1
+
+
+def test_the_decoder_is_asked_about_the_image_that_is_shown_alone():
+    choices, first = first_choice()
+    widget, images, seen = image_panel(choices, first).children[1], {"before": None}, []
+    name, shown, _ = chosen_image(first._replace(source=9), choices)
+    widget.observe(lambda _: seen.append(dict(images)), ["payloads", "image", "centre"])
+    show_image(widget, images, name, shown)
+    assert seen and not any(seen) and images == {name: shown}
 
 
 def test_features_alone_have_no_answer_and_a_mistake_is_a_sentence(panel, tmp_path):
