@@ -381,9 +381,9 @@ def test_an_upload_that_stopped_half_way_is_begun_again(panel):
 def test_an_upload_is_shown_without_its_padding_and_the_same_file_twice(panel):
     portrait = png_file((60, 120))
     for k in (1, 2):
-        panel.upload("red.png", portrait)
-        panel.wait(lambda k=k: panel.widget.image == f"red_{k}_161", "the upload is not shown")
-        assert panel.control["Image"].label == f"red.png (uploaded, {k})"
+        panel.upload("red.i.png", portrait)
+        panel.wait(lambda k=k: panel.widget.image == f"red.i_{k}_161", "the upload is not shown")
+        assert panel.control["Image"].label == f"red.i.png (uploaded, {k})"
         assert panel.shown["photo_size"] == [120, 60] and panel.shown["known_classes"] == []
         rows, columns = panel.shown["extent"]
         assert rows == 161 and columns < 100 and panel.shown["centre"] % 21 * 8 < columns
@@ -412,7 +412,7 @@ def test_a_folder_of_photographs_and_a_data_set(tmp_path):
     assert choices.titles == ["a.png", "b.png"] and choices.known == []
     assert first.source == 0 and first.model == first_offered()
     name, shown, _ = chosen_image(first._replace(model=scenes_model()), choices)
-    assert name == "a_161" and set(shown.image.class_map.unique().tolist()) <= {0, VOID}
+    assert name == "a.png_161" and set(shown.image.class_map.unique().tolist()) <= {0, VOID}
     voc_folder(tmp_path / "scenes")
     choices, _ = first_choice(str(tmp_path / "scenes"))
     assert choices.known == list(range(6, 21))  # fold 0 tests the others

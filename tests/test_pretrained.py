@@ -272,5 +272,5 @@ def test_the_explorer_reads_scenes_and_photographs_with_their_own_models(
     with pytest.raises((ValueError, OSError, RuntimeError), match="could not be downloaded"):
         chosen_image(first, choices)
     name, shown, words = chosen_image(first._replace(weights=str(trained[1])), choices)
-    assert "mobilenet_v2" in words and shown.model and name.startswith("photo_")
+    assert "mobilenet_v2" in words and shown.model and name.startswith("photo.png_")
     assert "do not trust" not in words  # it has seen photographs

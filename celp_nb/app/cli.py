@@ -56,12 +56,13 @@ def help_text() -> str:
         "celp COMMAND --help lists a command's options; celp --version says the version."
     )
 
-# %% ../../nbs/53_cli.ipynb #6931193f
+# %% ../../nbs/53_cli.ipynb #eb0da203
 def explorer_page(
     *options: str,  # of `explorer`, with the defaults at the end left out
 ) -> dict:  # of a notebook file
     "A notebook whose only cell is the explorer."
-    lines = ["import os", "from celp_nb.app.explorer import explorer"]
+    lines = ["import os, warnings", "from celp_nb.app.explorer import explorer"]
+    lines += ["warnings.simplefilter('ignore')  # the command has said them"]
     lines += [f"os.chdir({os.getcwd()!r})", f"explorer(*{options!r})"]
     cell = {"cell_type": "code", "id": "explorer", "execution_count": None, "metadata": {}}
     kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}

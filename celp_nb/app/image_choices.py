@@ -25,14 +25,14 @@ from ..data.layouts import folder_layout
 from ..engine.pretrained import saw_only_scenes, warn_of_photographs
 from ..engine.segmenter import photograph
 
-# %% ../../nbs/50h_image_choices.ipynb #70588c29
+# %% ../../nbs/50h_image_choices.ipynb #17484936
 LISTED = 1000  # images, at most
 
 
 class ImageChoices(NamedTuple):
     "Images that a panel offers."
     titles: list[str]
-    names: list[str]  # for files
+    names: list[str]  # for files, all different
     read: Callable[[int], tuple[np.ndarray, np.ndarray]]  # → (H, W, 3) uint8; class map (H, W)
     known: list[int]  # classes that count as annotated
     first: int  # the one to begin with
@@ -62,7 +62,8 @@ def photo_choices(folder: Path) -> ImageChoices:
         photo = photograph(files[i])
         return photo, np.zeros(photo.shape[:2], np.uint8)
 
-    return ImageChoices([f.name for f in files], [f.stem for f in files], read, [], 0)
+    names = [file.name for file in files]  # with their endings: a.jpg may stand beside a.png
+    return ImageChoices(names, names, read, [], 0)
 
 # %% ../../nbs/50h_image_choices.ipynb #dbd50180
 def image_choices(
@@ -82,7 +83,7 @@ def image_choices(
     novel = fold_classes(len(numbers), 0) if len(numbers) >= 4 else []
     return set_choices(data, novel, [c for c in numbers if c not in novel])
 
-# %% ../../nbs/50h_image_choices.ipynb #57cec6d3
+# %% ../../nbs/50h_image_choices.ipynb #4014876c
 class PanelChoice(NamedTuple):
     "Which image is shown, and by which model."
     source: int | tuple[str, bytes]  # the number of a listed image, or a file's name and content
@@ -98,7 +99,7 @@ def read_source(
     if isinstance(source, int): return choices.names[source], *choices.read(source), choices.known
     name, content = source
     photo = decode_upload(name, content)
-    return Path(name).stem, photo, np.zeros(photo.shape[:2], np.uint8), []
+    return name, photo, np.zeros(photo.shape[:2], np.uint8), []
 
 
 def chosen_image(
