@@ -6,10 +6,14 @@
 
 The committed source is the .ipynb with its outputs; .nb/ is only a diffable way to write it and is
 not committed. `export` keeps the outputs of cells that did not change.
+
+A figure is described by `#| fig-alt:` for those who hear it, and explained by `#| fig-cap:` where
+its caption is to say something else. Captions and their numbers are written here, below figures.
 """
 
 import hashlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -21,6 +25,9 @@ from nbdev.clean import nbdev_clean
 from nbdev.export import nb_export
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURE = re.compile(r"^#\|\s*fig-(alt|cap):\s*(.+)\n", re.M)
+CAPTION = "**Figure "  # how a caption begins
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def text_of(notebook: Path) -> Path:
@@ -41,6 +48,25 @@ def fold(nb: nbformat.NotebookNode) -> None:
         else: cell.metadata.pop("jupyter", None)
 
 
+def is_caption(output: nbformat.NotebookNode) -> bool:
+    return output.get("data", {}).get("text/markdown", "").startswith(CAPTION)
+
+
+def write_captions(nb: nbformat.NotebookNode, number: str) -> None:
+    "Put a caption, 'Figure 03.2: …', below each described figure of the notebook of this number."
+    count = 0
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        cell.outputs = [output for output in cell.outputs if not is_caption(output)]
+        words = dict(FIGURE.findall(cell.source))
+        if not words: continue
+        count += 1
+        text = f"{CAPTION}{number}.{count}:** {words.get('cap') or words['alt']}."
+        caption = nbformat.v4.new_output("display_data", {"text/markdown": text})
+        pictures = [k for k, o in enumerate(cell.outputs) if "image/png" in o.get("data", {})]
+        if pictures: cell.outputs.insert(pictures[-1] + 1, caption)
+
+
 def read_text(text: Path) -> nbformat.NotebookNode:
     "A notebook without outputs; the same text gives the same cell ids, and so a small diff."
     nb = jupytext.read(text, fmt="py:percent")
@@ -55,7 +81,8 @@ def read_text(text: Path) -> nbformat.NotebookNode:
 
 
 def write(nb: nbformat.NotebookNode, target: Path) -> None:
-    "Write a notebook, clean it and export its module."
+    "Write a notebook with captions, clean it and export its module."
+    write_captions(nb, target.stem.split("_")[0])
     nbformat.write(nb, target)
     nbdev_clean(str(target))
     nb_export(target, lib_path=ROOT / "celp_nb")
@@ -76,11 +103,25 @@ def export(text: Path) -> None:
     outputs = {}
     if target.is_file():
         before = [c for c in nbformat.read(target, 4).cells if c.cell_type == "code"]
-        outputs = {c.source: c.outputs for c in before}
+        outputs = {FIGURE.sub("", c.source): c.outputs for c in before}  # words change no output
     for cell in nb.cells:
         if cell.cell_type == "code":
-            cell.outputs = outputs.get(cell.source, [])
+            cell.outputs = outputs.get(FIGURE.sub("", cell.source), [])
     write(nb, target)
+
+
+def stills(outputs: list, states: dict[str, dict]) -> list:
+    """Outputs of a cell; in the place of a widget whose parts have outputs stand these.
+
+    So a slider of `ipywidgets.interact` shows its first picture where there is no kernel.
+    """
+    found = []
+    for output in outputs:
+        model = output.get("data", {}).get(WIDGET, {}).get("model_id")
+        parts = [name.split("_")[-1] for name in states.get(model, {}).get("children", [])]
+        shown = sum((states[part].get("outputs", []) for part in parts), [])
+        found += shown or [output]
+    return found
 
 
 def build(text: Path) -> None:
@@ -88,8 +129,12 @@ def build(text: Path) -> None:
     nb, target, start = read_text(text), notebook_of(text), time.time()
     resources = {"metadata": {"path": str(ROOT / "nbs")}}
     nb_export_first(nb, target)
-    client = NotebookClient(nb, timeout=600, resources=resources, store_widget_state=False)
+    # without the states of widgets nbclient raises KeyError where `interact` shows a picture
+    client = NotebookClient(nb, timeout=600, resources=resources, store_widget_state=True)
     client.execute()
+    nb.metadata.pop("widgets", None)
+    for cell in nb.cells:
+        if cell.cell_type == "code": cell.outputs = stills(cell.outputs, client.widget_state)
     write(nb, target)
     seconds, size = time.time() - start, target.stat().st_size / 1e6
     print(f"{target.relative_to(ROOT)}: ran in {seconds:.0f} s, {size:.2f} MB", flush=True)
