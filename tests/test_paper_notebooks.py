@@ -85,14 +85,36 @@ def test_another_caption_keeps_the_picture(tmp_path, monkeypatch):
     assert shown(first) == ["first", "data", "**Figure 07.1:** A moon."] and not second.outputs
 
 
-def test_a_slider_shows_its_first_picture_where_there_is_no_kernel():
+def test_a_slider_leaves_its_picture_and_other_widgets_stay():
     output = nbformat.v4.new_output
-    picture = output("display_data", {"image/png": "data"})
-    states = {"box": {"children": ["IPY_MODEL_slider", "IPY_MODEL_out"]}, "slider": {}}
-    states |= {"out": {"outputs": [picture]}, "panel": {"children": ["IPY_MODEL_slider"]}}
-    box, panel = (output("display_data", {tools.WIDGET: {"model_id": m}}) for m in ("box", "panel"))
-    words = output("stream", text="said")
-    assert tools.stills([words, box, panel], states) == [words, picture, panel]
+    picture, view, words = (
+        output("display_data", data)
+        for data in ({"image/png": "data"}, {tools.WIDGET: {}}, {"text/plain": "said"})
+    )
+    assert tools.without_views([words, picture, view]) == [words, picture]
+    assert tools.without_views([words, view]) == [words, view]
+    both = output("display_data", {"image/png": "data", tools.WIDGET: {}})
+    assert tools.without_views([both]) == [both]
+
+
+def test_building_sends_no_message_to_widgets(tmp_path, monkeypatch):
+    clients = []
+
+    class Client:
+        def __init__(self, nb, **options):
+            self.comm_open_handlers = {"jupyter.widget": lambda message: "an output widget"}
+            clients.append(self)
+
+        def execute(self): self.at_start = self.comm_open_handlers["jupyter.widget"]({})
+
+    (tmp_path / "nbs").mkdir()
+    (tmp_path / "07_x.py").write_text("# %%\na = 1\n", encoding="utf-8")
+    monkeypatch.setattr(tools, "ROOT", tmp_path)
+    monkeypatch.setattr(tools, "NotebookClient", Client)
+    monkeypatch.setattr(tools, "nbdev_clean", lambda *args: None)
+    monkeypatch.setattr(tools, "nb_export", lambda *args, **options: None)
+    tools.build(tmp_path / "07_x.py")
+    assert clients[0].at_start is None
 
 
 @each_notebook
@@ -121,7 +143,7 @@ def test_no_three_folded_cells_stand_in_a_row_before_the_exercises(path):
 def test_a_slider_of_five_lines_has_run():
     path = next(path for path in PAPER if path.stem.startswith("03"))
     cell = next(cell for cell in code_of(path) if "@interact(" in cell.source)
-    lines = [line for line in cell.source.splitlines() if not line.startswith("#|")]
+    lines = [line for line in cell.source.splitlines() if line and not line.startswith("#|")]
     assert len(lines) == 5 and any("image/png" in o.get("data", {}) for o in cell.outputs)
 
 

@@ -48,8 +48,18 @@ def fold(nb: nbformat.NotebookNode) -> None:
         else: cell.metadata.pop("jupyter", None)
 
 
+def is_picture(output: nbformat.NotebookNode) -> bool:
+    return "image/png" in output.get("data", {})
+
+
 def is_caption(output: nbformat.NotebookNode) -> bool:
     return output.get("data", {}).get("text/markdown", "").startswith(CAPTION)
+
+
+def without_views(outputs: list) -> list:
+    "Outputs without the sliders beside a picture, of which nothing is seen without their kernel."
+    if not any(is_picture(output) for output in outputs): return outputs
+    return [x for x in outputs if is_picture(x) or WIDGET not in x.get("data", {})]
 
 
 def write_captions(nb: nbformat.NotebookNode, number: str) -> None:
@@ -63,7 +73,7 @@ def write_captions(nb: nbformat.NotebookNode, number: str) -> None:
         count += 1
         text = f"{CAPTION}{number}.{count}:** {words.get('cap') or words['alt']}."
         caption = nbformat.v4.new_output("display_data", {"text/markdown": text})
-        pictures = [k for k, o in enumerate(cell.outputs) if "image/png" in o.get("data", {})]
+        pictures = [k for k, output in enumerate(cell.outputs) if is_picture(output)]
         if pictures: cell.outputs.insert(pictures[-1] + 1, caption)
 
 
@@ -110,31 +120,18 @@ def export(text: Path) -> None:
     write(nb, target)
 
 
-def stills(outputs: list, states: dict[str, dict]) -> list:
-    """Outputs of a cell; in the place of a widget whose parts have outputs stand these.
-
-    So a slider of `ipywidgets.interact` shows its first picture where there is no kernel.
-    """
-    found = []
-    for output in outputs:
-        model = output.get("data", {}).get(WIDGET, {}).get("model_id")
-        parts = [name.split("_")[-1] for name in states.get(model, {}).get("children", [])]
-        shown = sum((states[part].get("outputs", []) for part in parts), [])
-        found += shown or [output]
-    return found
-
-
 def build(text: Path) -> None:
     "Write a notebook and its module from the text, and run the notebook."
     nb, target, start = read_text(text), notebook_of(text), time.time()
     resources = {"metadata": {"path": str(ROOT / "nbs")}}
     nb_export_first(nb, target)
-    # without the states of widgets nbclient raises KeyError where `interact` shows a picture
-    client = NotebookClient(nb, timeout=600, resources=resources, store_widget_state=True)
+    client = NotebookClient(nb, timeout=600, resources=resources, store_widget_state=False)
+    # nbclient plays the page to widgets that show output, as `interact` does: its messages can lose
+    # the kernel's reply, and the notebook never ends. Without, pictures are outputs like others.
+    client.comm_open_handlers = {"jupyter.widget": lambda message: None}
     client.execute()
-    nb.metadata.pop("widgets", None)
     for cell in nb.cells:
-        if cell.cell_type == "code": cell.outputs = stills(cell.outputs, client.widget_state)
+        if cell.cell_type == "code": cell.outputs = without_views(cell.outputs)
     write(nb, target)
     seconds, size = time.time() - start, target.stat().st_size / 1e6
     print(f"{target.relative_to(ROOT)}: ran in {seconds:.0f} s, {size:.2f} MB", flush=True)
