@@ -7,7 +7,7 @@ __all__ = ['Paths', 'Model', 'SupportOption', 'MaskOption', 'BoxOption', 'PointO
            'read_numbers', 'read_box', 'read_point', 'Supports', 'chosen_marks', 'read_supports', 'use_supports',
            'marked_text', 'print_predictions', 'check_model_is_given', 'predict_command']
 
-# %% ../../nbs/51b_predict.ipynb #95306aba
+# %% ../../nbs/51b_predict.ipynb #fb36fa77
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
@@ -26,8 +26,9 @@ from celp_nb.app.photo_files import (
     readable,
 )
 from ..data.pairs import check_mask_size
+from ..engine.devices import find_device
 from ..engine.plugins import load_plugin
-from ..engine.pretrained import PRETRAINED, find_device, first_offered, pretrained_file
+from ..engine.pretrained import PRETRAINED, first_offered, pretrained_file
 from ..engine.segmenter import Segmentation, Segmenter, object_mask, photograph
 from ..engine.supports import box_mask, check_point, point_mask
 
@@ -212,7 +213,7 @@ def check_model_is_given(
             f"model, such as celp predict {first_offered()} --support IMAGE."
         )
 
-# %% ../../nbs/51b_predict.ipynb #79e9aae6
+# %% ../../nbs/51b_predict.ipynb #c9e9f1cf
 def predict_command(
     checkpoint: Positional[Model],
     support: SupportOption,
@@ -231,7 +232,9 @@ def predict_command(
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="auto: a GPU if there is one")] = (
         "auto"
     ),
-    precision: Annotated[Literal["float32", "bf16"], arg(help="of the backbone")] = "float32",
+    precision: Annotated[
+        Literal["float32", "tf32", "bf16"], arg(help="of the backbone; tf32 needs a GPU")
+    ] = "float32",
     plugin: Annotated[
         tuple[Path, ...], arg(help="Python files that register the model's decoder or backbone")
     ] = (),

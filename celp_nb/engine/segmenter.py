@@ -6,7 +6,7 @@
 __all__ = ['ImageLike', 'Segmentation', 'one_or_more', 'Segmenter', 'segment', 'one_object', 'object_mask', 'check_least_size',
            'photograph', 'photograph_array', 'mask_array', 'support_names']
 
-# %% ../../nbs/35_segmenter.ipynb #2510f50a
+# %% ../../nbs/35_segmenter.ipynb #71e7ec9a
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -30,9 +30,8 @@ from ..data.photographs import decode_image
 from ..data.rules import STRICT, Rules
 from ..data.transforms import at_native_size, fit_square, padding_of
 from .backbones import Backbone, autocast, image_features, support_features
+from .devices import find_device, set_precision
 from celp_nb.engine.pretrained import (
-    find_device,
-    find_precision,
     load_pretrained,
     saw_only_scenes,
     warn_of_photographs,
@@ -71,7 +70,7 @@ def one_or_more(
     if isinstance(given, str | Path | PILImage.Image): return [given]
     return [given] if isinstance(given, np.ndarray) and given.ndim <= dimensions else given
 
-# %% ../../nbs/35_segmenter.ipynb #fc75fb64
+# %% ../../nbs/35_segmenter.ipynb #0262bed6
 class Segmenter:
     "A trained model in use: it marks in a photograph what is marked in its K supports."
 
@@ -94,10 +93,11 @@ class Segmenter:
         name_or_path: str | Path,  # such as "samples-pfenet-ce", or a checkpoint that celp wrote
         weights: str | Path | None = None,  # of the backbone, where its file has moved
         device: str | torch.device = "cpu",  # as of `find_device`
-        precision: Literal["float32", "bf16"] = "float32",  # of the backbone
+        precision: Literal["float32", "tf32", "bf16"] = "float32",  # as of `set_precision`
     ) -> "Segmenter":
         "A trained model from its file. Raises as `load_pretrained` does."
-        place, dtype = find_device(device), find_precision(precision)
+        place = find_device(device)
+        dtype = set_precision(precision, place)
         with torch.random.fork_rng(devices=[]):  # what the caller draws stays as it is
             model, backbone, side, rules = load_pretrained(name_or_path, weights)
             segmenter = cls(model, backbone, side, dtype, rules)
