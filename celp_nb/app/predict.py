@@ -7,10 +7,11 @@ __all__ = ['Paths', 'Model', 'SupportOption', 'MaskOption', 'BoxOption', 'PointO
            'read_numbers', 'read_box', 'read_point', 'Supports', 'chosen_marks', 'read_supports', 'use_supports',
            'marked_text', 'print_predictions', 'check_model_is_given', 'predict_command']
 
-# %% ../../nbs/51b_predict.ipynb #fb36fa77
+# %% ../../nbs/51b_predict.ipynb #8975c322
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -138,22 +139,25 @@ def marked_text(mask: np.ndarray) -> str:  # (H, W) bool
     "How much of an image is marked, in words."
     return f"{mask.mean():.1%} ({np.count_nonzero(mask):,} of {mask.size:,} pixels)"
 
-# %% ../../nbs/51b_predict.ipynb #056719cf
+# %% ../../nbs/51b_predict.ipynb #51d15475
 def print_predictions(
     found: Iterable[tuple[Path, Segmentation]],  # of `predictions`
-    total: int,  # of them
+    total: int,  # of them at most
     replaced: set[Path],  # files that were there before
-) -> None:
+) -> int:  # how many they are
     "Print a line for each prediction."
     live, shown = total > 1 and sys.stdout.isatty(), found
     if live:
         from fastprogress.fastprogress import progress_bar
 
         shown = progress_bar(found, total=total, leave=False)
+    printed = 0
     for path, result in shown:
         again = " (replaced)" if path in replaced else ""
         line = f"{path}{again}: {marked_text(result.mask)}"
         print(f"\r{line:<99}" if live else line, flush=True)
+        printed += 1
+    return printed
 
 # %% ../../nbs/51b_predict.ipynb #a59a43a6
 Paths = tuple[tuple[Path, ...], ...]  # values of each time that an option was given
@@ -213,7 +217,7 @@ def check_model_is_given(
             f"model, such as celp predict {first_offered()} --support IMAGE."
         )
 
-# %% ../../nbs/51b_predict.ipynb #c9e9f1cf
+# %% ../../nbs/51b_predict.ipynb #54703e26
 def predict_command(
     checkpoint: Positional[Model],
     support: SupportOption,
@@ -252,13 +256,14 @@ def predict_command(
     files = output_files(queries, out, several)
     outputs = [path for own in files.values() for path in own]
     replaced = check_outputs(outputs, [*supports_given, *masks_given, *queries])
-    kept = readable(queries, alone=not several)
+    photos = readable(queries, alone=not several)
+    first = next(photos)  # before the model is read, to know that there is one
     segmenter = Segmenter.from_pretrained(checkpoint, weights, device, precision)
     for line in use_supports(segmenter, supports): print(line)
-    found = predictions(segmenter, {query: files[query] for query in kept})
-    print_predictions(found, len(kept), replaced)
-    if len(kept) < len(queries):
+    found = predictions(segmenter, chain([first], photos), files)
+    left_out = len(queries) - print_predictions(found, len(queries), replaced)
+    if left_out:
         raise ValueError(
-            f"{len(queries) - len(kept)} of {len(queries)} queries could not be read and were left "
+            f"{left_out} of {len(queries)} queries could not be read and were left "
             "out; their names are above."
         )
