@@ -1064,6 +1064,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'celp_nb.engine.views.is_whole': ('views.html#is_whole', 'celp_nb/engine/views.py'),
                                       'celp_nb.engine.views.make_view': ('views.html#make_view', 'celp_nb/engine/views.py'),
                                       'celp_nb.engine.views.open_views': ('views.html#open_views', 'celp_nb/engine/views.py'),
+                                      'celp_nb.engine.views.opened_views': ('views.html#opened_views', 'celp_nb/engine/views.py'),
                                       'celp_nb.engine.views.place_of_view': ('views.html#place_of_view', 'celp_nb/engine/views.py'),
                                       'celp_nb.engine.views.read_field': ('views.html#read_field', 'celp_nb/engine/views.py'),
                                       'celp_nb.engine.views.read_index': ('views.html#read_index', 'celp_nb/engine/views.py'),
