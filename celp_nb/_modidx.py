@@ -1318,6 +1318,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'celp_nb.repro.folds.warn_of_rare': ('folds.html#warn_of_rare', 'celp_nb/repro/folds.py')},
             'celp_nb.repro.gains': { 'celp_nb.repro.gains.episode_parts': ('gains.html#episode_parts', 'celp_nb/repro/gains.py'),
                                      'celp_nb.repro.gains.gains': ('gains.html#gains', 'celp_nb/repro/gains.py'),
+                                     'celp_nb.repro.gains.share_lost': ('gains.html#share_lost', 'celp_nb/repro/gains.py'),
                                      'celp_nb.repro.gains.support_effects': ('gains.html#support_effects', 'celp_nb/repro/gains.py'),
                                      'celp_nb.repro.gains.swap_rows': ('gains.html#swap_rows', 'celp_nb/repro/gains.py'),
                                      'celp_nb.repro.gains.with_errors': ('gains.html#with_errors', 'celp_nb/repro/gains.py')},
