@@ -65,7 +65,7 @@ def print_once(text: str) -> None:
     "Print, in one of several processes."
     if os.environ.get("RANK", "0") == "0": print(text)
 
-# %% ../../nbs/52_celp_commands.ipynb #987b43af
+# %% ../../nbs/52_celp_commands.ipynb #4bf21905
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -75,8 +75,8 @@ AllFolds = Annotated[bool, arg(help="run every fold, which is also the default w
 SideBySide = Annotated[
     int | None,
     arg(
-        help="folds at a time, each in a process of its own, more than there are folds do nothing; "
-        "by default as many as there are cores, on a GPU 1"
+        help="folds at a time, each in a process of its own, so that cores beyond the number of "
+        "folds stay idle; by default as many as there are cores, on a GPU 1"
     ),
 ]
 
