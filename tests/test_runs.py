@@ -11,7 +11,6 @@ from folders import TINY
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import MIN_PIXELS, pairs_per_class
 from celp_nb.engine import training as engine_training
-from celp_nb.engine import views as engine_views
 from celp_nb.engine.checkpoints import changed_settings, load_checkpoint
 from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import report as repro_report
