@@ -5,6 +5,7 @@ wide enough and made from bundled scenes; the citation says what settings.ini sa
 """
 
 import importlib.util
+import json
 import re
 from configparser import ConfigParser
 from pathlib import Path
@@ -23,7 +24,10 @@ SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 
 
 def text_of(page):
-    return page.read_text(encoding="utf-8")
+    "A page's text; of a notebook the cells that are text."
+    if page.suffix != ".ipynb": return page.read_text(encoding="utf-8")
+    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
 def words(markdown):
