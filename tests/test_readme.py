@@ -24,9 +24,13 @@ SETTINGS.read(ROOT / "settings.ini", encoding="utf-8")
 
 
 def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def prose_of(page):
     "A page's text; of a notebook the cells that are text."
-    if page.suffix != ".ipynb": return page.read_text(encoding="utf-8")
-    cells = json.loads(page.read_text(encoding="utf-8"))["cells"]
+    if page.suffix != ".ipynb": return text_of(page)
+    cells = json.loads(text_of(page))["cells"]
     return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
 
 
@@ -68,7 +72,7 @@ def test_links_of_a_page_lead_somewhere(page):
         name, _, anchor = target.partition("#")
         other = page.parent / name if name else page
         assert other.exists(), f"a link leads to {target}"
-        assert not anchor or anchor in anchors(text_of(other)), f"{target} is no heading"
+        assert not anchor or anchor in anchors(prose_of(other)), f"{target} is no heading"
 
 
 def test_pages_are_found():
