@@ -1,9 +1,10 @@
-"""Print the tables of this folder's page, from runs that differ in their seed alone.
+"""Print the tables of this folder's page, and draw its figure, from runs of several seeds.
 
     python results/samples/tables.py runs/samples-s0 runs/samples-s1 …
 
 Scores with 95 % intervals over seeds and query images; how far single seeds spread; and the
-differences: every trained method beside the prior's best cut, CE beside its decoder without.
+differences: every trained method beside the prior's best cut, CE beside its decoder without. The
+differences with one shot are drawn into findings.png here.
 """
 
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 import pandas as pd
 
 from celp_nb.repro.comparison import read_table
-from celp_nb.repro.fair_comparisons import compared_pairs, compared_text, row_pairs
-from celp_nb.repro.findings import PRIOR, finding_rows
+from celp_nb.repro.findings import PRIOR, finding_rows, findings_figure, findings_text
+from celp_nb.repro.report import save_figure
 from celp_nb.repro.statistics import contrast_intervals
 
 
@@ -67,6 +68,6 @@ if __name__ == "__main__":
     head = ["method", "shots", *seeds, "deviation", f"of {', '.join(folds)}"]
     print(f"\n| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
     print("\n".join(spread_line(scores, m, n) for n, m in product(shots, trained)))
-    pairs = [*((m, PRIOR) for m in trained), *row_pairs(trained)]
-    table, notes = compared_pairs(rows, pairs)
-    print(f"\n{compared_text(table, notes)}")
+    print(f"\n{findings_text(rows)}")
+    title = f"samples, {len(seeds)} seeds"
+    save_figure(Path(__file__).with_name("findings.png"), findings_figure(rows, title))
