@@ -2,24 +2,27 @@
 
     nvidia-cuda-mps-control -d    # on a GPU: else the processes take turns
     python benchmarks/many_trainings.py RUN OUT [--seeds 0 1 2] [--workers 16] [--device cuda]
+        [--score]
 
 RUN is the folder of a run whose settings are taken: its data, folds, methods and regime. OUT gets a
-run per seed, fold and method, each as `celp train` leaves it; what is there goes on where it was
-stopped. Ends with the steps per second, opening the data included. A training step on a GPU is
-bound by the calls of one processor core, so a card is filled by many of them.
+run per seed, fold and method, each as `celp train` leaves it, or with --score as `celp run` does,
+for `results/collect.py FOLDER OUT/*`; what is there goes on where it was stopped. Ends with the
+steps per second, all else included. A training step on a GPU is bound by the calls of one processor
+core, so a card is filled by many of them; so is the evaluation.
 """
 
 import argparse
 import itertools
 import multiprocessing
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from celp_nb.repro.config import RunConfig, change_config, read_config
 from celp_nb.repro.defaults import resolve
-from celp_nb.repro.runs import train_run
+from celp_nb.repro.runs import run, train_run
 from celp_nb.repro.side_by_side import available_cores
 
 
@@ -32,20 +35,21 @@ def jobs(config: RunConfig, seeds: list[int]) -> dict[str, RunConfig]:
     return found
 
 
-def train(job: tuple[Path, RunConfig]) -> str:
-    "Train one method on one fold. Raises as `train_run`."
-    folder, config = job
+def do(work: Callable, folder: Path, config: RunConfig) -> str:
+    "Train, or train and score, one method on one fold. Raises as `train_run` or `run`."
     torch.set_num_threads(1)
-    train_run(config, folder, resume=True)
+    work(config, folder, resume=True)
     return folder.name
 
 
-def train_all(found: dict[str, RunConfig], out: Path, workers: int) -> float:  # seconds
-    "Train all, `workers` at a time."
+def do_all(
+    work: Callable, found: dict[str, RunConfig], out: Path, workers: int
+) -> float:  # seconds
+    "Train, or train and score, all, `workers` at a time."
     began, context = time.monotonic(), multiprocessing.get_context("spawn")
     with context.Pool(workers, maxtasksperchild=1) as pool:
-        given = [(out / name, config) for name, config in found.items()]
-        for name in pool.imap_unordered(train, given):
+        given = [pool.apply_async(do, (work, out / n, config)) for n, config in found.items()]
+        for name in (job.get() for job in given):
             print(f"{time.monotonic() - began:.0f} s: {name}", flush=True)
     return time.monotonic() - began
 
@@ -59,10 +63,11 @@ if __name__ == "__main__":
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--score", action="store_const", const=run, default=train_run)
     given = parser.parse_args()
     config = resolve(change_config(read_config(given.run), device=given.device))
     found = jobs(config, given.seeds)
-    seconds = train_all(found, given.out, given.workers)
+    seconds = do_all(given.score, found, given.out, given.workers)
     steps = sum(config.optimisation.iterations for config in found.values())
     said = f"{steps:,} steps in {seconds:.0f} s: {steps / seconds:.1f} a second"
     print(f"{len(found)} trainings, {said}")

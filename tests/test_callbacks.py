@@ -17,7 +17,8 @@ from folders import TINY
 from celp_nb.app.cli import main
 from celp_nb.bundled.scenes import samples
 from celp_nb.engine.checkpoints import load_checkpoint
-from celp_nb.engine.training import accelerator_for, is_on_cpu
+from celp_nb.engine.devices import is_on_cpu
+from celp_nb.engine.training import accelerator_for
 from celp_nb.repro import runs
 from celp_nb.repro.callbacks import logging_callback
 from celp_nb.repro.comparison import changed_from_preset, read_runs

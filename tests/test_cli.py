@@ -461,6 +461,23 @@ def test_a_published_checkpoint_is_asked_what_the_options_say(home, official, mo
     assert asked == {"void_seen": True, "queries": turns.query.tolist()}
 
 
+def test_unreadable_images_may_be_left_out_of_a_published_test(
+    home, here, official, monkeypatch, capsys
+):
+    shutil.copytree(home / "scenes", here / "torn")
+    val = voc_layout(here / "torn", "val")
+    broken = next(p for p, pixels in zip(val.image_paths, val.pixels) if pixels.any())
+    broken.write_bytes(broken.read_bytes()[:200])
+    monkeypatch.chdir(here)
+    line = f"evaluate --published {official} --data torn --fold 1 --shots 1 --pairs 1 --side 65"
+    refused(capsys, line, broken.name, "--skip-unreadable")
+    assert main([*line.split(), "--skip-unreadable"]) == 0
+    out, err = capsys.readouterr()
+    assert "fold 1" in out and "unreadable" in err
+    monkeypatch.chdir(home)
+    refused(capsys, "evaluate runs/scenes --skip-unreadable", "--skip-unreadable", "--published")
+
+
 def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, capsys):
     monkeypatch.chdir(home)
     refused(capsys, "evaluate", "--published FILE")

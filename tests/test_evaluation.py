@@ -19,6 +19,7 @@ from celp_nb.data.transforms import at_native_size, fit_square, padding_of
 from celp_nb.engine import evaluation as engine_evaluation
 from celp_nb.engine.backbones import load_backbone
 from celp_nb.engine.evaluation import (
+    Query,
     VotingPredictor,
     all_foreground,
     best_prior,
@@ -32,9 +33,10 @@ from celp_nb.engine.feature_bank import (
     episode_inputs,
     evaluate,
     feature_bank,
-    upcoming_uses,
+    tensors_in,
 )
 from celp_nb.engine.methods import METHODS, build_model
+from celp_nb.engine.order import by_class_and_query, unused_names, upcoming_uses
 from celp_nb.pfenet import PFENet
 
 
@@ -643,6 +645,60 @@ def test_an_upcoming_use_is_before_so_many_others_have_been_touched():
             if q == i: slow.add(("high", i))
             if i in supports: slow.add(("support", i, c))
         assert set(upcoming_uses(coming, i, room)) == slow
+
+
+def names_of(episodes, e, predict):
+    "All that an episode uses, written down one by one."
+    c, q, *_ = (x[e].tolist() for x in episodes)
+    supports = episodes.support[e].tolist()
+    names = {("image", q), ("high", q), Query(predict, c, q, tuple(supports))}
+    for s in supports:
+        names |= {("image", s), ("support", s, c), ("match", 0, c, q, s)}
+        names.add(Query(predict, c, q, (s,)))
+    return names
+
+
+def test_what_no_coming_episode_uses_is_over():
+    "A name is over when the last episode that uses it is; some are when their class is."
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        n = int(rng.integers(2, 8))
+        orders = np.array([rng.permutation(6) for _ in range(n)])
+        episodes = Episodes(rng.integers(1, 4, n), orders[:, 0], orders[:, 1:3])
+        episodes = Episodes(*(x[by_class_and_query(episodes)] for x in episodes))
+        names = [names_of(episodes, e, max) for e in range(n)]
+        for first in range(n):
+            coming = Episodes(*(x[first:] for x in episodes))
+            over, used = set(unused_names(set.union(*names), coming)), set.union(*names[first:])
+            assert not over & used
+            late = set.union(*names) - used - over  # kept a little longer: those of the class
+            now = int(coming.cls[0]), int(coming.query[0])
+            assert all(
+                (x.cls, x.query) == now if isinstance(x, Query)
+                else x[2:4] == now if x[0] == "match"
+                else x[0] == "support" and x[2] == now[0]
+                for x in late
+            )
+
+
+def test_an_evaluation_keeps_only_what_later_episodes_use(zoo, backbone, photographs):
+    "And what it keeps holds no more memory than is counted."
+    data, _ = photographs
+    memory, episodes, past = feature_bank(backbone, data, SIDE), many(), []
+    order = by_class_and_query(episodes)
+
+    def look(n):
+        coming = Episodes(*(x[order[n:]] for x in episodes))
+        past.extend(unused_names(memory.kept, coming))
+        storages = {
+            x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+            for item in memory.kept.values()
+            for x in tensors_in(item)
+        }
+        assert 0 < sum(storages.values()) <= memory.kept.currsize
+
+    evaluate(zoo, memory, data, episodes, [1], (1, 5), look, batch=1)
+    assert past == []
 
 
 def test_lower_precision_is_close_and_half_the_size(backbone, photographs):

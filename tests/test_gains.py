@@ -1,5 +1,7 @@
 """Where a difference comes from: kinds of errors, kinds of episodes, the effect of the support."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -131,6 +133,25 @@ def test_an_effect_is_a_difference_and_its_share_a_share_of_the_own_score():
     assert effects.value["b", "effect"] == pytest.approx(own - other)
     assert effects.value["b", "share"] == pytest.approx(100 * (1 - other / own))
     assert (effects.low < effects.value).all() and (effects.value < effects.high).all()
+
+
+def test_a_model_without_a_score_has_no_share_to_lose():
+    "NaN, and not a word of NumPy's; for one episode too, whose other classes have no pixels."
+    one = ROWS[ROWS.episode < 1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for rows in (ROWS, one):
+            effects = support_effects(swap_rows(rows.assign(inter_fg=0), rows), draws=20)
+            shares = effects.xs("share", level="measure")
+            assert shares[["value", "low", "high"]].isna().all(axis=None)
+            assert (effects.xs("effect", level="measure").value < 0).all()
+        halved = one.assign(inter_fg=one.inter_fg // 2)
+        assert support_effects(swap_rows(one, halved), draws=20).value.notna().all()
+
+
+def test_without_any_swap_there_is_one_sentence():
+    with pytest.raises(ValueError, match="no query was shown another class's support"):
+        support_effects(swap_rows(ROWS, ROWS[:0]))
 
 
 def test_a_model_that_ignores_its_support_has_no_effect():

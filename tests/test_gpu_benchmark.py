@@ -241,3 +241,8 @@ def test_many_trainings_leave_the_models_of_celp_train(tmp_path):
         apart = load_checkpoint(out / f"{name}-seed-0-fold-0" / "fold0" / f"{method}.pt")["model"]
         together = load_checkpoint(tmp_path / "together" / "fold0" / f"{method}.pt")["model"]
         assert all(torch.equal(apart[k], together[k]) for k in together)
+        assert not (out / f"{name}-seed-0-fold-0" / "results.csv").exists()
+    scored = ["--workers", 2, "--device", "cpu", "--score"]
+    done = run("many_trainings.py", tmp_path / "together", out, *scored)
+    assert done.returncode == 0, done.stderr
+    assert len(list(out.glob("*/results.csv"))) == len(list(out.glob("*/fold0/rows.csv"))) == 2

@@ -110,3 +110,13 @@ def test_no_two_names_differ_in_case_alone():
             if not name.isupper():
                 homes.setdefault(name.lower(), set()).add(name)
     assert not [names for names in homes.values() if len(names) > 1]
+
+
+def test_the_paper_core_can_be_read_in_an_evening():
+    "Without blank lines and nbdev's comments it is about 900 lines, as ARCHITECTURE.md has it."
+    lines = 0
+    for module, path in MODULES.items():
+        if layer_of(module) != "core": continue
+        text = path.read_text(encoding="utf-8").splitlines()
+        lines += sum(bool(line.strip()) and not line.startswith("#") for line in text)
+    assert 500 < lines <= 900, f"the equations take {lines} lines; move what is no equation"

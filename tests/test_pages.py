@@ -63,6 +63,12 @@ def test_directives_are_not_shown(tmp_path):
     assert [cell.source for cell in made] == ["def f(): pass", "a = 1  # | no directive"]
 
 
+def test_the_cell_that_installs_the_package_is_not_shown(tmp_path):
+    installs = 'if True: get_ipython().run_line_magic("pip", "install -q ..")'
+    made = cells_for_reading(tmp_path, code(installs), code("a = 1"))
+    assert [cell.source for cell in made] == ["a = 1"]
+
+
 def test_code_is_folded_by_directive_tag_or_jupyterlab(tmp_path):
     cells = [
         code("#| hide\nimport os", metadata={"tags": ["a"]}),

@@ -13,7 +13,7 @@ from celp_nb.app.cli import main
 from celp_nb.app.photo_files import is_own_file, output_files, query_files
 from celp_nb.bundled.scenes import samples
 from celp_nb.contrast import FewShotModel
-from celp_nb.data.images import read_image
+from celp_nb.data.images import read_image, read_photograph
 from celp_nb.engine.backbones import backbone_fingerprint, load_backbone
 from celp_nb.engine.checkpoints import save_checkpoint
 from celp_nb.engine.methods import DECODERS, METHODS
@@ -158,6 +158,19 @@ def test_a_folder_is_its_photographs_by_name(here):
 
 
 # --- photographs that cannot be read
+
+
+def test_each_photograph_is_decoded_once(here, capsys, monkeypatch):
+    "The supports too."
+    read = []
+    def counted(path):
+        read.append(str(path))
+        return read_photograph(path)
+    monkeypatch.setattr("celp_nb.engine.segmenter.read_photograph", counted)
+    status, out, _ = celp("--support a.png --mask a_mask.png --query photos b.png --out m", capsys)
+    queries = [os.path.join("photos", f"{k}.png") for k in (1, 2, 3, 4)]
+    assert status == 0 and len(out.splitlines()) == 5
+    assert sorted(read) == sorted(["a.png", "b.png", *queries])
 
 
 def test_unreadable_queries_are_named_left_out_and_counted(here, capsys):

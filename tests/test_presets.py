@@ -2,6 +2,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import pytest
 
 from celp_nb.bundled.scenes import samples
+from celp_nb.data import recognition
 from celp_nb.data.coco import COCO_CLASSES
 from celp_nb.data.voc import PASCAL_CLASSES
 from celp_nb.repro.comparison import (
@@ -25,6 +27,7 @@ from celp_nb.repro.config import (
     flat_config,
     make_config,
     read_config,
+    rules_of_run,
     write_config,
 )
 from celp_nb.repro.defaults import resolve
@@ -170,6 +173,19 @@ def test_a_preset_knows_its_row_and_lists_it(name, shot1, shot5, fb):
     assert (row["mIoU", 1], row["mIoU", 5], row.get(("FB-IoU", 1))) == (shot1, shot5, fb)
     line = next(x for x in presets_table().splitlines() if f"| {name} " in x)
     assert [x.strip() for x in line.split("|")][-3:-1] == [f"{shot1:.1f}", f"{shot5:.1f}"]
+
+
+def test_the_list_says_by_which_rules_a_preset_runs(monkeypatch, tmp_path):
+    "Those that its run gets on its benchmark; the text says what less of it gets."
+    monkeypatch.setattr(recognition, "folder_benchmark", lambda folder: "pascal-5i")
+    rows = [[x.strip() for x in line.split("|")] for line in presets_table().splitlines()]
+    header, shown = rows[0], {row[1]: row for row in rows[2:] if len(row) > 1}
+    assert shown.keys() == PRESETS.keys()
+    for name, preset in PRESETS.items():
+        data = replace(preset.config.data, folder=str(tmp_path))
+        assert shown[name][header.index("rules")] == rules_of_run(data).name == "literature"
+    monkeypatch.undo()
+    assert rules_of_run(data).name == "strict" and "strict, which are ours" in presets_table()
 
 
 def test_what_a_row_costs():

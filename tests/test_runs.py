@@ -11,7 +11,6 @@ from folders import TINY
 from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import MIN_PIXELS, pairs_per_class
 from celp_nb.engine import training as engine_training
-from celp_nb.engine import views as engine_views
 from celp_nb.engine.checkpoints import changed_settings, load_checkpoint
 from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import report as repro_report
@@ -281,7 +280,6 @@ def test_views_are_kept_in_the_cache_folder_and_a_damaged_one_is_made_anew(monke
         + whole[len(whole) // 2 + 1 :],
     ):
         views[0].write_bytes(damaged)
-        engine_views.opened_once.cache_clear()  # as another process would find it
         with pytest.warns(UserWarning, match=f"in .*{views[0].name} is damaged and is made anew"):
             repro_runs.train_run(config, tmp_path / f"b{len(damaged)}{damaged[-1]}")
         assert (tmp_path / f"b{len(damaged)}{damaged[-1]}/fold0/losses.csv").read_text() == (

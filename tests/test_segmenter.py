@@ -383,7 +383,7 @@ def test_devices_and_precisions_have_the_words_of_the_command_line(data, monkeyp
         with pytest.raises(ValueError, match=words): segmenter.to(device)
         with pytest.raises(ValueError, match=words):
             Segmenter.from_pretrained("samples-pfenet", device=device)
-    with pytest.raises(ValueError, match="no precision 'fp8'; choose one of float32, bf16"):
+    with pytest.raises(ValueError, match="no precision 'fp8'; choose one of float32, tf32, bf16"):
         Segmenter.from_pretrained("samples-pfenet", precision="fp8")
     half = Segmenter.from_pretrained("samples-pfenet-ce", precision="bf16")
     result = half.set_support(photos, masks).predict(photos[0])

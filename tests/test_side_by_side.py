@@ -11,6 +11,7 @@ from pathlib import Path
 import jobs
 import pytest
 
+from celp_nb.app.commands import SideBySide
 from celp_nb.data.images import UnreadableImage
 from celp_nb.repro.config import make_config
 from celp_nb.repro.defaults import resolve
@@ -33,6 +34,11 @@ def is_running(pid, seconds=10):
         if not stat.is_file() or stat.read_text().rpartition(")")[2].split()[0] == "Z": return False
         time.sleep(0.1)
     return True
+
+
+def test_the_help_says_that_folds_bound_the_processes():
+    text = SideBySide.__metadata__[0].help
+    assert "folds at a time" in text and "cores beyond the number of folds stay idle" in text
 
 
 def test_every_fold_gives_its_result_and_its_values_and_memory_is_shared_out(

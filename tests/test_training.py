@@ -586,6 +586,29 @@ def ask_view(file, *args):
     return engine_views.read_view(file, engine_views.place_of_view(file, *args))
 
 
+@pytest.fixture(autouse=True)
+def opened(monkeypatch):
+    "All files of views that a test opens; they are closed after it."
+    files, real = [], engine_views.open_views
+    def noted(folder):
+        files.append(real(folder))
+        return files[-1]
+    monkeypatch.setattr(engine_views, "open_views", noted)
+    yield files
+    for file in files: file.data.close(), file.index.close()
+
+
+def test_a_file_of_views_is_closed_where_its_steps_end(backbone, training, tmp_path, opened):
+    "Also where they are left before their end."
+    steps = cached_steps(tmp_path, backbone, training, 2, views=1)
+    next(steps)
+    (file,) = opened
+    assert not file.data.closed and not file.index.closed
+    steps.close()
+    list(cached_steps(tmp_path, backbone, training, 2, views=1, start=10))
+    assert len(opened) == 2 and all(file.data.closed and file.index.closed for file in opened)
+
+
 def test_a_damaged_view_is_made_anew_once(backbone, training, tmp_path, monkeypatch):
     "And read after that, in the same process too."
     shown = (0, int(training.episodes.cls[0]), 0)

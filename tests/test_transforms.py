@@ -60,7 +60,7 @@ def test_round_side(side, rounded):
 
 
 def test_round_side_refuses_less_than_a_stride():
-    with pytest.raises(ValueError, match="side 7 is smaller than one feature stride"):
+    with pytest.raises(ValueError, match=r"^side: 7 pixels is .* stride \(8\); use 8n\+1"):
         data_transforms.round_side(7)
 
 

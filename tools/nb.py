@@ -6,10 +6,14 @@
 
 The committed source is the .ipynb with its outputs; .nb/ is only a diffable way to write it and is
 not committed. `export` keeps the outputs of cells that did not change.
+
+A figure is described by `#| fig-alt:` for those who hear it, and explained by `#| fig-cap:` where
+its caption is to say something else. Captions and their numbers are written here, below figures.
 """
 
 import hashlib
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -21,6 +25,9 @@ from nbdev.clean import nbdev_clean
 from nbdev.export import nb_export
 
 ROOT = Path(__file__).resolve().parent.parent
+FIGURE = re.compile(r"^#\|\s*fig-(alt|cap):\s*(.+)\n", re.M)
+CAPTION = "**Figure "  # how a caption begins
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 def text_of(notebook: Path) -> Path:
@@ -41,6 +48,35 @@ def fold(nb: nbformat.NotebookNode) -> None:
         else: cell.metadata.pop("jupyter", None)
 
 
+def is_picture(output: nbformat.NotebookNode) -> bool:
+    return "image/png" in output.get("data", {})
+
+
+def is_caption(output: nbformat.NotebookNode) -> bool:
+    return output.get("data", {}).get("text/markdown", "").startswith(CAPTION)
+
+
+def without_views(outputs: list) -> list:
+    "Outputs without the sliders beside a picture, of which nothing is seen without their kernel."
+    if not any(is_picture(output) for output in outputs): return outputs
+    return [x for x in outputs if is_picture(x) or WIDGET not in x.get("data", {})]
+
+
+def write_captions(nb: nbformat.NotebookNode, number: str) -> None:
+    "Put a caption, 'Figure 03.2: …', below each described figure of the notebook of this number."
+    count = 0
+    for cell in nb.cells:
+        if cell.cell_type != "code": continue
+        cell.outputs = [output for output in cell.outputs if not is_caption(output)]
+        words = dict(FIGURE.findall(cell.source))
+        if not words: continue
+        count += 1
+        text = f"{CAPTION}{number}.{count}:** {words.get('cap') or words['alt']}."
+        caption = nbformat.v4.new_output("display_data", {"text/markdown": text})
+        pictures = [k for k, output in enumerate(cell.outputs) if is_picture(output)]
+        if pictures: cell.outputs.insert(pictures[-1] + 1, caption)
+
+
 def read_text(text: Path) -> nbformat.NotebookNode:
     "A notebook without outputs; the same text gives the same cell ids, and so a small diff."
     nb = jupytext.read(text, fmt="py:percent")
@@ -55,7 +91,8 @@ def read_text(text: Path) -> nbformat.NotebookNode:
 
 
 def write(nb: nbformat.NotebookNode, target: Path) -> None:
-    "Write a notebook, clean it and export its module."
+    "Write a notebook with captions, clean it and export its module."
+    write_captions(nb, target.stem.split("_")[0])
     nbformat.write(nb, target)
     nbdev_clean(str(target))
     nb_export(target, lib_path=ROOT / "celp_nb")
@@ -76,10 +113,10 @@ def export(text: Path) -> None:
     outputs = {}
     if target.is_file():
         before = [c for c in nbformat.read(target, 4).cells if c.cell_type == "code"]
-        outputs = {c.source: c.outputs for c in before}
+        outputs = {FIGURE.sub("", c.source): c.outputs for c in before}  # words change no output
     for cell in nb.cells:
         if cell.cell_type == "code":
-            cell.outputs = outputs.get(cell.source, [])
+            cell.outputs = outputs.get(FIGURE.sub("", cell.source), [])
     write(nb, target)
 
 
@@ -89,7 +126,12 @@ def build(text: Path) -> None:
     resources = {"metadata": {"path": str(ROOT / "nbs")}}
     nb_export_first(nb, target)
     client = NotebookClient(nb, timeout=600, resources=resources, store_widget_state=False)
+    # nbclient plays the page to widgets that show output, as `interact` does: its messages can lose
+    # the kernel's reply, and the notebook never ends. Without, pictures are outputs like others.
+    client.comm_open_handlers = {"jupyter.widget": lambda message: None}
     client.execute()
+    for cell in nb.cells:
+        if cell.cell_type == "code": cell.outputs = without_views(cell.outputs)
     write(nb, target)
     seconds, size = time.time() - start, target.stat().st_size / 1e6
     print(f"{target.relative_to(ROOT)}: ran in {seconds:.0f} s, {size:.2f} MB", flush=True)

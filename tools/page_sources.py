@@ -28,6 +28,7 @@ title="From one position to a latent prototype: sliders for δ and σ, and a cen
 Move δ, σ or the centre i\\*: everything is computed in this page, by Eq. (1) to Eq. (9).
 (<a href="_static/panel.html">The panel alone</a>;
 [50e_latent_widget](50e_latent_widget.ipynb) says how.)"""
+INSTALLS = 'run_line_magic("pip"'  # in a cell that installs the package: nothing to read
 DIRECTIVE = re.compile(r"^#\|\s*(\w+).*\n?", re.M)
 ALT = re.compile(r"^#\|\s*fig-alt:\s*(.+)$", re.M)  # what a figure shows, for those who hear it
 CODE = r"^```.*?^```|`[^`\n]+`"
@@ -214,7 +215,7 @@ def for_reading(path: Path, pages: dict[str, str], blob: str) -> nbformat.Notebo
             section = titles[-1].replace("`", "") if titles else section
             cell.source = linked(relinked(cell.source, f"nbs/{path.name}", pages, blob), stems)
         if cell.cell_type == "code": prepare_code(cell, section)
-    nb.cells = [cell for cell in nb.cells if cell.source.strip()]
+    nb.cells = [c for c in nb.cells if c.source.strip() and INSTALLS not in c.source]
     nb.cells[0].source = numbered(nb.cells[0].source, path.stem)
     if path.stem in PANEL_IN:
         question, equation, rest = nb.cells[0].source.partition("$$")

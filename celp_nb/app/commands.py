@@ -65,7 +65,7 @@ def print_once(text: str) -> None:
     "Print, in one of several processes."
     if os.environ.get("RANK", "0") == "0": print(text)
 
-# %% ../../nbs/52_celp_commands.ipynb #f88d5fc7
+# %% ../../nbs/52_celp_commands.ipynb #4bf21905
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -75,8 +75,8 @@ AllFolds = Annotated[bool, arg(help="run every fold, which is also the default w
 SideBySide = Annotated[
     int | None,
     arg(
-        help="folds at a time, each in a process of its own; by default as many as there are "
-        "cores, on a GPU 1"
+        help="folds at a time, each in a process of its own, so that cores beyond the number of "
+        "folds stay idle; by default as many as there are cores, on a GPU 1"
     ),
 ]
 
@@ -215,7 +215,7 @@ def table_command(
     settings |= {"iterations": iterations, "episode_seed": episode_seed}
     print_table(runs, scale, seeds, settings)
 
-# %% ../../nbs/52_celp_commands.ipynb #97861fb0
+# %% ../../nbs/52_celp_commands.ipynb #84ada77a
 @dataclass(frozen=True)
 class PublishedEvaluation:
     "For --published; --data and --episode-seed also for a run."
@@ -232,6 +232,8 @@ class PublishedEvaluation:
     # pairs: that many episodes of each class; per_image: as many in total, with every image as the
     # query in turn, as the published code does
     protocol: EvaluationProtocol = "pairs"
+    # leave unreadable images out, with a count, instead of stopping
+    skip_unreadable: bool = False
     # void pixels of a query; padding: a transformer's attention excludes them, as in the published
     # code, which takes them from the ground truth
     void: VoidPixels = "ignore"
@@ -241,7 +243,7 @@ class PublishedEvaluation:
     # COCO 1 0.5 0.25 0.125
     bins: tuple[float, ...] | None = None
 
-# %% ../../nbs/52_celp_commands.ipynb #e6d44823
+# %% ../../nbs/52_celp_commands.ipynb #6db96fba
 def check_form(
     folder: Path | None,
     episodes: Path | None,
@@ -260,7 +262,7 @@ def check_form(
     for_runs = {"data": None, "episode_seed": None}
     if folder and replace(options, **for_runs) != PublishedEvaluation():
         others = (f.name for f in fields(PublishedEvaluation) if f.name not in for_runs)
-        names = ", ".join(f"--{name}" for name in others)
+        names = ", ".join("--" + name.replace("_", "-") for name in others)
         raise ValueError(
             f"{names} are for --published; a run is scored with its own settings."
         )

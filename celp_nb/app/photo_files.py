@@ -45,18 +45,22 @@ def query_files(paths: Sequence[Path]) -> list[Path]:  # each once
         files += photos_in(path) if path.is_dir() else [path]
     return list(dict.fromkeys(files))
 
-# %% ../../nbs/51a_photo_files.ipynb #4a96567f
-def readable(files: Iterable[Path], alone: bool) -> list[Path]:
-    "The photographs that can be read, a warning for each of the others unless it is alone."
-    kept = []
+# %% ../../nbs/51a_photo_files.ipynb #54e4b176
+def readable(
+    files: Iterable[Path],
+    alone: bool,  # raise what is wrong with a photograph instead of leaving it out
+) -> Iterator[tuple[Path, np.ndarray]]:  # file; photograph, (H, W, 3) uint8
+    "The photographs that can be read, with a warning for each of the others; ValueError for none."
+    is_any = False
     for file in files:
-        try: photograph(file)
+        try: photo = photograph(file)
         except (ValueError, OSError) as error:
             if alone: raise
             warnings.warn(f"{error} It is left out.", stacklevel=2)
-        else: kept.append(file)
-    if not kept: raise ValueError("none of the queries can be read; their names are above.")
-    return kept
+            continue
+        is_any = True
+        yield file, photo
+    if not is_any: raise ValueError("none of the queries can be read; their names are above.")
 
 # %% ../../nbs/51a_photo_files.ipynb #24d4f3df
 WRITTEN_BY = "celp predict"  # in the PNG field Software
@@ -95,7 +99,7 @@ def output_files(
                 )
     return files
 
-# %% ../../nbs/51a_photo_files.ipynb #30ad345e
+# %% ../../nbs/51a_photo_files.ipynb #2abda838
 def check_outputs(
     outputs: Iterable[Path],
     inputs: Iterable[Path],
@@ -128,12 +132,13 @@ def write_prediction(result: Segmentation, mask: Path, drawing: Path) -> None:
 
 def predictions(
     segmenter: Segmenter,  # with supports
+    photos: Iterable[tuple[Path, np.ndarray]],  # of `readable`
     files: dict[Path, tuple[Path, Path]],  # query → mask, overlay
 ) -> Iterator[tuple[Path, Segmentation]]:  # the mask's file; each when it has been written
     "Segment photographs and write what is found, with a warning where that is nothing."
-    for query, own in files.items():
-        result = segmenter.predict(query)
-        write_prediction(result, *own)
+    for query, photo in photos:
+        result = segmenter.predict(photo)
+        write_prediction(result, *files[query])
         if not result.mask.any():
             warnings.warn(f"{query}: nothing was found, the mask is empty.", stacklevel=2)
-        yield own[0], result
+        yield files[query][0], result

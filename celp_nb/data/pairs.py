@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['size_advice', 'check_mask_size', 'PairRecord', 'count_pixels', 'palette_colours', 'index_arrays']
 
-# %% ../../nbs/20c_pairs.ipynb #59704cb0
+# %% ../../nbs/20c_pairs.ipynb #d9c09ee3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +21,12 @@ from celp_nb.data.masks import (
     used_colours,
     void_of,
 )
-from .photographs import UnreadableImage, inspect_photograph, open_image
-from ..ops import STRIDE
+from celp_nb.data.photographs import (
+    UnreadableImage,
+    check_least_size,
+    inspect_photograph,
+    open_image,
+)
 
 # %% ../../nbs/20c_pairs.ipynb #ca47ac64
 def size_advice(
@@ -66,7 +70,7 @@ class PairRecord(NamedTuple):
     triples: bytes  # the mask's palette; empty for grey
     notes: list[str]  # what is to be said of the photograph
 
-# %% ../../nbs/20c_pairs.ipynb #747484e1
+# %% ../../nbs/20c_pairs.ipynb #a21a8e55
 def count_pixels(
     image_path: Path,
     mask_path: Path,  # PNG of class numbers
@@ -83,11 +87,7 @@ def count_pixels(
         return str(error)
     mask = mask_numbers(picture, mask_path)
     check_mask_size(mask.shape, shape, mask_path, image_path, number)
-    if min(shape) < STRIDE:
-        raise ValueError(
-            f"{image_path}: {shape[0]}x{shape[1]} pixels is smaller than one feature stride "
-            f"({STRIDE}); leave the image out."
-        )
+    check_least_size(image_path, shape, "leave the image out")
     counts = np.bincount(mask.ravel())
     values = np.flatnonzero(counts)
     bits = mask_bits(picture) if values[-1] else 0

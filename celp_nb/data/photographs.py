@@ -6,12 +6,13 @@
 __all__ = ['READER_FORMAT', 'ORIENTATION', 'TURNS', 'DEPTHS', 'CONTRAST', 'UnreadableImage', 'unreadable_by_name', 'stored_mode',
            'opened_file', 'open_header', 'decode_image', 'open_image', 'orientation', 'upright', 'declared_range',
            'values_range', 'grey_from_values', 'has_transparency', 'on_white', 'from_lab', 'rgb_pixels',
-           'photograph_with_notes', 'file_notes', 'as_photograph', 'read_photograph', 'inspect_photograph']
+           'photograph_with_notes', 'file_notes', 'as_photograph', 'read_photograph', 'inspect_photograph',
+           'check_least_size']
 
-# %% ../../nbs/20a_photographs.ipynb #efddbc8a
+# %% ../../nbs/20a_photographs.ipynb #1242448b
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image as PILImage
 from PIL import UnidentifiedImageError
+
+from ..ops import STRIDE
 
 # %% ../../nbs/20a_photographs.ipynb #1439e1cb
 #: what a file becomes; raise it when that changes, so that nothing made before is used.
@@ -310,3 +313,17 @@ def inspect_photograph(
             notes += rgb_pixels(image, path)[1]
     shape = (height, width) if (number or 1) < 5 else (width, height)
     return shape, number, notes
+
+# %% ../../nbs/20a_photographs.ipynb #e5eb85db
+def check_least_size(
+    name: object,  # of the image, or what else it is: "side"
+    shape: Sequence[int],  # its lengths, pixels
+    mend: str,  # what to do, as the end of a sentence
+    stride: int = STRIDE,  # of the backbone: pixels per position
+) -> None:
+    """Raise ValueError for what is smaller than one stride."""
+    if min(shape) < stride:
+        pixels = "x".join(map(str, shape))
+        raise ValueError(
+            f"{name}: {pixels} pixels is smaller than one feature stride ({stride}); {mend}."
+        )

@@ -8,7 +8,7 @@ __all__ = ['SAMPLES_SIDE', 'PASCAL_SIDE', 'COCO_SIDE', 'IMAGENET_MEAN', 'IMAGENE
            'Recipe', 'LiteratureRecipe', 'rotate', 'crop', 'augment', 'as_tensors', 'fit_square', 'padding_of',
            'support_mask', 'at_native_size']
 
-# %% ../../nbs/25_transforms.ipynb #12a88ba5
+# %% ../../nbs/25_transforms.ipynb #a0c28f39
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as F
 
 from .masks import void_of
+from .photographs import check_least_size
 from celp_nb.data.rules import (  # noqa: F401  some are read from here only
     LITERATURE,
     RULES,
@@ -33,7 +34,7 @@ from celp_nb.data.rules import (  # noqa: F401  some are read from here only
 )
 from ..ops import STRIDE, VOID, resize
 
-# %% ../../nbs/25_transforms.ipynb #c3c8347c
+# %% ../../nbs/25_transforms.ipynb #70feedb4
 # sides of the square that a network reads, in pixels, 8n+1
 SAMPLES_SIDE, PASCAL_SIDE, COCO_SIDE = 161, 473, 641
 
@@ -48,12 +49,9 @@ def round_side(
     Raises ValueError below one stride.
     """
     form = f"{stride}n" + (f"+{remainder}" if remainder else "")
-    if side < stride:
-        small, medium, large = (stride * n + remainder for n in (20, 30, 59))
-        raise ValueError(
-            f"side {side} is smaller than one feature stride ({stride}); "
-            f"use {form} pixels, such as {small}, {medium} or {large}."
-        )
+    small, medium, large = (stride * n + remainder for n in (20, 30, 59))
+    mend = f"use {form} pixels, such as {small}, {medium} or {large}"
+    check_least_size("side", [side], mend, stride)
     n = max(1, (side - remainder + stride // 2) // stride)
     rounded = stride * n + remainder
     if rounded != side:

@@ -4,17 +4,16 @@
 
 # %% auto #0
 __all__ = ['tensors_in', 'bytes_of', 'store', 'FeatureBank', 'feature_bank', 'episode_inputs', 'ImageParts', 'SupportParts',
-           'compared_features', 'encode_image', 'upcoming_uses', 'cached', 'load_features', 'bytes_of_an_image',
-           'prior_key', 'stack_conditioning', 'decode', 'predict_batch', 'evaluate']
+           'compared_features', 'encode_image', 'cached', 'load_features', 'bytes_of_an_image', 'prior_key',
+           'stack_conditioning', 'decode', 'predict_batch', 'evaluate']
 
-# %% ../../nbs/37_feature_bank.ipynb #16a16ab7
+# %% ../../nbs/37_feature_bank.ipynb #0b0c40a9
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import torch
 from cachetools import LRUCache
@@ -51,6 +50,7 @@ from celp_nb.engine.evaluation import (
     read_truth,
     reductions,
 )
+from .order import by_class_and_query, unused_names, upcoming_uses
 from ..ops import keep_foreground, min_max
 
 # %% ../../nbs/37_feature_bank.ipynb #228e23bb
@@ -196,20 +196,6 @@ def encode_image(
     if bank.void_seen: padding = (class_map == void_of(class_map))[None]
     return {("image", i): ImageParts(reduced, padding.to(device)), **parts}
 
-# %% ../../nbs/37_feature_bank.ipynb #14d6570f
-def upcoming_uses(
-    coming: Episodes,  # in the order in which they are evaluated, from now on
-    i: int,  # an image
-    room: float,  # for so many images
-) -> list[tuple]:  # ("high", i), ("support", i, c)
-    "What will be needed of an image before `room` others have been touched."
-    images, as_support = np.c_[coming.query, coming.support], (coming.support == i).any(1)
-    uses = {("high", i): coming.query == i}
-    for c in np.unique(coming.cls[as_support]):
-        uses["support", i, int(c)] = as_support & (coming.cls == c)
-    touched = lambda used: len(np.unique(images[: used.argmax() + 1]))
-    return [name for name, used in uses.items() if used.any() and touched(used) <= room]
-
 # %% ../../nbs/37_feature_bank.ipynb #07bc4f21
 def cached(kept: LRUCache, names: Iterable[tuple]) -> dict:
     "Those of the names that are kept, with what they stand for."
@@ -312,7 +298,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #6caa4fd9
+# %% ../../nbs/37_feature_bank.ipynb #c1a2adb1
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
@@ -332,7 +318,7 @@ def evaluate(
             f"{max(shots)} shots were asked for, but the episodes hold "
             f"{episodes.support.shape[1]} supports; draw them with more."
         )
-    order, batch, rows = np.lexsort((episodes.query, episodes.cls)), max(1, batch), {}
+    order, batch, rows = by_class_and_query(episodes), max(1, batch), {}
     sorted_list = Episodes(*(x[order] for x in episodes.shots(max(shots))))
     models = {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()}
     room = bank.kept.maxsize / bytes_of_an_image(bank, models)
@@ -343,8 +329,8 @@ def evaluate(
         for e in order[first : first + batch].tolist():
             questions |= queries_in(episodes, e, predictors, shots)
         queries = [x for own in questions.values() for x in own]
-        coming = Episodes(*(x[first:] for x in sorted_list))
-        found = {}
+        coming, found = Episodes(*(x[first:] for x in sorted_list)), {}
+        for name in unused_names(bank.kept, coming): del bank.kept[name]
         for x, lead in predict_batch(bank, queries, batch, models, coming, room).items():
             size = truth_of(x.query, x.cls).target.shape
             found[x] = (at_native_size(lead[None, None], *size)[0] > 0).cpu()

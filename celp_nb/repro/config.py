@@ -158,7 +158,7 @@ class EvaluationConfig:
     # foreground where at least k passes agree
     voting: bool = False
 
-# %% ../../nbs/40_config.ipynb #bd57977b
+# %% ../../nbs/40_config.ipynb #322bb257
 @dataclass(frozen=True)
 class RuntimeConfig:
     "Random seed, hardware, caches."
@@ -168,8 +168,8 @@ class RuntimeConfig:
     # auto: a CUDA GPU where there is one, else the CPU
     device: Literal["auto", "cpu", "cuda"] = "auto"
     # of the backbone, and of the decoder in training; by default float32 for the samples, auto for
-    # a folder: bf16 where the hardware has it
-    precision: Literal["auto", "float32", "bf16"] | None = None
+    # a folder: bf16 where the hardware has it; tf32: a GPU's products of shortened float32 numbers
+    precision: Literal["auto", "float32", "tf32", "bf16"] | None = None
     # processes that read and augment; by default none on a CPU; on a GPU as many as the machine has
     # cores, up to 8
     workers: int | None = None

@@ -7,7 +7,7 @@ __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'o
            'setting_choices', 'check_choices', 'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins',
            'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve']
 
-# %% ../../nbs/40a_defaults.ipynb #a2648f0c
+# %% ../../nbs/40a_defaults.ipynb #86961c52
 import os
 import warnings
 from dataclasses import replace
@@ -21,6 +21,7 @@ from ..data.recognition import default_rules
 from ..data.rules import RULES
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, round_side
 from ..engine.backbones import BACKBONES, BUILT_IN_BACKBONES
+from ..engine.devices import find_device
 from celp_nb.engine.methods import (
     BUILT_IN_METHODS,
     DECODERS,
@@ -29,7 +30,6 @@ from celp_nb.engine.methods import (
     find_method,
 )
 from ..engine.plugins import load_plugin
-from ..engine.training import is_on_cpu
 from ..pfenet import COCO_BINS
 from celp_nb.repro.config import (
     SECTIONS,
@@ -199,7 +199,7 @@ def warn_of_bins(config: RunConfig) -> None:  # resolved
             stacklevel=2,
         )
 
-# %% ../../nbs/40a_defaults.ipynb #30f84a98
+# %% ../../nbs/40a_defaults.ipynb #2d94950d
 def has_bf16(
     device: str,  # of `RuntimeConfig`
 ) -> bool:
@@ -213,9 +213,7 @@ def has_bf16(
 def resolve_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
     "Workers and precision as this machine has them. Raises ValueError for a GPU that is missing."
     device, workers, precision = runtime.device, runtime.workers, runtime.precision
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but PyTorch sees no GPU here; use cpu or auto.")
-    if device == "auto": device = "cpu" if is_on_cpu(device) else "cuda"
+    device = find_device(device).type
     if workers is None:
         on_gpu = device != "cpu" and torch.cuda.is_available()
         processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))

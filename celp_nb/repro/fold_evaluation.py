@@ -6,7 +6,7 @@
 __all__ = ['evaluate_together', 'all_predictors', 'score_fold', 'trained_on', 'fold_scores', 'evaluate_fold', 'drawn_pseudo_mask',
            'row_of_pictures', 'first_of_each_class']
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #6e8df937
+# %% ../../nbs/42c_fold_evaluation.ipynb #a4388690
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from celp_nb.engine.evaluation import (
     voting,
 )
 from ..engine.feature_bank import FeatureBank, evaluate
+from ..engine.order import by_class_and_query
 from ..engine.segmenter import Segmenter
 from ..latent import sample_latent
 from .config import EvaluationConfig
@@ -40,7 +41,7 @@ from .report import Progress, write_table
 from .setup import Setup
 from ..viz import OKABE_ITO, overlay
 
-# %% ../../nbs/42c_fold_evaluation.ipynb #5c685081
+# %% ../../nbs/42c_fold_evaluation.ipynb #87aa488c
 def evaluate_together(
     accelerator: Accelerator,
     predictors: dict[str, Predictor | VotingPredictor],
@@ -55,7 +56,7 @@ def evaluate_together(
     processes = accelerator.num_processes
     if processes == 1:
         return evaluate(predictors, memory, data, episodes, train_classes, shots, report)
-    order = np.lexsort((episodes.query, episodes.cls))
+    order = by_class_and_query(episodes)
     own = np.array_split(order, processes)[accelerator.process_index]
     rows = pd.DataFrame({"episode": []})
     if len(own):

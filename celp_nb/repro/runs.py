@@ -7,7 +7,7 @@ __all__ = ['check_folder', 'claim_folder', 'read_usable_list', 'check_lists', 'b
            'read_results', 'save_predictions', 'score_models', 'write_results', 'train_and_score', 'run', 'list_place',
            'evaluate_run', 'replay']
 
-# %% ../../nbs/43_runs.ipynb #82d4026e
+# %% ../../nbs/43_runs.ipynb #3ac86ff3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +20,7 @@ from ..contrast import FewShotModel
 from ..data.episodes import Episodes, atomic_file
 from ..data.mask_facts import mask_facts
 from ..engine.checkpoints import changed_settings
-from ..engine.training import is_on_cpu
+from ..engine.devices import is_on_cpu
 from celp_nb.repro.callbacks import (
     Callback,
     call_back,

@@ -8,7 +8,7 @@ __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation
            'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity', 'check_data',
            'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #01b17681
+# %% ../../nbs/42b_setup.ipynb #01ac482b
 import importlib.util
 import json
 import subprocess
@@ -42,6 +42,7 @@ from celp_nb.engine.backbones import (
     feature_channels,
     load_backbone,
 )
+from ..engine.devices import set_precision
 from ..engine.feature_bank import FeatureBank, feature_bank
 from ..engine.methods import Method, build_model
 from ..engine.steps import ProcessShare, own_episodes
@@ -98,10 +99,10 @@ def code_version() -> str:  # a commit, with "+" where files differ from it; or 
     except (OSError, subprocess.CalledProcessError):
         return celp_nb.__version__
 
-# %% ../../nbs/42b_setup.ipynb #e029ef03
+# %% ../../nbs/42b_setup.ipynb #888d829b
 def precision_of(runtime: RuntimeConfig) -> torch.dtype | None:  # None: float32
-    "A run's precision as PyTorch names it."
-    return torch.bfloat16 if runtime.precision == "bf16" else None
+    "Compute in a run's precision. Raises ValueError as `set_precision` does."
+    return set_precision(runtime.precision, runtime.device)
 
 
 def process_share(accelerator: Accelerator) -> ProcessShare:

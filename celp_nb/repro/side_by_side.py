@@ -6,7 +6,7 @@
 __all__ = ['Job', 'available_cores', 'folds_at_a_time', 'mistake', 'work_on_fold', 'fold_bars', 'next_message',
            'results_side_by_side', 'fold_results']
 
-# %% ../../nbs/42e_side_by_side.ipynb #a6b4c396
+# %% ../../nbs/42e_side_by_side.ipynb #f3659261
 import multiprocessing
 import os
 import queue
@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..engine.training import is_on_cpu
+from ..engine.devices import is_on_cpu
 from .callbacks import Callback, call_back
 from .config import RunConfig, change_config
 from .defaults import resolve
