@@ -3,17 +3,16 @@
 Its pictures are those of the equations, its controls are connected, and mistakes become sentences.
 """
 
-import html
 import io
 import json
 import re
 import threading
 import time
-from datetime import datetime
+from pathlib import Path
 from types import SimpleNamespace
 
-import ipywidgets as W
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,40 +20,42 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from celp_nb.app import cli as app_cli
-from celp_nb.app import explorer_choice
-from celp_nb.app.explorer import image_panel
-from celp_nb.app.explorer_choice import LatestOnly, load_fold_models, model_or_none
-from celp_nb.app.explorer_pictures import (
-    episode_pictures,
-    map_pictures,
-    nearest_upsample,
-    pseudo_png,
+from celp_nb.app.episode_panel import (
+    episode_panel,
+    episode_text,
+    list_scores,
+    load_fold_models,
+    median_episode,
 )
+from celp_nb.app.explorer import chosen_image, explorer, first_choice, image_panel, show_image
+from celp_nb.app.explorer_pictures import episode_pictures, nearest_upsample
 from celp_nb.app.explorer_state import (
     decode_upload,
-    draw_candidate,
-    drawn_mask,
     latent_prediction,
+    panel_model,
     prepare_image,
     rank_similarities,
     ranked_count,
-    read_corners,
+    scenes_model,
     slider_maps,
 )
-from celp_nb.app.explorer_widgets import Picture, image_controls, place_on_picture, position_at
+from celp_nb.app.latent_answer import panel_state
+from celp_nb.app.latent_payload import equal_runs, page_features, run_values, scene_classes
+from celp_nb.app.latent_widget import LatentWidget
+from celp_nb.app.latest_only import LatestOnly
 from celp_nb.bundled.scenes import samples
-from celp_nb.data.episodes import fold_classes, pairs_per_class
+from celp_nb.data.episodes import pairs_per_class
 from celp_nb.data.images import read_image
 from celp_nb.data.transforms import known_mask
-from celp_nb.engine.backbones import backbone_or_tiny, load_backbone
-from celp_nb.engine.feature_bank import feature_bank
-from celp_nb.latent import DELTA, candidates, sample_latent
+from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.checkpoints import BUNDLED, load_checkpoint, save_checkpoint
+from celp_nb.engine.pretrained import PRETRAINED, first_offered
+from celp_nb.latent import candidates, sample_latent
 from celp_nb.ops import VOID
-from celp_nb.similarity import known_positions, self_similarity, similar_count
+from celp_nb.similarity import self_similarity, similar_count
 
 VAL = samples("val")
-NOVEL = fold_classes(len(VAL.class_names), 0)
-TRAINING = [c for c in range(1, len(VAL.class_names) + 1) if c not in NOVEL]
+NOVEL, TRAINING = scene_classes(VAL, panel_model(scenes_model(), "").trained)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -111,10 +112,6 @@ def test_maps_are_those_of_the_equations(image, delta, sigma, i):
         image.features.high, known.mask, centre=torch.tensor([i]), delta=delta, sigma=sigma
     )
     assert torch.equal(maps.pseudo, pseudo)
-    drawn = pixels(map_pictures(image.photo, known, maps)["pseudo-mask"][0]).astype(int)
-    red, blue = drawn[..., 0] - drawn[..., 2] > 100, drawn[..., 2] - drawn[..., 0] > 100
-    assert (torch.from_numpy(red) == (pseudo[0] == 1)).all()
-    assert (torch.from_numpy(blue) == (pseudo[0] == 0)).all()
 
 
 def test_padding_is_neither_candidate_nor_region_nor_answer():
@@ -124,7 +121,7 @@ def test_padding_is_neither_candidate_nor_region_nor_answer():
     padding, size = wide.padding[0], tuple(wide.features.mid.shape[-2:])
     columns = int((~padding[0]).sum())
     assert 60 < columns < 76 and padding[:, columns:].all() and not padding[:, :columns].any()
-    known = rank_similarities(wide.D, drawn_mask("nothing", [], wide.class_map), size)
+    known = rank_similarities(wide.D, known_mask(wide.class_map, []), size)
     last = (columns - 1) // 8  # column of positions, the last inside of the image
     seen = []
     def decoder(cond):
@@ -143,48 +140,11 @@ def test_a_threshold_that_no_cosine_reaches_is_refused(image):
         slider_maps(image, known, image.features.mid, 0, 1.0, 0)
 
 
-def test_draws_are_uniform_candidates_and_repeatable():
-    P = torch.zeros(4, 5, dtype=torch.bool)
-    assert draw_candidate(P, 0) is None
-    P[1, 2] = P[3, 4] = P[0, 0] = True
-    drawn = [draw_candidate(P, seed) for seed in range(300)]
-    assert set(drawn) == {7, 19, 0} and min(drawn.count(i) for i in (7, 19, 0)) > 70
-    assert drawn[:5] == [draw_candidate(P, seed) for seed in range(5)]
-
-
 def test_every_pixel_gets_its_nearest_position():
     values = np.arange(9).reshape(3, 3)
     big = nearest_upsample(values, 17)
     assert big.shape == (17, 17) and (big[::8, ::8] == values).all()
     assert set(big[:, 0][:4]) == {0} and set(big[:, 0][5:12]) == {3}
-
-
-@pytest.mark.parametrize("size", [(21, 21), (60, 60), (5, 9)])
-def test_a_click_on_a_position_finds_it(size):
-    for point in [(0, 0), (size[0] - 1, size[1] - 1), (size[0] // 2, 1)]:
-        assert position_at(*place_on_picture(point, size), size) == point
-    assert position_at(-0.1, 1.2, size) == (size[0] - 1, 0)
-
-
-def test_a_box_and_a_polygon_become_masks():
-    void = torch.zeros(20, 20, dtype=torch.uint8)
-    void[15:] = 255
-    box = drawn_mask("box", read_corners("2,3 10,5", 20), void)
-    assert (box == 1).sum() == 9 * 3 and box[2, 3] == box[10, 5] == 1 and (box[15:] == 255).all()
-    assert torch.equal(box, drawn_mask("box", [(10, 5), (2, 3)], void))
-    triangle = drawn_mask("polygon", [(0, 0), (0, 10), (10, 0)], void)
-    assert triangle[1, 1] == 1 and triangle[9, 9] == 0
-    for shape, corners in [("nothing", []), ("box", [(1, 1)]), ("polygon", [(1, 1), (2, 2)])]:
-        assert not (drawn_mask(shape, corners, void) == 1).any()
-
-
-@pytest.mark.parametrize(
-    "text, quoted",
-    [("5", "5"), ("1,2 3;4", "3;4"), ("1,20", "1,20"), ("-1,3", "-1,3"), ("a,b", "a,b")],
-)
-def test_a_corner_that_is_none_is_quoted(text, quoted):
-    with pytest.raises(ValueError, match=f"'{re.escape(quoted)}' is no corner"):
-        read_corners(text, 20)
 
 
 def test_uploads():
@@ -201,23 +161,46 @@ def test_uploads():
         decode_upload("dot.png", png_file((4, 3)))
 
 
-def test_a_backbone_that_is_not_to_be_had_costs_a_sentence(tmp_path):
-    backbone, text = backbone_or_tiny("resnet50", str(tmp_path / "none.pth"))
-    assert backbone.name == "tiny" and "instead of resnet50" in text and "none.pth" in text
-    model, side, _, text = model_or_none(str(tmp_path / "none.pt"), backbone)
-    assert model is None and side == 161 and "none.pt" in text
+def test_page_features_keep_the_cosines():
+    "Features of rank 20, with a position of zeros, in 40 channels: 20 are enough."
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(40, 20, generator=rng) @ torch.randn(20, 54, generator=rng)
+    features[:, 7] = 0
+    features = features.unflatten(1, (6, 9))
+    few = page_features(features, 20)
+    assert few.shape == (20, 6, 9) and not few[:, 0, 7].abs().max() > 1e-6
+    before, after = self_similarity(features[None]), self_similarity(few[None])
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=0)
+    assert page_features(features, 40) is features
 
 
 def test_an_episode_says_each_score_and_shows_each_picture():
-    models, backbone, side, *_ = load_fold_models("")
+    fold = load_fold_models("", VAL)
     episodes = pairs_per_class(VAL.pixels, NOVEL, 1, 1, seed=0)
-    memory = feature_bank(backbone, VAL, side, 0.1)
-    pictures = episode_pictures(memory, models, VAL, episodes, 2, TRAINING)
-    assert list(pictures) == ["support", "query", "prior", "PFENet", "PFENet+CE"]
-    for method in models:
+    pictures = episode_pictures(fold.memory, fold.models, VAL, episodes, 2, TRAINING)
+    assert list(pictures) == ["support", "query", "prior", *BUNDLED]
+    for method in fold.models:
         png, caption = pictures[method]
         assert re.search(r"IoU \d+\.\d %", caption)
         assert pixels(png).shape == read_image(VAL, int(episodes.query[2])).shape
+
+
+def test_each_checkpoint_is_read_once(monkeypatch):
+    read = []
+
+    def counted(path, *args, **options):
+        read.append(Path(path))
+        return torch_load(path, *args, **options)
+
+    torch_load = torch.load
+    monkeypatch.setattr(torch, "load", counted)
+    panel_model.cache_clear()
+    load_fold_models("", VAL)
+    assert sorted(p for p in read if p.suffix == ".pt") == sorted(BUNDLED.values())
+    read.clear()
+    tab = explorer()
+    Panel(tab).wait(lambda: Panel(tab).widget.answer, "no answer")
+    assert [p for p in read if p.suffix == ".pt"] == [PRETRAINED[scenes_model()]]
 
 
 # --- the newest state alone
@@ -276,7 +259,38 @@ def test_a_state_that_waits_behind_an_exception_is_done():
     assert done == [0.5]
 
 
-# --- the panel
+# --- the panel of one image
+
+
+class Panel:
+    "A panel's controls by label, and its widget."
+
+    def __init__(self, panel):
+        widgets = list(widgets_in(panel))
+        self.widget = next(w for w in widgets if isinstance(w, LatentWidget))
+        self.control = {w.description: w for w in widgets if getattr(w, "description", "")}
+
+    def wait(self, true, what):
+        end = time.monotonic() + 60
+        while not true():
+            assert time.monotonic() < end, f"{what}; the panel says: {self.widget.note}"
+            time.sleep(0.02)
+
+    def upload(self, name, content):
+        "As the page sends it, in two parts."
+        half = len(content) // 2
+        for at, part in {0: content[:half], half: content[half:]}.items():
+            message = {"upload": name, "at": at, "size": len(content)}
+            self.widget._handle_custom_msg(message, [memoryview(part)])
+
+    def answered(self):
+        "Wait for the decoder's answer for what is shown now."
+        self.wait(lambda: self.widget.answer.get("of") == panel_state(self.widget), "no answer")
+        return run_values(self.widget.answer["runs"], self.shown["side"])
+
+    @property
+    def shown(self):
+        return self.widget.payloads[self.widget.image]
 
 
 def widgets_in(widget):
@@ -285,155 +299,190 @@ def widgets_in(widget):
         yield from widgets_in(child)
 
 
-class Panel:
-    "A panel's controls by label and pictures by name."
-
-    def __init__(self, panel):
-        widgets = list(widgets_in(panel))
-        self.lines = [w for w in widgets if isinstance(w, W.HTML)]
-        self.picture = {w.name: w for w in widgets if isinstance(w, Picture)}
-        labelled = [w for w in widgets if getattr(w, "description", "") and w not in self.lines]
-        self.control = {w.description: w for w in labelled}
-
-    @property
-    def text(self):
-        return html.unescape(" ".join(w.value for w in self.lines))
-
-    def wait(self, true, what):
-        end = time.monotonic() + 60
-        while not true():
-            assert time.monotonic() < end, f"{what}; the panel says: {self.text}"
-            time.sleep(0.02)
-
-    def wait_for_pseudo_mask(self, image, delta, what, point=None, known=None):
-        "Wait for the pseudo-mask of a point; without one, of the point that the controls show."
-
-        def is_shown():
-            at = point or self.point()
-            shown = self.picture["pseudo-mask"].png
-            return self.point() == at and shown == expected_pseudo(image, at, delta, known)
-
-        self.wait(is_shown, what)
-
-    def point(self):
-        return self.control["Row"].value, self.control["Column"].value
-
-
 @pytest.fixture
 def panel():
-    panel = Panel(image_panel(VAL, TRAINING, 0))
-
-    def has_prediction():
-        caption = panel.picture["prediction"].caption
-        return "prediction: the" in caption or "empty" in caption
-
-    panel.wait(has_prediction, "no first prediction")
-    return panel
+    return Panel(image_panel(*first_choice()))
 
 
-def expected_pseudo(image, point, delta, known=None):
-    mask = known_mask(image.class_map, TRAINING) if known is None else known
-    centre = torch.tensor([point[0] * 21 + point[1]])
-    high = image.features.high
-    pseudo, _ = sample_latent(high, mask[None], centre=centre, delta=delta, sigma=0)
-    return pseudo_png(image.photo, pseudo)
+def test_every_control_has_a_label_and_a_tip(panel):
+    assert list(panel.control) == ["Image", "Model", "File", "Weights"]
+    assert all(control.tooltip for control in panel.control.values())
+    assert len(panel.control["Image"].options) == len(VAL.ids)
 
 
-def test_every_control_has_a_label_and_a_tip():
-    controls = image_controls(VAL)
-    assert all(c.description and c.tooltip for c in controls.values())
-    assert len({c.description for c in controls.values()}) == len(controls)
+def test_it_begins_with_a_hidden_object_and_an_answer(panel):
+    assert "(not annotated)" in panel.control["Image"].label
+    i, row_column = panel.control["Image"].value, divmod(panel.shown["centre"], 21)
+    hidden = np.isin(VAL.read_mask(i), NOVEL)
+    assert hidden[row_column[0] * 8, row_column[1] * 8] and 0 < panel.answered().mean() < 1
+    assert panel.widget.upload_limit == 32 * 2**20 and "21×21 positions" in panel.widget.note
 
 
-def test_the_slider_moves_the_pseudo_mask(panel, image):
-    point = panel.point()
-    for delta in (0.3, 0.8, 0.9):
-        panel.control["δ"].value = delta
-        panel.wait_for_pseudo_mask(image, delta, f"no pseudo-mask for {delta}", point)
-    assert panel.point() == point
+def test_another_image_is_shown_from_its_own_centre(panel):
+    panel.control["Image"].value = 7
+    panel.wait(lambda: panel.widget.image.startswith(VAL.ids[7]), "no other image")
+    panel.answered()
+    assert panel.widget.centre == panel.shown["centre"] and len(panel.widget.payloads) == 1
 
 
-def test_forty_moves_while_one_is_worked_on_are_one_more(panel, image, monkeypatch):
-    gate, started, deltas = threading.Event(), threading.Event(), []
-
-    def slow_maps(*args):
-        deltas.append(args[-2])
-        started.set()
-        gate.wait(30)
-        return slider_maps(*args)
-
-    monkeypatch.setattr(explorer_choice, "slider_maps", slow_maps)
-    moves = [k / 50 for k in range(1, 41)]
-    panel.control["δ"].value = moves[0]
-    assert started.wait(30)
-    for delta in moves[1:]:
-        panel.control["δ"].value = delta
-    gate.set()
-    panel.wait_for_pseudo_mask(image, moves[-1], "the last move is not shown")
-    assert deltas == [moves[0], moves[-1]]
+def test_the_decoder_is_asked_about_the_image_that_is_shown_alone():
+    choices, first = first_choice()
+    widget, images, seen = image_panel(choices, first).children[1], {"before": None}, []
+    name, shown, _ = chosen_image(first._replace(source=9), choices)
+    widget.observe(lambda _: seen.append(dict(images)), ["payloads", "image", "centre"])
+    show_image(widget, images, name, shown)
+    assert seen and not any(seen) and images == {name: shown}
 
 
-def test_sigma_moves_the_candidates_alone(panel, image):
-    before = panel.picture["pseudo-mask"].png
-    panel.control["σ"].value = 150
-    known = known_positions(known_mask(image.class_map, TRAINING)[None], (21, 21))
-    P = int(candidates(similar_count(image.D, known, DELTA), known, 150).sum())
-    panel.wait(
-        lambda: f"green, {P} of 441" in panel.picture["candidates"].caption,
-        f"not {P} candidates",
-    )
-    assert panel.picture["pseudo-mask"].png == before
+def test_features_alone_have_no_answer_and_a_mistake_is_a_sentence(panel, tmp_path):
+    panel.control["Model"].value = "features of tiny"
+    panel.wait(lambda: "without a decoder" in panel.widget.note, "no features")
+    assert panel.widget.decoder == "" and panel.shown["mid"]["channels"] == 240
+    before = panel.widget.image, panel.widget.payloads
+    panel.control["Model"].value = "another file"
+    assert "in the line 'File'" in panel.widget.note
+    panel.control["File"].value = str(tmp_path / "gone.pt")
+    panel.wait(lambda: "gone.pt" in panel.widget.note, "no sentence")
+    assert (panel.widget.image, panel.widget.payloads) == before
+    panel.control["File"].value = str(PRETRAINED[scenes_model()])
+    panel.wait(lambda: panel.widget.decoder, "no model")
+    panel.answered()
 
 
-def test_a_click_a_row_and_a_draw_set_the_point(panel, image):
-    x, y = place_on_picture((4, 9), (21, 21))
-    panel.picture["photograph"]._handle_custom_msg({"x": x, "y": y}, [])
-    panel.wait_for_pseudo_mask(image, DELTA, "the click", (4, 9))
-    panel.control["Row"].value = 15
-    panel.wait_for_pseudo_mask(image, DELTA, "the row", (15, 9))
-    panel.control["Draw again"].click()
-    panel.wait(lambda: panel.point() != (15, 9), "the draw")
-    drawn = panel.point()
-    panel.control["δ"].value = 0.4
-    panel.wait_for_pseudo_mask(image, 0.4, "the drawn point stays", drawn)
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("notes.png", b"no picture", "'notes.png' cannot be read as an image"),
+        ("cut.png", png_file()[:60], "'cut.png' cannot be read as an image"),
+        ("empty.png", b"", "'empty.png' cannot be read as an image"),
+        ("dot.png", png_file((4, 3)), "'dot.png' has 3×4 pixels"),
+        ("huge.png", bytes(32 * 2**20 + 1), "'huge.png' is larger than 32 MB"),
+    ],
+)
+def test_a_refused_upload_is_a_sentence_and_the_panel_goes_on(panel, name, content, words):
+    before = panel.widget.image, panel.widget.payloads, panel.control["Image"].options
+    panel.upload(name, content)
+    assert words in panel.widget.note and "\n" not in panel.widget.note
+    after = panel.widget.image, panel.widget.payloads, panel.control["Image"].options
+    assert before == after
+    panel.upload("red.png", png_file())
+    panel.wait(lambda: panel.widget.image.startswith("red_1"), "the upload is not shown")
 
 
-def test_corners_are_clicked_or_written_and_a_wrong_one_is_a_sentence(panel, image):
-    panel.control["Known"].value = "box"
-    panel.control["A click"].value = "corner"
-    for place in [(0.25, 0.25), (0.5, 0.75)]:
-        panel.picture["photograph"]._handle_custom_msg({"x": place[0], "y": place[1]}, [])
-    assert panel.control["Corners"].value == "40,40 120,80"
-    box = drawn_mask("box", [(40, 40), (120, 80)], image.class_map)
-    panel.wait_for_pseudo_mask(image, DELTA, "the box", known=box)
-    panel.control["Corners"].value = "40,40 900,80"
-    panel.wait(lambda: "'900,80' is no corner" in panel.text, "no sentence")
+def test_an_upload_that_stopped_half_way_is_begun_again(panel):
+    content = png_file()
+    message = {"upload": "red.png", "at": 0, "size": len(content)}
+    panel.widget._handle_custom_msg(message, [memoryview(content[:50])])
+    assert panel.control["Image"].value >= 0  # nothing yet
+    panel.upload("red.png", content)
+    panel.wait(lambda: panel.widget.image.startswith("red_1"), "the upload is not shown")
 
 
-def upload(panel, name, content):
-    file = {
-        "name": name,
-        "type": "image/png",
-        "size": len(content),
-        "content": memoryview(content),
-        "last_modified": datetime.now(),
-    }
-    panel.control["Upload an image"].set_trait("value", (file,))
+def test_an_upload_is_shown_without_its_padding_and_the_same_file_twice(panel):
+    portrait = png_file((60, 120))
+    for k in (1, 2):
+        panel.upload("red.i.png", portrait)
+        panel.wait(lambda k=k: panel.widget.image == f"red.i_{k}_161", "the upload is not shown")
+        assert panel.control["Image"].label == f"red.i.png (uploaded, {k})"
+        assert panel.shown["photo_size"] == [120, 60] and panel.shown["known_classes"] == []
+        rows, columns = panel.shown["extent"]
+        assert rows == 161 and columns < 100 and panel.shown["centre"] % 21 * 8 < columns
+        assert not panel.answered()[:, columns:].any()
+        assert "do not trust the mask" in panel.widget.note  # of a photograph, by a model of scenes
 
 
-def test_a_bad_upload_is_a_sentence_and_a_good_one_an_image(panel):
-    before = {name: p.png for name, p in panel.picture.items()}
-    upload(panel, "<b>notes</b>.txt", b"no picture")
-    assert "'<b>notes</b>.txt' cannot be read as an image" in panel.text
-    assert "<b>notes" not in panel.lines[1].value
-    assert {name: p.png for name, p in panel.picture.items()} == before
-    upload(panel, "red.png", png_file())
-    assert "cannot be read" not in panel.text
-    panel.wait(
-        lambda: (pixels(panel.picture["photograph"].png)[20, 20] == (200, 30, 30)).all(),
-        "the upload is not shown",
-    )
-    assert panel.control["Image"].label == "red.png (uploaded)"
+def test_a_larger_square_keeps_no_drawing_of_a_smaller_one(panel, tmp_path):
+    panel.widget.drawn = {panel.widget.image: equal_runs(np.ones((161, 161), int))}
+    panel.widget.known = "drawn"
+    save_checkpoint(tmp_path / "large.pt", **load_checkpoint(PRETRAINED[scenes_model()])
+                    | {"side": 169})
+    panel.control["File"].value = str(tmp_path / "large.pt")
+    panel.control["Model"].value = "another file"
+    panel.wait(lambda: panel.shown["side"] == 169, "no larger square")
+    assert panel.answered().shape == (169, 169) and not panel.widget.drawn_mask().any()
+
+
+# --- which images
+
+
+def test_a_folder_of_photographs_and_a_data_set(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("b.png", "a.png"): (tmp_path / "photos" / name).write_bytes(png_file())
+    choices, first = first_choice(str(tmp_path / "photos"))
+    assert choices.titles == ["a.png", "b.png"] and choices.known == []
+    assert first.source == 0 and first.model == first_offered()
+    name, shown, _ = chosen_image(first._replace(model=scenes_model()), choices)
+    assert name == "a.png_161" and set(shown.image.class_map.unique().tolist()) <= {0, VOID}
+    voc_folder(tmp_path / "scenes")
+    choices, _ = first_choice(str(tmp_path / "scenes"))
+    assert choices.known == list(range(6, 21))  # fold 0 tests the others
+    assert "(not annotated)" in choices.titles[choices.first]
+    with pytest.raises(FileNotFoundError, match="gone: no such folder"):
+        first_choice(str(tmp_path / "gone"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FileNotFoundError, match="there is no photograph"):
+        first_choice(str(tmp_path / "none"))
+
+
+def voc_folder(root):
+    "Four scenes in VOC layout."
+    for part in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / part).mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(read_image(VAL, i)).save(root / "JPEGImages" / f"{VAL.ids[i]}.jpg")
+        mask = Image.fromarray(VAL.read_mask(i).astype(np.uint8))
+        mask.save(root / "SegmentationClass" / f"{VAL.ids[i]}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("\n".join(VAL.ids[:4]))
+    (root / "ImageSets/Segmentation/train.txt").write_text("\n".join(VAL.ids[:4]))
+    (root / "classes.txt").write_text("\n".join(VAL.class_names))
+
+
+# --- the panel of one episode
+
+
+def table_of(gains):
+    "Counts of two methods: episode e gains `gains[e]` of 100 points."
+    rows = []
+    for e, gain in enumerate(gains):
+        for method, inter in (("A", 50), ("B", 50 + gain)):
+            rows.append({"method": method, "shots": 1, "episode": e, "cls": 1 + e % 2, "query": e,
+                         "inter_fg": inter, "union_fg": 100, "inter_bg": 900, "union_bg": 950,
+                         "predicted": 80, "on_known": 10, "valid": 1000})
+    return pd.DataFrame(rows)
+
+
+def test_the_median_episode_stands_in_the_middle():
+    found = list_scores(table_of([40, -30, 5, 6, -2, 7]))
+    assert median_episode(found.gain) == 2 and found.iou.loc[0].tolist() == [50, 90]
+    text = episode_text(found, 2)
+    assert "Over all 6 episodes: A 50.0 %, B 54.3 % mIoU, a difference of +4.3 points" in text
+    assert "This episode: 50.0 % and 55.0 %, +5.0 points; 2 of the 6 episodes" in text
+    assert median_episode(found.gain[::-1]) == 2  # whatever their order
+
+
+def test_the_episode_panel_begins_with_the_median_and_says_both_scores():
+    panel = episode_panel(VAL, NOVEL, TRAINING, per_class=2)
+    control = {w.description: w for w in widgets_in(panel) if getattr(w, "description", "")}
+    message = panel.children[1]
+
+    def says(words):
+        end = time.monotonic() + 60
+        while words not in message.value:
+            assert time.monotonic() < end, message.value
+            time.sleep(0.02)
+        return message.value
+
+    first = says("Over all 10 episodes")
+    assert re.search("; [3456] of the 10 episodes have a smaller difference", first)  # not its ends
+    shown = control["Class"].value, control["Episode"].value
+    control["Next episode"].click()
+    control["Own models"].value = "runs/none/fold0"
+    says("there is no checkpoint runs/none/fold0/")
+    pictures = [w.value for w in panel.children[2].children]
+    assert sum("no prediction" in picture for picture in pictures) == 2
+    control["Own models"].value = ""
+    says("Over all 10 episodes")
+    assert (control["Class"].value, control["Episode"].value) == shown
 
 
 # --- celp explore
@@ -452,12 +501,15 @@ def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     assert command[2:4] == ["voila", str(page)] and "--no-browser" not in command
     assert "--MappingKernelManager.cull_idle_timeout=60" in command  # a closed page's kernel ends
     assert not any("cull_connected" in option for option in command)  # an open page's does not
-    assert "explorer()" in json.loads(page.read_text())["cells"][0]["source"]
+    source = json.loads(page.read_text())["cells"][0]["source"]
+    assert "explorer(*())" in source and f"os.chdir({str(Path.cwd())!r})" in source
     installed(monkeypatch, "jupyterlab")
     command = app_cli.page_server(tmp_path, 8901, browser=False)
     assert command[2] == "jupyterlab" and command[-1] == "--no-browser"
     assert command[3].endswith("51_explorer.ipynb")
     assert not any("cull" in option for option in command)  # a reload finds its kernel again
+    command = app_cli.page_server(tmp_path, 8901, False, "photos", "", "")  # not the chapter
+    assert command[3] == str(page) and "('photos', '', '')" in page.read_text()
 
 
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):
@@ -465,3 +517,20 @@ def test_explore_without_either_names_the_extra(monkeypatch, capsys):
     assert app_cli.main(["explore"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "celp_nb[explore]" in error
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--data", "gone"], "gone: no such folder"),
+        (["--model", "gone.pt"], "there is no checkpoint gone.pt"),
+        (["--weights", "gone.pth"], "gone.pth"),
+    ],
+)
+def test_a_mistake_of_explore_starts_no_server(monkeypatch, tmp_path, capsys, options, words):
+    installed(monkeypatch, "voila")
+    monkeypatch.setattr(app_cli.subprocess, "run", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.chdir(tmp_path)
+    assert app_cli.main(["explore", *options]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and words in error

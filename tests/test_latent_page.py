@@ -372,7 +372,7 @@ def test_every_control_has_a_name_and_a_tip(panel):
 
 
 @browser_test
-@pytest.mark.parametrize("width, columns", [(1100, 2), (701, 2), (600, 1), (390, 1)])
+@pytest.mark.parametrize("width, columns", [(1100, 2), (700, 2), (699, 1), (390, 1)])
 def test_one_column_on_a_narrow_page(panel, width, columns):
     panel.page.set_viewport_size({"width": width + 16, "height": 900})  # margins of the page
     style = "x => getComputedStyle(x).gridTemplateColumns.split(' ').length"

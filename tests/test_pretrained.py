@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 from urllib.error import URLError
 
-import ipywidgets as W
 import numpy as np
 import pytest
 import torch
@@ -16,9 +15,7 @@ from PIL import Image
 from celp_nb import model_card
 from celp_nb.app import predict as app_predict
 from celp_nb.app.cli import main
-from celp_nb.app.explorer import ImagePanel, connect_controls, read_choice
-from celp_nb.app.explorer_widgets import source_controls
-from celp_nb.bundled.scenes import samples
+from celp_nb.app.explorer import chosen_image, first_choice
 from celp_nb.engine import pretrained
 from celp_nb.engine.backbones import BACKBONES, backbone_fingerprint, load_backbone
 from celp_nb.engine.checkpoints import load_checkpoint, load_model, save_checkpoint
@@ -27,8 +24,6 @@ from celp_nb.engine.pretrained import (
     PRETRAINED,
     first_offered,
     half_precision,
-    is_at_hand,
-    model_backbone,
     ship_model,
 )
 from celp_nb.engine.segmenter import Segmenter
@@ -267,27 +262,15 @@ def test_without_it_nothing_is_said_of_it():
         pretrained.warn_of_photographs(PHOTOS)
 
 
-def test_the_explorer_opens_with_the_first_model_that_needs_no_download(photos, trained, hub):
-    assert not is_at_hand(NAME) and is_at_hand("samples-pfenet")
-    controls = source_controls(samples("val"))
-    assert controls["checkpoint"].options[0] == NAME
-    assert controls["checkpoint"].value == "samples-pfenet-ce"
-    assert controls["backbone"].value == "tiny" and "mobilenet_v2" in controls["backbone"].options
-    (hub / Path(URL).name).write_bytes(trained[1].read_bytes())
-    controls = source_controls(samples("val"))
-    assert (controls["checkpoint"].value, controls["backbone"].value) == (NAME, "mobilenet_v2")
-
-
-def test_a_model_that_is_chosen_brings_its_backbone_along(photos, hub, monkeypatch):
-    monkeypatch.setattr(ImagePanel, "show", lambda *_: None)
-    panel = ImagePanel(samples("val"), list(range(6, 21)))
-    connect_controls(panel)
-    controls: dict[str, W.Widget] = panel.controls
-    for name in (NAME, "samples-pfenet"):
-        controls["checkpoint"].value = name
-        assert controls["backbone"].value == model_backbone(name)
-        choice = read_choice(controls, None, 0)
-        assert choice.checkpoint == str(PRETRAINED[name])
-    controls["checkpoint"].value = "none"
-    assert controls["backbone"].value == "tiny" and read_choice(controls, None, 0).checkpoint == ""
-    panel.worker.join()
+def test_the_explorer_reads_scenes_and_photographs_with_their_own_models(
+    photos, trained, hub, tmp_path
+):
+    assert first_choice()[1].model == "samples-pfenet-ce"
+    Image.fromarray(PHOTOS[0]).save(tmp_path / "photo.png")
+    choices, first = first_choice(str(tmp_path))
+    assert first.model == NAME
+    with pytest.raises((ValueError, OSError, RuntimeError), match="could not be downloaded"):
+        chosen_image(first, choices)
+    name, shown, words = chosen_image(first._replace(weights=str(trained[1])), choices)
+    assert "mobilenet_v2" in words and shown.model and name.startswith("photo.png_")
+    assert "do not trust" not in words  # it has seen photographs

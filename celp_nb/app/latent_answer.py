@@ -6,14 +6,14 @@
 __all__ = ['ASKED', 'chosen_known', 'region_at', 'decoder_answer', 'answer_of_state', 'panel_state', 'connect_decoder',
            'answering_widget']
 
-# %% ../../nbs/50f_latent_answer.ipynb #58a4ec99
+# %% ../../nbs/50f_latent_answer.ipynb #5bcae0d7
 import torch
 from torch import Tensor
 
-from .explorer_choice import LatestOnly
 from .explorer_state import ExplorerImage, latent_prediction
 from .latent_payload import PanelImage, equal_runs, run_values
 from .latent_widget import LatentWidget, latent_widget
+from .latest_only import LatestOnly
 from ..conditioning import Conditioning
 from ..contrast import latent_conditioning
 from ..data.masks import void_of

@@ -82,6 +82,26 @@ function drawPanel(elements, state) {
   return maps
 }
 
+const PART = 4 * 2 ** 20 // bytes of a message: servers close the connection from 10 MB on
+
+// Sends a file of the reader's to the kernel, or says why not.
+async function sendFile(file, limit, model, say) {
+  const megabytes = bytes => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 0)} MB`
+  if (file.size > limit) {
+    const sizes = `${megabytes(file.size)}, more than the ${megabytes(limit)} that can be uploaded`
+    return say(`'${file.name}' has ${sizes}; make it smaller first.`)
+  }
+  say(`Reading '${file.name}' …`)
+  try {
+    const bytes = await file.arrayBuffer(), size = bytes.byteLength
+    for (let at = 0; at === 0 || at < size; at += PART) {
+      model.send({ upload: file.name, at, size }, undefined, [bytes.slice(at, at + PART)])
+    }
+  } catch (error) {
+    say(`'${file.name}' cannot be read: ${error.message}`)
+  }
+}
+
 function savePng(mask, [height, width], name) {
   const canvas = make("canvas", { width, height }), context = canvas.getContext("2d")
   const frame = context.createImageData(width, height)
@@ -96,7 +116,7 @@ function savePng(mask, [height, width], name) {
 }
 
 const TRAITS = ["delta", "sigma", "centre", "image", "known", "drawn", "payloads", "answer",
-  "answer_for", "decoder"]
+  "answer_for", "decoder", "note", "upload_limit"]
 
 function render({ model, el }) {
   const elements = createElements(), { choice, canvas, layers, delta, sigma, tools } = elements
@@ -182,6 +202,8 @@ function render({ model, el }) {
     tools.known.value = setting("known", "classes")
     tools.source.value = setting("answer_for", "latent")
     elements.root.classList.toggle("celp-without-decoder", answer === undefined)
+    tools.upload.hidden = !setting("upload_limit", 0)
+    elements.note.textContent = setting("note", "")
     if (answer === undefined && layer === "answer") layer = "pseudo"
     const centre = Math.min(Math.max(model.get("centre"), 0), image.positions.length - 1)
     const values = { delta: model.get("delta"), sigma: model.get("sigma") }
@@ -248,6 +270,12 @@ function render({ model, el }) {
   tools.drawCentre.addEventListener("click", () => {
     const places = [...shown.candidate.keys()].filter(i => shown.candidate[i])
     if (places.length) change("centre", places[Math.floor(Math.random() * places.length)])
+  })
+  tools.upload.addEventListener("click", () => tools.file.click())
+  tools.file.addEventListener("change", () => {
+    const [file] = tools.file.files
+    tools.file.value = "" // so that the same file can be chosen again
+    if (file) sendFile(file, setting("upload_limit", 0), model, text => change("note", text))
   })
   tools.known.addEventListener("change", () => change("known", tools.known.value))
   tools.source.addEventListener("change", () => change("answer_for", tools.source.value))

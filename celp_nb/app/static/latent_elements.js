@@ -119,11 +119,14 @@ function makeTools() {
     latent: "Answer for the latent prototype", drawn: "Answer for what is drawn",
   })
   source.className = "celp-of-decoder"
+  const upload = makeButton("Upload", "a photograph of your own, PNG or JPEG")
+  const file = make("input", { type: "file", accept: "image/*", hidden: true, title: upload.title })
+  file.setAttribute("aria-label", "Photograph to upload")
   const row = make("div", { className: "celp-tools" }, modes.group, undo, clear, download,
-    drawCentre, known, source)
+    drawCentre, known, source, upload, file)
   row.setAttribute("role", "toolbar")
   row.setAttribute("aria-label", "Drawing")
-  return { row, modes: modes.inputs, undo, clear, download, drawCentre, known, source }
+  return { row, modes: modes.inputs, undo, clear, download, drawCentre, known, source, upload, file }
 }
 
 export function createElements() {
@@ -143,10 +146,10 @@ export function createElements() {
     "Threshold δ of Eq. (2) and Eq. (4)", { min: 0, max: 0.99, step: 0.01 })
   const sigma = makeSlider("sigma", "σ", "the least N of a centre",
     "Least N of an admissible centre, Eq. (3)", { min: 0, max: 100, step: 1 })
-  const words = makeLiveRegion("celp-words")
+  const words = makeLiveRegion("celp-words"), note = makeLiveRegion("celp-note")
   const root = make("section", { className: "celp-latent" },
     make("header", {}, make("h3", {}, "From one position to a latent prototype"), choice),
-    words, tools.row,
+    words, tools.row, note,
     make("div", { className: "celp-columns" }, figure,
       make("div", {}, side, delta.element, sigma.element, makeLegend())))
   root.setAttribute("aria-label", "From one position to a latent prototype")
@@ -154,5 +157,6 @@ export function createElements() {
   for (const control of root.querySelectorAll("input, button, select, [tabindex]")) {
     control.dataset.lmSuppressShortcuts = "true"
   }
-  return { root, choice, canvas, overlay, ring, caption, layers, delta, sigma, words, hand, tools }
+  return { root, choice, canvas, overlay, ring, caption, layers, delta, sigma, words, hand, note,
+    tools }
 }
