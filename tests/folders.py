@@ -25,11 +25,14 @@ TINY = make_config(
     side=97,
     width=16,
     iterations=4,
+    optimiser="sgd",
+    lr=0.2,
     pairs=2,
     shots=(1,),
     methods=("PFENet+CE",),
     trivial=False,
     device="cpu",
+    cache_views=0,
 )
 
 

@@ -132,6 +132,8 @@ SMALL = [
     "CyCTR",
     "--device",
     "cpu",
+    "--cache-views",
+    "0",
 ]
 
 

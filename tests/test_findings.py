@@ -78,6 +78,7 @@ def test_of_the_prior_the_best_cut_of_each_fold_is_taken(run):
 def test_a_run_says_what_beats_the_prior_and_what_ce_adds(run):
     text = findings_text(finding_rows(run))
     assert "* PFENet is better than the prior's best cut with one shot: +15.0" in text
+    assert "* PFENet+CE is better than the prior's best cut with one shot: +25.0" in text
     assert "* PFENet+CE is better than PFENet with one shot: +10.0" in text
     assert text.index("What follows") < text.index("| difference")
     axes = findings_figure(finding_rows(run), "x").axes

@@ -231,7 +231,7 @@ def test_many_trainings_leave_the_models_of_celp_train(tmp_path):
     from celp_nb.repro.config import make_config
     from celp_nb.repro.runs import train_run
 
-    small = dict(crop=57, width=8, iterations=2, pairs=2, folds=(0,), device="cpu")
+    small = dict(crop=57, width=8, iterations=2, pairs=2, folds=(0,), device="cpu", cache_views=0)
     methods = ("PFENet", "PFENet+CE contrast=1")
     train_run(make_config(**small, methods=methods), tmp_path / "together")
     out = tmp_path / "apart"

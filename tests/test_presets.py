@@ -417,6 +417,37 @@ def test_readers_are_none_on_a_cpu_and_not_fewer(monkeypatch):
 # --- settings
 
 
+def test_methods_and_kept_views_are_open_until_the_data_are_known(tmp_path):
+    config = make_config()
+    assert config.model.methods is None and config.runtime.cache_views is None
+    samples, folder = resolve(config), resolve(make_config(data=str(tmp_path)))
+    four, heavier = ("PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE"), "+CE contrast=1"
+    assert set(samples.model.methods) == {*four, f"PFENet{heavier}", f"CyCTR{heavier}"}
+    assert folder.model.methods == four
+    assert (samples.runtime.cache_views, folder.runtime.cache_views) == (2, 0)
+    given = resolve(make_config(methods=("CyCTR",), cache_views=0))
+    assert given.model.methods == ("CyCTR",) and given.runtime.cache_views == 0
+
+
+def test_settings_of_an_earlier_recipe_are_read_as_they_were_written(tmp_path):
+    "Once methods, views and the optimiser of the samples were other ones: the file says them."
+    earlier = resolve(
+        make_config(
+            methods=("PFENet", "PFENet+CE"), cache_views=0, optimiser="sgd", lr=0.2, iterations=400
+        )
+    )
+    write_config(tmp_path, earlier)
+    assert read_config(tmp_path) == earlier == resolve(read_config(tmp_path))
+    write_config(tmp_path, make_config())
+    assert read_config(tmp_path) == make_config(), "an open setting stays open"
+
+
+def test_a_preset_keeps_no_views():
+    preset = preset_config("pascal-cyctr-ce-resnet50")
+    assert preset.runtime.cache_views == 0 and preset.model.methods == ("CyCTR+CE",)
+    assert changed_from_preset(change_config(preset, cache_views=2)) == {"cache_views": 2}
+
+
 def test_a_setting_is_known_by_its_flat_name():
     config = make_config(data="DIR", seed=3, width=64, shots=(2,), iterations=5)
     assert (config.data.folder, config.runtime.seed, config.model.width) == ("DIR", 3, 64)

@@ -427,7 +427,7 @@ def test_the_whole_of_coco_is_recognised_and_a_part_is_not(tmp_path):
 
 TINY = make_config(
     folds=(0,), crop=57, side=97, width=16, iterations=4, pairs=2, shots=(1,),
-    methods=("PFENet",), trivial=False,
+    methods=("PFENet",), trivial=False, cache_views=0,
 )
 
 

@@ -1,8 +1,10 @@
 """Image to mask: the segmenter against computing everything anew, and what it takes and refuses."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +22,12 @@ from celp_nb.engine.backbones import (
     load_backbone,
     support_features,
 )
-from celp_nb.engine.checkpoints import BUNDLED, save_checkpoint
+from celp_nb.engine.checkpoints import (
+    BUNDLED,
+    MEDIAN_FOLD_MODELS,
+    load_model,
+    save_checkpoint,
+)
 from celp_nb.engine.evaluation import VotingPredictor, evaluate_plainly, segment_plainly
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.methods import METHODS, build_model
@@ -293,6 +300,19 @@ def test_bundled_models_have_names(data):
         assert np.array_equal(named.logits, path.predict(photos[0]).logits)
     with pytest.raises(FileNotFoundError, match="samples-pfenett.*samples-pfenet-ce, samples"):
         Segmenter.from_pretrained("samples-pfenett")
+
+
+def test_the_models_of_figure_1_are_those_of_the_fold_with_the_median_gain():
+    "Of the run in results/samples with seed 0, the lower one of two in the middle."
+    scores = pd.read_csv(Path(__file__).parent.parent / "results" / "samples" / "scores.csv")
+    scores = scores[(scores.seed == 0) & (scores.shots == 1)]
+    by_method = scores.pivot(index="fold", columns="method", values="miou")
+    gains = by_method["PFENet+CE contrast=1"] - by_method["PFENet"]
+    fold = gains.sort_values().index[1]
+    for (label, path), weight in zip(MEDIAN_FOLD_MODELS.items(), (0, 1)):
+        saved = load_model(path)[1]
+        assert saved["fold"] == fold and saved["contrast"] == weight and saved["steps"] == 400
+        assert saved["method"].startswith(label) and path.stat().st_size < 1.5e6
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from celp_nb.repro.side_by_side import available_cores, fold_results, folds_at_a
 
 @pytest.fixture(scope="module")
 def setup():
-    small = make_config(folds=(0, 1, 2), crop=81, width=16, iterations=2, methods=("PFENet",))
-    return prepare(resolve(small))
+    small = dict(folds=(0, 1, 2), crop=81, width=16, iterations=2, cache_views=0)
+    return prepare(resolve(make_config(**small, methods=("PFENet",))))
 
 
 def is_running(pid, seconds=10):

@@ -26,7 +26,16 @@ from celp_nb.repro.table_texts import (
 from celp_nb.repro.tables import TABLES, table_runs
 
 DATA = Path(os.environ.get("CELP_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
-SMALL = dict(crop=57, side=97, width=16, iterations=2, pairs=2, folds=(0,), trivial=False)
+SMALL = dict(
+    crop=57,
+    side=97,
+    width=16,
+    iterations=2,
+    pairs=2,
+    folds=(0,),
+    trivial=False,
+    cache_views=0,
+)
 
 
 def methods_of(config):

@@ -57,6 +57,7 @@ SMALL = make_config(
     shots=(1, 2),
     methods=("Mine", "Mine+CE"),
     trivial=False,
+    cache_views=0,
 )
 
 DECODER = """
@@ -259,13 +260,13 @@ def test_presets_and_tables_are_the_papers_with_a_third_decoder():
 from torch import nn
 from celp_nb.engine.methods import METHODS, register_decoder
 register_decoder("Third", lambda width, bins: nn.Identity())
-from celp_nb.repro.config import RunConfig
+from celp_nb.repro.defaults import FOLDER_DEFAULTS
 from celp_nb.repro.presets import PRESETS, presets_table
 from celp_nb.repro.tables import SYSTEMS
 import celp_nb.repro.comparison
 assert "Third+CE" in METHODS
 papers = ("PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE")
-assert RunConfig().model.methods == papers
+assert FOLDER_DEFAULTS.model.methods == papers
 assert [row.split()[0] for row in SYSTEMS.rows] == [*papers, "PFENet+CE", "CyCTR+CE"]
 assert len(PRESETS) == 15 and "Third" not in presets_table() and len(presets_table()) > 1000
 """

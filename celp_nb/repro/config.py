@@ -8,7 +8,7 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'DI
            'flat_config', 'change_config', 'make_config', 'config_from_json', 'read_config', 'write_config',
            'read_digests', 'rules_of_run', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #684748c0
+# %% ../../nbs/40_config.ipynb #0a8bbca3
 import difflib
 import json
 from dataclasses import asdict, dataclass, fields, replace
@@ -21,7 +21,7 @@ from ..data.episodes import atomic_file
 from ..data.recognition import default_rules
 from ..data.rules import Rules, find_rules
 from ..data.text_files import read_json
-from ..engine.methods import BUILT_IN_METHODS, Method, find_method
+from ..engine.methods import Method, find_method
 from ..pfenet import COCO_BINS
 
 # %% ../../nbs/40_config.ipynb #57de7fd9
@@ -70,7 +70,7 @@ class DataConfig:
     # as we would; by default literature on PASCAL-5i and COCO-20i, strict on all other data
     rules: Literal["literature", "strict"] | None = None
 
-# %% ../../nbs/40_config.ipynb #2e265854
+# %% ../../nbs/40_config.ipynb #911d1827
 @dataclass(frozen=True)
 class ModelConfig:
     "Backbone and methods."
@@ -80,9 +80,10 @@ class ModelConfig:
     # of the backbone: a file, imagenet, or random; by default its own: bundled for tiny,
     # torchvision's ImageNet weights for the others
     weights: str | None = None
-    # trained side by side on the same episodes; a changed setting follows the name: "PFENet+CE
-    # delta=0.4 known=class"
-    methods: tuple[str, ...] = BUILT_IN_METHODS
+    # trained side by side on the same episodes; by default PFENet, PFENet+CE, CyCTR and CyCTR+CE,
+    # and for the samples "PFENet+CE contrast=1" and "CyCTR+CE contrast=1" too: a changed setting
+    # follows the name, as in "PFENet+CE delta=0.4 known=class"
+    methods: tuple[str, ...] | None = None
     # Python file that registers decoders or backbones of your own, which are used where --methods
     # or --backbone names them; once for each file
     plugin: UseAppendAction[tuple[str, ...]] = ()
@@ -99,7 +100,7 @@ class ModelConfig:
     # weight of the contrast loss in the methods that have one, Eq. (13)
     contrast: float = Method.contrast
 
-# %% ../../nbs/40_config.ipynb #41a5f5b1
+# %% ../../nbs/40_config.ipynb #d469ef6d
 @dataclass(frozen=True)
 class OptimisationConfig:
     "Training steps, learning rates, and the checkpoint that is kept."
@@ -113,10 +114,10 @@ class OptimisationConfig:
     # parts that the episodes of a step are worked through in, where memory is short: the losses are
     # the means of the parts' losses
     accumulate: int = 1
-    # of the convolutions; by default sgd for the samples, adamw for a folder
-    optimiser: Literal["sgd", "adamw"] | None = None
-    # learning rate of the first step; by default 0.2 for the samples, 0.0005 for a folder; with sgd
-    # the published code's is 0.025
+    # of the convolutions; the published code's is sgd
+    optimiser: Literal["sgd", "adamw"] = "adamw"
+    # learning rate of the first step; by default 0.002 for the samples, 0.0005 for a folder; with
+    # sgd the published code's is 0.025
     lr: float | None = None
     # of the convolutions
     weight_decay: float = 1e-4
@@ -157,7 +158,7 @@ class EvaluationConfig:
     # foreground where at least k passes agree
     voting: bool = False
 
-# %% ../../nbs/40_config.ipynb #34274709
+# %% ../../nbs/40_config.ipynb #322bb257
 @dataclass(frozen=True)
 class RuntimeConfig:
     "Random seed, hardware, caches."
@@ -175,8 +176,8 @@ class RuntimeConfig:
     # pass the decoders through torch.compile; needs a C++ compiler
     compile: bool = False
     # fixed augmentations of each image whose features are kept on disk, for speed; 0: each
-    # augmentation is fresh
-    cache_views: int = 0
+    # augmentation is fresh; by default 2 for the samples, 0 for a folder
+    cache_views: int | None = None
     # folder for them; by default a subfolder of the cache folder
     cache: str | None = None
     # memory for features in evaluation, in gigabytes

@@ -45,33 +45,38 @@ from celp_nb.repro.config import (
 from .own_folds import check_tests, read_class_split, split_text
 from ..similarity import check_delta
 
-# %% ../../nbs/40a_defaults.ipynb #1100f5ad
+# %% ../../nbs/40a_defaults.ipynb #bcf1ddc7
 SAMPLES_DEFAULTS = make_config(
+    methods=(
+        *("PFENet", "PFENet+CE", "PFENet+CE contrast=1"),
+        *("CyCTR", "CyCTR+CE", "CyCTR+CE contrast=1"),
+    ),
     backbone="tiny",
     side=SAMPLES_SIDE,
     crop=113,
     reference=SAMPLES_SIDE,
     iterations=400,
-    optimiser="sgd",
-    lr=0.2,
+    lr=2e-3,
     transformer_lr=1e-3,
     width=64,
     pairs=40,
     precision="float32",
+    cache_views=2,
 )
 
 FOLDER_DEFAULTS = make_config(
+    methods=BUILT_IN_METHODS,
     backbone="resnet50",
     side=PASCAL_SIDE,
     crop=PASCAL_SIDE,
     reference=PASCAL_SIDE,
     iterations=5000,
-    optimiser="adamw",
     lr=5e-4,
     transformer_lr=1e-4,
     width=256,
     pairs=200,
     precision="auto",
+    cache_views=0,
 )
 
 

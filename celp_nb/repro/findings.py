@@ -54,7 +54,7 @@ def sentence(
     if confusion.low > 0: text += f"; it confuses known classes more: {points(confusion)}"
     return f"{text}."
 
-# %% ../../nbs/44d_findings.ipynb #7518e459
+# %% ../../nbs/44d_findings.ipynb #dfad4a63
 def finding_rows(
     folder: str | Path,  # of a run
 ) -> pd.DataFrame:  # as of `every_row`
@@ -68,11 +68,10 @@ def finding_rows(
 def finding_pairs(
     rows: pd.DataFrame,  # of `finding_rows`
 ) -> list[tuple[str, str]]:  # a method, and what it is compared with
-    "Decoders without CE beside the prior, then decoders with CE beside those without."
+    "Every method beside the prior, then decoders with CE beside those without."
     methods = [m for m in dict.fromkeys(rows.method) if m != PRIOR]
-    with_ce = row_pairs(methods)
-    plain = [m for m in methods if m not in dict(with_ce) and PRIOR in set(rows.method)]
-    return [*((m, PRIOR) for m in plain), *with_ce]
+    trained = methods if PRIOR in set(rows.method) else []
+    return [*((m, PRIOR) for m in trained), *row_pairs(methods)]
 
 
 def findings_text(

@@ -59,7 +59,7 @@ def unequal_means(
     checked = scores.assign(of_folds=of_folds, off_by=scores["mean"] - of_folds)
     return checked[checked.off_by.abs() > half_step + 1e-6]
 
-# %% ../../nbs/41_presets.ipynb #fbf6d72e
+# %% ../../nbs/41_presets.ipynb #a1023a69
 LR_FACTOR = 10  # by which the published code multiplies the learning rates of section 5.2
 
 EVERY_ROW = {
@@ -74,6 +74,7 @@ EVERY_ROW = {
     "pairs": 1000,
     "trivial": False,
     "precision": "auto",
+    "cache_views": 0,
 }
 OF_DATA = {
     "pascal": {
