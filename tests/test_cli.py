@@ -155,7 +155,7 @@ def test_each_command_lists_its_options(capsys, name, option):
         ("--iterations 0", ["iterations is 0"]),
         ("--shots 0", ["shots"]),
         ("--shots 9", ["9-shot", "evaluation split", "star"]),
-        ("--side 4", ["side 4"]),
+        ("--side 4", ["side: 4 pixels"]),
         ("--extra nowhere", ["nowhere", "no such folder"]),
         ("--n-folds 1", ["more folds"]),
     ],
@@ -536,6 +536,7 @@ def test_presets_are_listed_with_the_papers_scores(capsys):
         "4",
         "0.025",
         "473",
+        "literature",
         "65.8",
         "67.3",
     ]
