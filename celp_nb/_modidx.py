@@ -1194,6 +1194,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                                 'celp_nb/repro/fair_comparisons.py'),
                                                 'celp_nb.repro.fair_comparisons.holm': ( 'fair_comparisons.html#holm',
                                                                                          'celp_nb/repro/fair_comparisons.py'),
+                                                'celp_nb.repro.fair_comparisons.p_text': ( 'fair_comparisons.html#p_text',
+                                                                                           'celp_nb/repro/fair_comparisons.py'),
                                                 'celp_nb.repro.fair_comparisons.points': ( 'fair_comparisons.html#points',
                                                                                            'celp_nb/repro/fair_comparisons.py'),
                                                 'celp_nb.repro.fair_comparisons.power_line': ( 'fair_comparisons.html#power_line',

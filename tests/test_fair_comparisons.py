@@ -12,6 +12,7 @@ from celp_nb.repro.fair_comparisons import (
     detectable,
     differences_text,
     holm,
+    p_text,
     power_line,
     power_of,
     row_pairs,
@@ -188,3 +189,8 @@ def test_questions_without_names_are_told_apart_by_their_class():
     assert len(common_rows(pd.concat([a, b]), "b", "a")[0]) == 64
     with pytest.raises(ValueError, match="asked different episodes"):
         common_rows(pd.concat([a, b.assign(cls=1)]), "b", "a")
+
+
+def test_a_p_that_underflows_is_not_said_to_be_zero():
+    assert [p_text(p) for p in (0.0, 2e-14, 0.034)] == ["< 1e−14", "2e−14", "0.034"]
+    assert p_text(float("nan")) == "–"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'every_row', 'trained_rows', 'run_rows', 'common_rows', 'holm', 'power_of', 'detectable', 'corrected',
-           'compared_pairs', 'row_pairs', 'power_line', 'family_line', 'points', 'compared_text', 'differences_text',
-           'runs_differences']
+           'compared_pairs', 'row_pairs', 'power_line', 'family_line', 'points', 'p_text', 'compared_text',
+           'differences_text', 'runs_differences']
 
 # %% ../../nbs/44a_fair_comparisons.ipynb #ea50ae61
 import math
@@ -222,7 +222,7 @@ def row_pairs(
         if others: pairs.append((label, others[0]))
     return pairs
 
-# %% ../../nbs/44a_fair_comparisons.ipynb #cbd3f488
+# %% ../../nbs/44a_fair_comparisons.ipynb #5ee8c82b
 def power_line(
     table: pd.DataFrame,  # of `compared_pairs`
 ) -> str:
@@ -263,6 +263,11 @@ def points(
     return f"{difference} [{low}, {high}]"
 
 
+def p_text(p: float) -> str:
+    "A p value as tables show it; below 1e−14 it is rounding."
+    return "< 1e−14" if p < 1e-14 else figure_text(p, ".2g")
+
+
 def compared_text(
     table: pd.DataFrame,  # of `compared_pairs`
     notes: list[str],  # likewise
@@ -272,7 +277,7 @@ def compared_text(
     lines = []
     for (method, than, shots), part in table.groupby(["method", "than", "shots"], sort=False):
         line = [f"{method} − {than}", f"{shots}"]
-        for d in part.itertuples(): line += [points(d), figure_text(d.p_corrected, ".2g")]
+        for d in part.itertuples(): line += [points(d), p_text(d.p_corrected)]
         lines.append([*line, part.seeds.iloc[0]])
     header = ["difference", "shots", "mIoU [95 %]", "p", "confusion [95 %]", "p", "seeds"]
     said = [family_line(table), power_line(table), *notes]

@@ -15,6 +15,7 @@ import pandas as pd
 
 from celp_nb.repro.comparison import read_table
 from celp_nb.repro.findings import PRIOR, finding_rows, findings_figure, findings_text
+from celp_nb.repro.presets import markdown_grid
 from celp_nb.repro.report import save_figure
 from celp_nb.repro.statistics import contrast_intervals
 
@@ -26,31 +27,32 @@ def named_scores(runs: list[Path]) -> pd.DataFrame:
     return scores.assign(method=scores.method.mask(is_prior, PRIOR))
 
 
-def score_line(rows: pd.DataFrame, scores: pd.DataFrame, method: str, shots: int) -> str:
+def score_line(
+    rows: pd.DataFrame, scores: pd.DataFrame, method: str, shots: int
+) -> list[str]:  # cells
     "The line of a method: folds, mean over folds and seeds with its interval, confusion likewise."
     of_method = scores[(scores.method == method) & (scores.shots == shots)]
-    folds = " | ".join(f"{x:.1f}" for x in of_method.groupby("fold").miou.mean())
+    folds = [f"{x:.1f}" for x in of_method.groupby("fold").miou.mean()]
     part = rows[(rows.method == method) & (rows.shots == shots)]
-    cells = [method, str(shots), folds]
+    cells = [method, str(shots), *folds]
     if part.empty:
-        cells += [f"{of_method[k].mean():.1f}" for k in ("miou", "fb_iou", "confusion")]
-        return f"| {' | '.join(cells)} |"
+        return cells + [f"{of_method[k].mean():.1f}" for k in ("miou", "fb_iou", "confusion")]
     table = contrast_intervals(part, lambda s: s[method])
     means = [
         f"{r.value:.1f} ({r.low:.1f} to {r.high:.1f})"
         for r in table.loc[["mIoU", "confusion"]].itertuples()
     ]
-    return f"| {' | '.join([*cells, means[0], f'{of_method.fb_iou.mean():.1f}', means[1]])} |"
+    return [*cells, means[0], f"{of_method.fb_iou.mean():.1f}", means[1]]
 
 
-def spread_line(scores: pd.DataFrame, method: str, shots: int) -> str:
+def spread_line(scores: pd.DataFrame, method: str, shots: int) -> list[str]:  # cells
     "Mean over folds per seed; standard deviation over seeds, of this mean and of single folds."
     of_method = scores[(scores.method == method) & (scores.shots == shots)]
     table = of_method.pivot_table(index="seed", columns="fold", values="miou")
     means = table.mean(axis=1)
     spread = table.std()
     cells = [method, str(shots), *(f"{x:.1f}" for x in means), f"{means.std():.1f}"]
-    return f"| {' | '.join([*cells, ', '.join(f'{x:.1f}' for x in spread)])} |"
+    return [*cells, ", ".join(f"{x:.1f}" for x in spread)]
 
 
 if __name__ == "__main__":
@@ -62,12 +64,10 @@ if __name__ == "__main__":
     shots, named = sorted(set(rows.shots)), ["all foreground", *trained, PRIOR]
     folds = [f"fold {f}" for f in sorted(set(scores.fold))]
     head = ["method", "shots", *folds, "mIoU", "FB-IoU", "confusion"]
-    print(f"| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
-    print("\n".join(score_line(rows, scores, m, n) for n, m in product(shots, named)))
+    print(markdown_grid(head, [score_line(rows, scores, m, n) for n, m in product(shots, named)]))
     seeds = [f"seed {s}" for s in sorted(set(scores.seed))]
     head = ["method", "shots", *seeds, "deviation", f"of {', '.join(folds)}"]
-    print(f"\n| {' | '.join(head)} |\n|---|{'---:|' * (len(head) - 1)}")
-    print("\n".join(spread_line(scores, m, n) for n, m in product(shots, trained)))
-    print(f"\n{findings_text(rows)}")
+    print(markdown_grid(head, [spread_line(scores, m, n) for n, m in product(shots, trained)]))
+    print(findings_text(rows))
     title = f"samples, {len(seeds)} seeds"
     save_figure(Path(__file__).with_name("findings.png"), findings_figure(rows, title))
