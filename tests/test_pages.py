@@ -425,7 +425,8 @@ def browser():
         browser.close()
 
 
-#: what reaches beyond the window and lies in no box that scrolls; equations that are not set
+#: what reaches beyond the window and lies in no box that scrolls; equations that do not begin with
+#: their beginning; equations that are not set
 WALK = """async () => {
   await window.MathJax?.startup?.promise
   const scrolls = element => {
@@ -437,10 +438,14 @@ WALK = """async () => {
   const cut = [...document.querySelectorAll("article :is(table, pre, img, iframe, mjx-container)")]
     .filter(element => beyond(element) && !scrolls(element))
     .map(element => element.outerHTML.slice(0, 80))
+  const left = element => element.getBoundingClientRect().left
+  const late = [...document.querySelectorAll("article div.math")]
+    .filter(box => left(box.querySelector("mjx-math") ?? box) < left(box) - 2)
+    .map(box => box.textContent)
   const wrong = [...document.querySelectorAll("[data-mjx-error]")].map(x => x.dataset.mjxError)
   const plain = [...document.querySelectorAll("article .math")]
     .filter(x => !x.querySelector("mjx-container")).map(x => x.textContent)
-  return { width: document.documentElement.scrollWidth, cut, wrong, plain }
+  return { width: document.documentElement.scrollWidth, cut, late, wrong, plain }
 }"""
 
 
@@ -456,7 +461,7 @@ def walk(browser, site, names, width):
         page.goto((site / f"{name}.html").as_uri())
         found = page.evaluate(WALK)
         assert found["width"] <= width, f"{name} is {found['width']} pixels wide"
-        assert not any(found[key] for key in ("cut", "wrong", "plain")), f"{name}: {found}"
+        assert not any(found[key] for key in ("cut", "late", "wrong", "plain")), f"{name}: {found}"
         assert not errors, f"{name}: {errors}"
     outside = [url for url in requests if not url.startswith(("file:", "data:", "blob:"))]
     assert not outside, f"{outside[0]} is fetched"

@@ -21,7 +21,15 @@ function addCopyButton(block) {
   block.append(button)
 }
 
+// A long name in a table may break behind a dot, a colon, a slash or an underscore.
+function allowBreaks(name) {
+  const parts = name.textContent.split(/(?<=[._:/])(?=\w)/)
+  const broken = parts.flatMap(part => [document.createElement("wbr"), part])
+  name.replaceChildren(...broken.slice(1))
+}
+
 document.addEventListener("DOMContentLoaded", () => {
+  for (const name of document.querySelectorAll("article table code .pre")) allowBreaks(name)
   for (const block of document.querySelectorAll("article div.highlight")) {
     if (!block.closest(".cell_output")) addCopyButton(block)
   }
