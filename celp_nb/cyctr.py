@@ -139,7 +139,7 @@ def choose_keys(
     m = int((order > 0).sum(1).max())
     return positions[:, :m], ranked[:, :m] > 0
 
-# %% ../nbs/07_cyctr.ipynb #a594bb7f
+# %% ../nbs/07_cyctr.ipynb #de6383b4
 def cycle_consistent(
     scores: Tensor,  # (B, n, m) float32: query positions against keys
     label: Tensor,  # (B, m) bool: which keys are foreground
@@ -148,7 +148,7 @@ def cycle_consistent(
 ) -> Tensor:  # (B, m) bool
     "Keys for which the round trip support → query → support ends at a key of the same label."
     low = torch.finfo(scores.dtype).min
-    best_query = scores.masked_fill(~query_valid.unsqueeze(2), low).argmax(1)  # j → i*
+    best_query = scores.masked_fill(~query_valid.unsqueeze(2), low).argmax(1)  # j → i′
     best_key = scores.masked_fill(~key_valid.unsqueeze(1), low).argmax(2)  # i → j′
     returned = label.gather(1, best_key.gather(1, best_query))
     return (label == returned) & key_valid

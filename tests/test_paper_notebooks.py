@@ -131,7 +131,7 @@ def test_every_figure_has_a_caption_and_they_are_numbered_in_order(path):
     assert captions and [re.match(r"\S+ \S+ ", text)[0] for text in captions] == wanted
 
 
-@pytest.mark.parametrize("path", PAPER[1:], ids=lambda path: path.stem)
+@each_notebook
 def test_no_three_folded_cells_stand_in_a_row_before_the_exercises(path):
     cells = nbformat.read(path, 4).cells
     last = next(k for k, cell in enumerate(cells) if "\n## Exercises" in f"\n{cell.source}")
