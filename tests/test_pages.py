@@ -476,6 +476,19 @@ def test_pages_fit_the_window_and_raise_no_error(part, width, browser, site):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("name", ["index", "00_overview"])
+def test_the_index_of_equations_needs_no_scrolling_at_a_desk(name, browser, site):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.goto((site / f"{name}.html").as_uri())
+    table = page.locator("article table").filter(has_text="test_equation_1").first
+    shown, whole = table.evaluate("x => [x.parentElement.clientWidth, x.scrollWidth]")
+    assert whole <= shown, f"{name}: {whole} pixels in a box of {shown}"
+    breaks = table.locator("code:has(wbr)")
+    assert "test_equations.py::test_equation_1" in breaks.all_text_contents()
+    page.close()
+
+
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_documents_fit_the_window_and_raise_no_error(width, browser, site):
     names = [name.removesuffix(".md") for name in PAGES.values() if name.endswith(".md")]
