@@ -318,7 +318,7 @@ def test_each_loss_curve_looks_different_and_a_method_keeps_its_colour():
     assert [colour for colour, _ in styles[:6]] == [colour for colour, _ in styles[6:]]
 
 
-def test_live_curves_look_like_those_of_the_file(tmp_path):
+def test_live_curves_look_like_those_of_the_file():
     class Bar:
         def update_graph(self, curves):
             self.graph_ax = plt.subplots()[1]
