@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -25,7 +26,14 @@ from celp_nb.repro.comparison import changed_from_preset, read_runs
 from celp_nb.repro.config import change_config, make_config, read_config
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.own_folds import read_class_split, split_numbers
-from celp_nb.repro.report import loss_figure, predictions_figure, save_figure
+from celp_nb.repro.report import (
+    curve_styles,
+    draw_curves,
+    loss_curves,
+    loss_figure,
+    predictions_figure,
+    save_figure,
+)
 from celp_nb.repro.setup import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -300,6 +308,45 @@ def test_dollars_in_names_are_dollars_in_figures(tmp_path):
     save_figure(tmp_path / "a.png", loss_figure(history, title))
     rows = [{title: np.zeros((9, 9, 3), np.uint8)}]
     save_figure(tmp_path / "b.png", predictions_figure(rows, title))
+
+
+def test_each_loss_curve_looks_different_and_a_method_keeps_its_colour():
+    methods = [f"method {k}: small" for k in range(6)]
+    names = [f"{m}: {term}" for term in ("query mask", "pseudo-mask") for m in methods]
+    styles = [(style["color"], style["ls"]) for style in curve_styles(names)]
+    assert len(set(styles)) == 12 and {line for _, line in styles[6:]} == {":"}
+    assert [colour for colour, _ in styles[:6]] == [colour for colour, _ in styles[6:]]
+
+
+def test_live_curves_look_like_those_of_the_file():
+    class Bar:
+        def update_graph(self, curves):
+            self.graph_ax = plt.subplots()[1]
+            for curve, name in zip(curves, self.names): self.graph_ax.plot(*curve, label=name)
+
+    Bar.graph_out = type("Display", (), {"update": lambda self, figure: None})()
+    steps = [{"main": 1.0, "contrast": 0.5, "latent": 1.0}] * 3
+    history = {f"method {k}": steps for k in range(4)}
+    bar, figure = Bar(), loss_figure(history, "file")
+    draw_curves(bar, "live", loss_curves(history))
+    looks = [[(x.get_label(), x.get_color(), x.get_linestyle()) for x in ax.lines]
+             for ax in (bar.graph_ax, figure.axes[0])]
+    plt.close("all")
+    assert looks[0] == looks[1] and len(looks[0]) == 8
+
+
+@pytest.mark.parametrize("columns", [2, 6, 10, 14])
+def test_titles_above_many_pictures_are_readable_and_keep_to_their_columns(columns):
+    names = ["support: butterfly", "ground truth", "PFENet+CE\ncontrast=1"]
+    names += [f"method {k}" for k in range(11)]
+    fig = predictions_figure([dict.fromkeys(names[:columns], np.zeros((9, 9, 3), np.uint8))], "run")
+    fig.canvas.draw()
+    boxes = [ax.title.get_window_extent() for ax in fig.axes]
+    assert all(a.x1 < b.x0 for a, b in zip(boxes, boxes[1:]))
+    for text in (*(ax.title for ax in fig.axes), fig._suptitle):
+        at_700_pixels = text.get_fontsize() / 72 * min(100, 700 / fig.get_figwidth())
+        assert at_700_pixels > 9
+    plt.close(fig)
 
 
 # --- the nearest

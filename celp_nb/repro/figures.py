@@ -43,7 +43,7 @@ def training_differences(
             lines.append(line)
     return pd.DataFrame(lines)
 
-# %% ../../nbs/44c_figures.ipynb #694cb930
+# %% ../../nbs/44c_figures.ipynb #1854ddbf
 def draw_paired_points(
     ax: Axes,
     at: float,  # where, on the y axis
@@ -80,8 +80,8 @@ def difference_figure(
             draw_paired_points(ax, at, points, table.loc[measure], measure)
     labels = [drawable(f"{method} − {than}") for method, than in pairs]
     axes[0].set_yticks(range(len(pairs)), labels)
-    axes[0].set(ylim=(len(pairs) - 0.4, -0.5), xlabel="mIoU (points): right is better")
-    axes[1].set(xlabel="known-class confusion (points): left is better")
+    axes[0].set(ylim=(len(pairs) - 0.4, -0.5), xlabel="mIoU (points):\nright is better")
+    axes[1].set(xlabel="known-class confusion\n(points): left is better")
     for ax in axes: ax.axvline(0, color="black", ls=":", lw=1)
     fig.suptitle(drawable(title))
     outside_legend(fig)
