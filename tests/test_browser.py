@@ -134,10 +134,10 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory):
     "The page of `celp explore`."
-    port, folder = free_port(), tmp_path_factory.mktemp("explore")
+    port, folder, errors = free_port(), tmp_path_factory.mktemp("explore"), []
     command = [sys.executable, "-m", "celp_nb", "explore", "--port", str(port), "--no-browser"]
     for _ in serve(command, folder, f"http://127.0.0.1:{port}/voila/static/voila.js"):
-        page, errors = browser.new_page(), []
+        page = browser.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.on("console", lambda message: errors.extend(own_error(message)))
         page.goto(f"http://127.0.0.1:{port}/")

@@ -74,13 +74,13 @@ def explorer_page(
         "nbformat_minor": 5,
     }
 
-# %% ../../nbs/53_cli.ipynb #1fbd6524
-# Voilà starts a kernel per load of the page. A page that closes or is loaded again asks for the end
-# of its kernel, without the token that a server expects of a form, so that every kernel stayed
+# %% ../../nbs/53_cli.ipynb #40648178
+# Voilà starts a kernel per load of the page. A page that closes or is loaded again asks for the
+# end of its kernel, without the token that a server expects of a form, and was refused
 # (voila-dashboards/voila, issue 1458). The kernel's name is as hard to guess as the token, and
-# requests from pages of another origin stay refused. Not every browser asks; so a kernel without a
-# page ends a minute after its last word. Of JupyterLab's extensions the page needs those of widgets:
-# another's, made for JupyterLab alone, would be an error in the browser's console.
+# requests from pages of another origin stay refused. Not every browser asks; so a kernel without
+# a page ends a minute after its last word. Of JupyterLab's extensions the page needs those of
+# widgets: another's, made for JupyterLab alone, would be an error in the browser's console.
 VOILA_OPTIONS = [
     "--Voila.tornado_settings={'disable_check_xsrf': True}",
     "--MappingKernelManager.cull_idle_timeout=60",  # seconds

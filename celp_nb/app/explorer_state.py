@@ -7,7 +7,7 @@ __all__ = ['FEATURES', 'PanelModel', 'training_thresholds', 'panel_model', 'scen
            'decode_upload', 'KnownPositions', 'rank_similarities', 'ranked_count', 'SliderMaps', 'slider_maps',
            'reduced_features', 'latent_prediction']
 
-# %% ../../nbs/50_explorer_state.ipynb #f2a9ed80
+# %% ../../nbs/50_explorer_state.ipynb #387b4eba
 import io
 import warnings
 from functools import lru_cache
@@ -30,8 +30,8 @@ from celp_nb.data.transforms import (
 )
 from ..engine.backbones import Backbone, image_features, load_backbone
 from ..engine.checkpoints import BUNDLED, load_model, rules_of
-from ..engine.pretrained import PRETRAINED, backbone_of, pretrained_file
 from ..engine.methods import find_method
+from ..engine.pretrained import PRETRAINED, backbone_of, pretrained_file
 from ..latent import DELTA, SIGMA, candidates, pseudo_mask, similar_region
 from ..ops import STRIDE, VOID, resize
 from ..similarity import check_delta, known_positions, self_similarity
