@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -133,24 +134,45 @@ def browser(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(browser, tmp_path_factory):
     "The page of `celp explore`."
-    port, folder = free_port(), tmp_path_factory.mktemp("explore")
+    port, folder, errors = free_port(), tmp_path_factory.mktemp("explore"), []
     command = [sys.executable, "-m", "celp_nb", "explore", "--port", str(port), "--no-browser"]
     for _ in serve(command, folder, f"http://127.0.0.1:{port}/voila/static/voila.js"):
         page = browser.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.on("console", lambda message: errors.extend(own_error(message)))
         page.goto(f"http://127.0.0.1:{port}/")
-        yield Page(page)
+        yield Page(page, errors)
         page.close()
+
+
+def own_error(message):
+    "The text of a message that is an error; [] for the icons that Voilà's template asks a CDN for."
+    is_own = message.type == "error" and "fontawesome" not in message.location["url"]
+    return [message.text] if is_own else []
+
+
+def kernels():
+    "The processes of kernels that this process has started, through servers too."
+    import psutil
+
+    found = set()
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            is_zombie = process.status() == psutil.STATUS_ZOMBIE
+            if "ipykernel_launcher" in process.cmdline() and not is_zombie: found.add(process.pid)
+    return found
 
 
 class Page:
     "What a reader does with the panel, and what they see."
 
-    def __init__(self, page):
+    def __init__(self, page, errors=()):
         self.page, self.panel = page, page.locator(".celp-latent")
+        self.errors = errors
         self.panel.wait_for()
 
-    def wait(self, true, what):
-        end = time.monotonic() + PATIENCE
+    def wait(self, true, what, patience=PATIENCE):
+        end = time.monotonic() + patience
         while not true():
             if time.monotonic() > end:
                 self.page.screenshot(path=LAST_PAGE)
@@ -207,6 +229,24 @@ def start():
     "What the page begins with."
     choices, first = first_choice()
     return choices, first, chosen_image(first, choices)[1]
+
+
+def test_a_page_that_is_loaded_again_or_closed_ends_its_kernel(browser, page):
+    "At once; 60 seconds later kernels without a page end anyhow."
+    before, other = kernels(), browser.new_page()
+    load = lambda step, *to: (step(*to), other.locator(".celp-latent").wait_for())
+    load(other.goto, page.page.url)
+    first = kernels() - before
+    load(other.reload)
+    page.wait(lambda: not first & kernels(), "the kernel of a page loaded again runs on", 20)
+    second = kernels() - before
+    assert len(first) == len(second) == 1
+    other.close(run_before_unload=True)
+    page.wait(lambda: kernels() == before, "the kernel of a closed page runs on", 40)
+
+
+def test_the_page_is_loaded_without_an_error(page):
+    assert not page.errors
 
 
 def test_the_page_follows_slider_click_and_keys(page, start):

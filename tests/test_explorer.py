@@ -50,7 +50,7 @@ from celp_nb.data.transforms import known_mask
 from celp_nb.engine.backbones import load_backbone
 from celp_nb.engine.checkpoints import BUNDLED, load_checkpoint, save_checkpoint
 from celp_nb.engine.pretrained import PRETRAINED, first_offered
-from celp_nb.latent import candidates, sample_latent
+from celp_nb.latent import DELTA, SIGMA, candidates, sample_latent
 from celp_nb.ops import VOID
 from celp_nb.similarity import self_similarity, similar_count
 
@@ -349,6 +349,42 @@ def test_features_alone_have_no_answer_and_a_mistake_is_a_sentence(panel, tmp_pa
     panel.answered()
 
 
+def test_a_model_begins_with_the_thresholds_of_its_training(tmp_path):
+    saved = load_checkpoint(PRETRAINED[scenes_model()])
+
+    def trained_with(name, **facts):
+        save_checkpoint(tmp_path / name, **saved | facts)
+        return str(tmp_path / name)
+
+    low = trained_with("low.pt", method="PFENet+CE delta=0.25", delta=0.25, sigma=4)
+    choices, first = first_choice(model=low)
+    panel = Panel(image_panel(choices, first))
+
+    def says(words):
+        panel.wait(lambda: words in panel.widget.note, f"not {words}")
+        return panel.widget.delta, panel.widget.sigma
+
+    def show_file(path, words):
+        panel.control["File"].value = path
+        return says(words)
+
+    assert says("tiny, trained with δ = 0.25 and σ = 4; 161 pixels") == (0.25, 4)
+    panel.widget.delta, panel.widget.sigma = 0.4, 7
+    panel.control["Image"].value = 7
+    panel.wait(lambda: panel.widget.image.startswith(VAL.ids[7]), "no other image")
+    assert (panel.widget.delta, panel.widget.sigma) == (0.4, 7)  # the same model
+    older = trained_with("older.pt", method="PFENet+CE delta=0.5 sigma=3")  # its name says it
+    assert show_file(older, "trained with δ = 0.5 and σ = 3") == (0.5, 3)
+    without = trained_with("without.pt", method="PFENet")
+    assert show_file(without, "trained without δ and σ") == (DELTA, SIGMA)
+    share = trained_with("share.pt", method="PFENet+CE share=0.1")
+    assert "a δ for each image and σ = 11" in panel_model(share, "").words
+    show_file(low, "trained with δ = 0.25 and σ = 4")
+    show_file(trained_with("wrong.pt", delta=3.0), "wrong.pt: delta is 3.0")
+    assert panel.widget.delta == 0.25
+    show_file(trained_with("minus.pt", sigma=-1), "minus.pt holds no trained model ('sigma' is -1")
+
+
 @pytest.mark.parametrize(
     "name, content, words",
     [
@@ -501,6 +537,7 @@ def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     assert command[2:4] == ["voila", str(page)] and "--no-browser" not in command
     assert "--MappingKernelManager.cull_idle_timeout=60" in command  # a closed page's kernel ends
     assert not any("cull_connected" in option for option in command)  # an open page's does not
+    assert "--Voila.tornado_settings={'disable_check_xsrf': True}" in command  # ends it at once
     source = json.loads(page.read_text())["cells"][0]["source"]
     assert "explorer(*())" in source and f"os.chdir({str(Path.cwd())!r})" in source
     installed(monkeypatch, "jupyterlab")

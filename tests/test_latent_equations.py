@@ -17,6 +17,7 @@ from celp_nb.app.latent_payload import (
     dequantise,
     equal_runs,
     latent_payload,
+    page_similarity,
     quantise,
     scene_payloads,
 )
@@ -225,6 +226,25 @@ def test_maps_of_bundled_scenes(javascript, scenes, k):
     assert bool(ref.padding.any()) == (k == 1)
     sizes = [int((maps["pseudo"] == 1).sum()) for maps in answer["maps"]]
     assert 0 in sizes and max(sizes) > 2000  # an empty region and a large one are among them
+
+
+@needs_node
+def test_directions_with_fewer_channels_keep_their_length(javascript):
+    "Divided by what is left of them, cosines would be too large."
+    rng = torch.Generator().manual_seed(0)
+    high = torch.randn(1, 600, 24, 24, generator=rng).relu()
+    high[:, :, 0, 0] = 0
+    class_map, padding = torch.zeros(185, 185, dtype=torch.uint8), padding_of(185, 185, 185)
+    photo, mid = np.zeros((185, 185, 3), np.uint8), high[:, :3]
+    image = ExplorerImage(photo, class_map, Features(mid, high), None, padding)
+    payload = latent_payload("noise", image, mid, [], 0)
+    seen = javascript("payload => packAll(E.prepareImage(payload))", payload)["D"].reshape(576, 576)
+    D = self_similarity(high)[0].numpy()
+    shared = page_similarity(payload["high"], (24, 24))[0].numpy()
+    assert payload["high"]["channels"] == 256 and abs(seen - shared).max() < 1e-5
+    assert abs(np.diag(seen) - np.diag(D)).max() < 1e-5  # 1, and 0 of zeros
+    divided = self_similarity(dequantise(payload["high"], (24, 24)))[0].numpy()
+    assert abs(seen - D).mean() < abs(divided - D).mean() / 2
 
 
 @needs_node

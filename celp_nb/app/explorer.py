@@ -60,18 +60,21 @@ def read_choice(
     if source < 0: source = uploads[-1 - source]
     return PanelChoice(source, model, value["weights"].strip())
 
-# %% ../../nbs/51_explorer.ipynb #7d2b24fd
+# %% ../../nbs/51_explorer.ipynb #5a683f41
 def show_image(
     widget: LatentWidget,
     images: dict[str, PanelImage],  # those that the decoder can be asked about
     name: str,
     shown: PanelImage,
 ) -> None:
-    "Let the panel show an image, from its own first centre."
+    "Let the panel show an image, from its own first centre; another model brings its δ and σ."
+    before = next(iter(images.values()), None)
     images.clear()
     with widget.hold_sync():
         widget.payloads = {name: shown.payload}
         widget.image, widget.centre = name, shown.payload["centre"]
+        if before is None or before.model is not shown.model:
+            widget.delta, widget.sigma = shown.delta, shown.sigma
         widget.decoder = "the model's decoder" if shown.model else ""
     images[name] = shown
 

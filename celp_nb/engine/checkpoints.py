@@ -88,7 +88,7 @@ def is_scales(value: object) -> bool:
     if not isinstance(value, list | tuple): return False
     return all((_whole(v) or isinstance(v, float)) and 0 < v < float("inf") for v in value)
 
-# %% ../../nbs/32_checkpoints.ipynb #7b8729cb
+# %% ../../nbs/32_checkpoints.ipynb #ad689569
 #: what a file of a trained model holds at least → whether a value can be it, and in words
 MODEL_FIELDS = {
     "model": (is_state, "a table of tensors by name"),
@@ -110,6 +110,7 @@ MORE_FIELDS = {
     **{name: (_text, "a text") for name in ("selected", "commit", "about")},
     **{name: (_size, "a whole number above 0") for name in ("steps", "batch")},
     **{name: (_number, "a number or None") for name in ("delta", "contrast")},
+    "sigma": (lambda value: value is None or _whole(value) and value >= 0, "0, 1, 2, … or None"),
     "rules": (lambda value: _text(value) and value in RULES, f"one of {', '.join(RULES)}"),
 }
 

@@ -114,7 +114,7 @@ def selection_words(
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
     return f"best of {optimisation.checks} checkpoints on {chosen_on}"
 
-# %% ../../nbs/42d_fold_training.ipynb #c5a690d3
+# %% ../../nbs/42d_fold_training.ipynb #a5cb63ef
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
     "Where a run keeps a trained model."
     return Path(folder) / f"fold{fold}" / f"{method}.pt"
@@ -135,6 +135,7 @@ def training_facts(
         "steps": fold.iterations,
         "batch": setup.config.optimisation.batch,
         "delta": setup.methods[method].delta if contrast else None,
+        "sigma": setup.methods[method].sigma if contrast else None,
         "contrast": contrast,
         "commit": setup.commit,
     }

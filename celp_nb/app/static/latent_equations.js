@@ -75,12 +75,15 @@ export function minMax(map) {
 // --- similarity: Eq. (1) and Eq. (2)
 
 // `self_similarity`, D of Eq. (1): Float32Array of hw·hw; row i: the cosine of i with all others.
-export function selfSimilarity(features, channels) {
-  const lengths = vectorLengths(features, channels), n = lengths.length
+// Where channels of directions were left out (`page_features`), each keeps its length: 1, or 0.
+export function selfSimilarity(features, channels, shortened = false) {
+  const own = vectorLengths(features, channels), n = own.length
+  const lengths = shortened ? own.map(length => Number(length > 0)) : own
   const D = new Float32Array(n * n)
   for (let i = 0; i < n; i++) {
     for (let j = i; j < n; j++) {
-      const product = dot(features, i * channels, features, j * channels, channels)
+      const product = shortened && j === i ? lengths[i] :
+        dot(features, i * channels, features, j * channels, channels)
       D[i * n + j] = D[j * n + i] = product / (Math.fround(lengths[i] * lengths[j]) + EPS)
     }
   }
@@ -222,7 +225,8 @@ export function decodeRuns(runs, length) {
 export function prepareImage(payload) {
   const mapSize = [payload.h, payload.w], size = [payload.side, payload.side]
   const classMap = decodeRuns(payload.class_map, size[0] * size[1])
-  const D = selfSimilarity(decodeFeatures(payload.high), payload.high.channels)
+  const { channels: count, shortened } = payload.high
+  const D = selfSimilarity(decodeFeatures(payload.high), count, shortened)
   const mid = decodeFeatures(payload.mid), channels = payload.mid.channels
   const lengths = vectorLengths(mid, channels)
   const image = { mapSize, size, extent: payload.extent, classMap, D, mid, channels, lengths }
