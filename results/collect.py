@@ -6,6 +6,9 @@ Adds to (or replaces in) FOLDER/scores.csv, which has every score, and FOLDER/ro
 the pixel counts of every episode of the trained methods. A run is a folder of `celp run` or
 `celp table`; what it has not finished yet is not in its results.csv and comes with the next call.
 
+A model that another run in FOLDER has scored to the same digit is left out (Table 7's row of
+averages is such a one), so that it does not count twice.
+
 With --queries the counts are summed over the episodes of each query image and class, which keeps
 all that intervals over query images need in a tenth of the size; `episodes` says how many they are.
 """
@@ -18,6 +21,10 @@ import pandas as pd
 from celp_nb.repro.fair_comparisons import run_rows
 from celp_nb.repro.report import write_table
 from celp_nb.repro.table_texts import scored_run
+
+FILES = "scores.csv", "rows.csv.gz"
+MODEL = ["run", "fold", "method", "shots"]
+SCORED = [*MODEL[1:], "data", "seed", "episode_seed", "miou", "fb_iou", "confusion"]
 
 
 def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -34,11 +41,18 @@ def summed(rows: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(episode=together.episode.min()).reset_index()
 
 
-def added(path: Path, new: pd.DataFrame) -> pd.DataFrame:
-    "A table with the new rows in place of those of the same runs."
-    if not path.is_file(): return new
-    old = pd.read_csv(path, dtype={"commit": str, "weights": str})
-    return pd.concat([old[~old.run.isin(new.run.unique())], new], ignore_index=True)
+def kept_rows(path: Path, runs: set[str]) -> pd.DataFrame:
+    "What a table holds of other runs than these; empty where there is none yet."
+    if not path.is_file(): return pd.DataFrame()
+    table = pd.read_csv(path, dtype={"commit": str, "weights": str})
+    return table[~table.run.isin(runs)]
+
+
+def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
+    "The new scores without those of models that are in the old ones, to the same digit."
+    if old.empty: return new
+    told = set(old[SCORED].itertuples(index=False, name=None))
+    return new[[score not in told for score in new[SCORED].itertuples(index=False, name=None)]]
 
 
 if __name__ == "__main__":
@@ -50,7 +64,11 @@ if __name__ == "__main__":
     folder, runs = Path(given[0]), [Path(run) for run in given[1:]]
     scores, rows = collected([run for run in runs if (run / "results.csv").is_file()])
     if by_query: rows = summed(rows)
-    write_table(folder / "scores.csv", added(folder / "scores.csv", scores))
-    added(folder / "rows.csv.gz", rows).to_csv(
-        folder / "rows.csv.gz", index=False, compression={"method": "gzip", "mtime": 0}
+    names = set(scores.run)
+    old_scores, old_rows = (kept_rows(folder / name, names) for name in FILES)
+    scores = unrepeated(scores, old_scores)
+    rows = rows.merge(scores[MODEL].drop_duplicates())
+    write_table(folder / FILES[0], pd.concat([old_scores, scores], ignore_index=True))
+    pd.concat([old_rows, rows], ignore_index=True).to_csv(
+        folder / FILES[1], index=False, compression={"method": "gzip", "mtime": 0}
     )

@@ -21,3 +21,8 @@ for seed in 0 1 2; do
       --methods "${methods[@]}"
   done
 done
+# Tables 5, 6 and 7, seed 0
+celp run --name pfenet-s0-tables --data "$data" $regime --seed 0 --no-trivial "$@" --methods \
+  "PFENet+CE delta=0.4" "PFENet+CE delta=0.5" "PFENet+CE delta=0.8" "PFENet+CE contrast=0.25"
+celp run --name table7-s0 --data "$data" $regime --seed 0 --no-trivial "$@" --methods PFENet+CE \
+  --voting --shots 5
