@@ -462,7 +462,7 @@ def test_settings_from_before_the_rules_are_of_ours(tmp_path):
 
 
 def test_a_model_of_unknown_rules_is_refused(tmp_path):
-    saved = torch.load(BUNDLED["PFENet"], weights_only=True)
+    saved = torch.load(BUNDLED[0]["PFENet"], weights_only=True)
     torch.save({**saved, "rules": "loose"}, tmp_path / "m.pt")
     with pytest.raises(ValueError, match="m.pt.*'rules' is 'loose', not one of literature, strict"):
         load_model(tmp_path / "m.pt")

@@ -25,7 +25,7 @@ from celp_nb.bundled.scenes import samples
 from celp_nb.data.episodes import atomic_file, fold_classes, pairs_per_class
 from celp_nb.data.images import read_image
 from celp_nb.data.transforms import binary_mask, known_mask
-from celp_nb.engine.checkpoints import MEDIAN_FOLD_MODELS
+from celp_nb.engine.checkpoints import BUNDLED
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.segmenter import Segmenter
 from celp_nb.latent import DELTA
@@ -33,8 +33,8 @@ from celp_nb.ops import STRIDE
 from celp_nb.viz import OKABE_ITO, overlay
 
 ROOT = Path(__file__).resolve().parent.parent
-MODELS = dict(zip(("without CE", "with CE"), MEDIAN_FOLD_MODELS.values()))
 STAR_FOLD, ANSWER_FOLD = 0, 1  # the star is of a class that fold 0 tests; the models are of fold 1
+MODELS = dict(zip(("without CE", "with CE"), BUNDLED[ANSWER_FOLD].values()))
 STAR, CENTRE = "val_0001", (13, 8)  # the notebooks' scene; row and column of i* on its star
 DELTAS = [*np.linspace(0.25, 0.9, 14), *np.linspace(0.85, DELTA, 5)]
 LEAST = 0.05  # the IoU of two answers that differ, as 00_overview counts them

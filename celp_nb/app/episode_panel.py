@@ -28,7 +28,7 @@ from ..engine.evaluation import scores
 from ..engine.feature_bank import FeatureBank, evaluate, feature_bank
 from ..engine.pretrained import backbone_of
 
-# %% ../../nbs/50i_episode_panel.ipynb #019157e1
+# %% ../../nbs/50i_episode_panel.ipynb #2b494670
 class FoldModels(NamedTuple):
     "The models of both methods on one fold."
     models: dict[str, FewShotModel]  # by method: without CE, with CE
@@ -41,7 +41,7 @@ def load_fold_models(
     data: ImageSet,
 ) -> FoldModels:
     "Load the models of both methods. Raises FileNotFoundError or ValueError naming the file."
-    files = {m: Path(folder) / f"{m}.pt" if folder else path for m, path in BUNDLED.items()}
+    files = {m: Path(folder) / f"{m}.pt" if folder else path for m, path in BUNDLED[0].items()}
     loaded = {method: load_model(path) for method, path in files.items()}
     (_, saved), path = next(iter(loaded.values())), next(iter(files.values()))
     backbone = backbone_of(path, saved)
@@ -88,7 +88,7 @@ def episode_text(found: ListScores, e: int) -> str:
         "have a smaller difference."
     )
 
-# %% ../../nbs/50i_episode_panel.ipynb #462335f5
+# %% ../../nbs/50i_episode_panel.ipynb #5d345b97
 def make_episode_job(
     data: ImageSet,
     episodes: Episodes,
@@ -119,18 +119,18 @@ def make_episode_job(
             screen.show_message(f"{episode_text(found, e)} {fold.words}")
         except (ValueError, OSError, RuntimeError) as error:
             screen.show_message(str(error))
-            for method in BUNDLED: screen.show_picture(method, b"", f"{method}: no prediction")
+            for method in BUNDLED[0]: screen.show_picture(method, b"", f"{method}: no prediction")
 
     return show_episode
 
-# %% ../../nbs/50i_episode_panel.ipynb #438b3345
+# %% ../../nbs/50i_episode_panel.ipynb #404af421
 def episode_controls(
     names: list[str],  # of the classes to choose from
     per_class: int,  # episodes
 ) -> dict[str, W.Widget]:  # by name
     "Make the controls of the episode panel."
     classes = [(name, n) for n, name in enumerate(names)]
-    files = " and ".join(f"{method}.pt" for method in BUNDLED)
+    files = " and ".join(f"{method}.pt" for method in BUNDLED[0])
     folder_tip = f"folder with {files}; empty: the bundled ones"
     last = per_class - 1
     return {
@@ -152,7 +152,7 @@ def episode_panel(
     names = data.class_names
     episodes = pairs_per_class(data.pixels, novel, per_class, 1, seed=0, class_names=names)
     controls = episode_controls([names[c - 1] for c in novel], per_class)
-    screen = Screen(("support", "query", "prior", *BUNDLED))
+    screen = Screen(("support", "query", "prior", *BUNDLED[0]))
 
     def show_number(e):
         controls["class"].value, controls["number"].value = divmod(e, per_class)

@@ -67,7 +67,7 @@ def training_thresholds(
     if method.share: return DELTA, sigma, f"trained with a δ for each image and σ = {sigma}"
     return delta, sigma, f"trained with δ = {delta:g} and σ = {sigma}"
 
-# %% ../../nbs/50_explorer_state.ipynb #c379a7ce
+# %% ../../nbs/50_explorer_state.ipynb #846944f3
 @lru_cache(4)
 def panel_model(
     name: str,  # one of `PRETRAINED`, a checkpoint's path, or `FEATURES` and a backbone
@@ -93,7 +93,7 @@ def panel_model(
 
 def scenes_model() -> str:  # one of `PRETRAINED`
     "The first model of the bundled scenes."
-    return next(name for name, path in PRETRAINED.items() if path in BUNDLED.values())
+    return next(name for name, path in PRETRAINED.items() if path in BUNDLED[0].values())
 
 # %% ../../nbs/50_explorer_state.ipynb #77ab5e26
 class ExplorerImage(NamedTuple):

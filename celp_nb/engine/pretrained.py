@@ -35,12 +35,12 @@ from celp_nb.engine.checkpoints import (
     save_checkpoint,
 )
 
-# %% ../../nbs/34a_pretrained.ipynb #be2b1150
+# %% ../../nbs/34a_pretrained.ipynb #5fa0df88
 #: the name of a bundled model → its file; a line here and the file add one
 PRETRAINED = {
-    "photos-mobilenetv2": BUNDLED["PFENet"].with_name("photos-mobilenetv2.pt"),
-    "samples-pfenet-ce": BUNDLED["PFENet+CE"],
-    "samples-pfenet": BUNDLED["PFENet"],
+    "photos-mobilenetv2": BUNDLED[0]["PFENet"].with_name("photos-mobilenetv2.pt"),
+    "samples-pfenet-ce": BUNDLED[0]["PFENet+CE contrast=1"],
+    "samples-pfenet": BUNDLED[0]["PFENet"],
 }
 
 
@@ -98,7 +98,7 @@ def load_pretrained(
     backbone = backbone_of(name_or_path, saved, weights)
     return model, backbone, saved["side"], rules_of(saved)
 
-# %% ../../nbs/34a_pretrained.ipynb #e09a27fc
+# %% ../../nbs/34a_pretrained.ipynb #b981cdbe
 def saw_only_scenes(backbone: Backbone) -> bool:
     "Whether it is the bundled backbone, with its own weights."
     return backbone.name == "tiny" and (
@@ -110,7 +110,7 @@ def warn_of_photographs(images: Iterable[np.ndarray]) -> None:  # (H, W, 3)
     "Warn of images that are no drawn scenes: those have 161×161 pixels."
     if all(image.shape[:2] == (SAMPLES_SIDE, SAMPLES_SIDE) for image in images): return
     first = first_offered()
-    other = "" if PRETRAINED[first] in BUNDLED.values() else f"take {first}, or "
+    other = "" if PRETRAINED[first] in BUNDLED[0].values() else f"take {first}, or "
     warnings.warn(
         "this model's backbone has seen drawn scenes alone, and an image is none: do not trust the "
         f"mask; {other}train on photographs with celp run --data DIR --backbone resnet50.",
