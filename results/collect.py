@@ -1,9 +1,9 @@
-"""Put the results of runs into two files that are committed.
+"""Put the results of runs where they are committed.
 
     python results/collect.py FOLDER RUN [RUN ...] [--queries]
 
-Adds to (or replaces in) FOLDER/scores.csv, which has every score, and FOLDER/rows.csv.gz, which has
-the pixel counts of every episode of the trained methods. A run is a folder of `celp run` or
+Adds to (or replaces in) FOLDER/scores.csv, which has every score, and writes the pixel counts of
+every episode of the trained methods to FOLDER/rows/RUN.csv.gz. A run is a folder of `celp run` or
 `celp table`; what it has not finished yet is not in its results.csv and comes with the next call.
 
 A model that another run in FOLDER has scored to the same digit is left out (Table 7's row of
@@ -22,15 +22,8 @@ from celp_nb.repro.fair_comparisons import run_rows
 from celp_nb.repro.report import write_table
 from celp_nb.repro.table_texts import scored_run
 
-FILES = "scores.csv", "rows.csv.gz"
-MODEL = ["run", "fold", "method", "shots"]
-SCORED = [*MODEL[1:], "data", "seed", "episode_seed", "miou", "fb_iou", "confusion"]
-
-
-def collected(runs: list[Path]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    "Scores and pixel counts of all runs."
-    scores, rows = [scored_run(run) for run in runs], [run_rows(run) for run in runs]
-    return pd.concat(scores, ignore_index=True), pd.concat(rows, ignore_index=True)
+MODEL = ["fold", "method", "shots"]
+SCORED = [*MODEL, "data", "seed", "episode_seed", "miou", "fb_iou", "confusion"]
 
 
 def summed(rows: pd.DataFrame) -> pd.DataFrame:
@@ -41,11 +34,11 @@ def summed(rows: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(episode=together.episode.min()).reset_index()
 
 
-def kept_rows(path: Path, runs: set[str]) -> pd.DataFrame:
-    "What a table holds of other runs than these; empty where there is none yet."
+def kept_scores(path: Path, run: str) -> pd.DataFrame:
+    "What a table holds of other runs than this one; empty where there is none yet."
     if not path.is_file(): return pd.DataFrame()
     table = pd.read_csv(path, dtype={"commit": str, "weights": str})
-    return table[~table.run.isin(runs)]
+    return table[table.run != run]
 
 
 def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
@@ -55,20 +48,25 @@ def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
     return new[[score not in told for score in new[SCORED].itertuples(index=False, name=None)]]
 
 
+def collect(folder: Path, run: Path, by_query: bool) -> None:
+    "Put the scores and pixel counts of a run into a folder."
+    others = kept_scores(folder / "scores.csv", run.name)
+    scores, rows = unrepeated(scored_run(run), others), run_rows(run)
+    if by_query: rows = summed(rows)
+    rows = rows.merge(scores[MODEL].drop_duplicates())
+    write_table(folder / "scores.csv", pd.concat([others, scores], ignore_index=True))
+    (folder / "rows").mkdir(exist_ok=True)
+    path = folder / "rows" / f"{run.name}.csv.gz"
+    rows.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+
+
 if __name__ == "__main__":
     if "--help" in sys.argv:
         print(__doc__)
         sys.exit()
     by_query, given = "--queries" in sys.argv, [x for x in sys.argv[1:] if x != "--queries"]
     if len(given) < 2: sys.exit(__doc__)
-    folder, runs = Path(given[0]), [Path(run) for run in given[1:]]
-    scores, rows = collected([run for run in runs if (run / "results.csv").is_file()])
-    if by_query: rows = summed(rows)
-    names = set(scores.run)
-    old_scores, old_rows = (kept_rows(folder / name, names) for name in FILES)
-    scores = unrepeated(scores, old_scores)
-    rows = rows.merge(scores[MODEL].drop_duplicates())
-    write_table(folder / FILES[0], pd.concat([old_scores, scores], ignore_index=True))
-    pd.concat([old_rows, rows], ignore_index=True).to_csv(
-        folder / FILES[1], index=False, compression={"method": "gzip", "mtime": 0}
-    )
+    folder, *runs = map(Path, given)
+    folder.mkdir(exist_ok=True)
+    for run in runs:
+        if (run / "results.csv").is_file(): collect(folder, run, by_query)
