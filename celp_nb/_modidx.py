@@ -56,6 +56,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'celp_nb/app/episode_panel.py'),
                                            'celp_nb.app.episode_panel.episode_text': ( 'episode_panel.html#episode_text',
                                                                                        'celp_nb/app/episode_panel.py'),
+                                           'celp_nb.app.episode_panel.find_model_files': ( 'episode_panel.html#find_model_files',
+                                                                                           'celp_nb/app/episode_panel.py'),
                                            'celp_nb.app.episode_panel.list_scores': ( 'episode_panel.html#list_scores',
                                                                                       'celp_nb/app/episode_panel.py'),
                                            'celp_nb.app.episode_panel.load_fold_models': ( 'episode_panel.html#load_fold_models',

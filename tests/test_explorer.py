@@ -21,8 +21,10 @@ from PIL import Image
 
 from celp_nb.app import cli as app_cli
 from celp_nb.app.episode_panel import (
+    MODEL_FILES,
     episode_panel,
     episode_text,
+    find_model_files,
     list_scores,
     load_fold_models,
     median_episode,
@@ -181,8 +183,54 @@ def test_an_episode_says_each_score_and_shows_each_picture():
     assert list(pictures) == ["support", "query", "prior", *BUNDLED[0]]
     for method in fold.models:
         png, caption = pictures[method]
-        assert re.search(r"IoU \d+\.\d %", caption)
+        assert re.fullmatch(rf"{re.escape(method)}: prediction .*, IoU \d+\.\d %", caption)
         assert pixels(png).shape == read_image(VAL, int(episodes.query[2])).shape
+
+
+def fold_folder(folder, names):
+    "A fold's folder with these files, each saying the method of its name."
+    folder.mkdir()
+    for name in names:
+        method = name.removesuffix(".pt")
+        bundled = BUNDLED[0]["PFENet" if method == "PFENet" else "PFENet+CE contrast=1"]
+        save_checkpoint(folder / name, **load_checkpoint(bundled) | {"method": method})
+    return str(folder)
+
+
+BOTH_CE = ("PFENet+CE.pt", "PFENet+CE contrast=1.pt")
+
+
+@pytest.mark.parametrize("of_ce, shown", [(BOTH_CE, BOTH_CE[1]), (BOTH_CE[:1], BOTH_CE[0]),
+                                          (BOTH_CE[1:], BOTH_CE[1])])
+def test_a_folder_shows_ce_with_weight_1_where_it_is_there(tmp_path, of_ce, shown):
+    folder = fold_folder(tmp_path / "fold0", ("PFENet.pt", *of_ce))
+    assert find_model_files(folder) == [Path(folder, "PFENet.pt"), Path(folder, shown)]
+    fold = load_fold_models(folder, VAL)
+    assert list(fold.models) == ["PFENet", shown.removesuffix(".pt")]
+    assert f"Models of {folder}, on tiny." == fold.words
+
+
+@pytest.mark.parametrize(
+    "names, lacks",
+    [
+        (("PFENet.pt",), "PFENet+CE contrast=1.pt and no PFENet+CE.pt"),
+        (BOTH_CE, "PFENet.pt"),
+        ((), "PFENet.pt"),
+    ],
+)
+def test_a_folder_that_lacks_a_model_is_one_sentence(tmp_path, names, lacks):
+    folder = fold_folder(tmp_path / "fold0", names)
+    with pytest.raises(FileNotFoundError) as refused:
+        load_fold_models(folder, VAL)
+    assert str(refused.value).startswith(f"there is no {lacks} in {folder}; give the folder of a")
+    assert "\n" not in str(refused.value)
+
+
+def test_two_files_of_one_method_are_refused(tmp_path):
+    folder = fold_folder(tmp_path / "fold0", ("PFENet.pt", "PFENet+CE.pt"))
+    Path(folder, "PFENet+CE.pt").write_bytes(Path(folder, "PFENet.pt").read_bytes())
+    with pytest.raises(ValueError, match="are both of PFENet; train again"):
+        load_fold_models(folder, VAL)
 
 
 def test_each_checkpoint_is_read_once(monkeypatch):
@@ -351,6 +399,7 @@ def test_features_alone_have_no_answer_and_a_mistake_is_a_sentence(panel, tmp_pa
 
 def test_a_model_begins_with_the_thresholds_of_its_training(tmp_path):
     saved = load_checkpoint(PRETRAINED[scenes_model()])
+    for name in ("delta", "sigma"): del saved[name]  # an older file has none
 
     def trained_with(name, **facts):
         save_checkpoint(tmp_path / name, **saved | facts)
@@ -496,7 +545,7 @@ def test_the_median_episode_stands_in_the_middle():
     assert median_episode(found.gain[::-1]) == 2  # whatever their order
 
 
-def test_the_episode_panel_begins_with_the_median_and_says_both_scores():
+def test_the_episode_panel_begins_with_the_median_and_says_both_scores(tmp_path):
     panel = episode_panel(VAL, NOVEL, TRAINING, per_class=2)
     control = {w.description: w for w in widgets_in(panel) if getattr(w, "description", "")}
     message = panel.children[1]
@@ -511,13 +560,32 @@ def test_the_episode_panel_begins_with_the_median_and_says_both_scores():
     first = says("Over all 10 episodes")
     assert re.search("; [3456] of the 10 episodes have a smaller difference", first)  # not its ends
     shown = control["Class"].value, control["Episode"].value
+
+    def captions():
+        "What stands below the pictures, by their names."
+        return {
+            re.search('data-name="(.*?)"', w.value)[1]: re.search('alt="(.*?)"', w.value)[1]
+            for w in panel.children[2].children
+        }
+
+    def methods():
+        assert list(captions()) == ["support", "query", "prior", *MODEL_FILES]
+        return [captions()[name].split(":")[0] for name in MODEL_FILES]
+
+    assert methods() == [*BUNDLED[0]] and "IoU" in captions()["with CE"]
     control["Next episode"].click()
     control["Own models"].value = "runs/none/fold0"
-    says("there is no checkpoint runs/none/fold0/")
-    pictures = [w.value for w in panel.children[2].children]
-    assert sum("no prediction" in picture for picture in pictures) == 2
+    says("there is no PFENet.pt in runs/none/fold0;")
+    assert [captions()[name] for name in MODEL_FILES] == [
+        "without CE: no prediction", "with CE: no prediction"
+    ]
+    folder = fold_folder(tmp_path / "fold0", ("PFENet.pt", "PFENet+CE.pt"))
+    control["Own models"].value = folder
+    assert ": PFENet 3" in says(f"Models of {folder}")
+    assert methods() == ["PFENet", "PFENet+CE"]
     control["Own models"].value = ""
-    says("Over all 10 episodes")
+    says("Models of the package")
+    assert methods() == [*BUNDLED[0]]
     assert (control["Class"].value, control["Episode"].value) == shown
 
 

@@ -29,7 +29,15 @@ from celp_nb.data.rules import (
     rescale_by_corners,
 )
 from celp_nb.engine.backbones import load_backbone
-from celp_nb.engine.checkpoints import BUNDLED, load_model, resume_state, rules_of, save_state
+from celp_nb.engine.checkpoints import (
+    BUNDLED,
+    load_checkpoint,
+    load_model,
+    resume_state,
+    rules_of,
+    save_checkpoint,
+    save_state,
+)
 from celp_nb.engine.evaluation import evaluate_plainly
 from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.methods import METHODS, build_model
@@ -447,7 +455,10 @@ def test_a_run_knows_its_rules_everywhere(tmp_path):
     path = tmp_path / "run/fold0/PFENet.pt"
     assert rules_of(load_model(path)[1]) is LITERATURE
     assert Segmenter.from_pretrained(path).rules is LITERATURE
-    assert Segmenter.from_pretrained("samples-pfenet").rules is STRICT, "an older file is of ours"
+    older = load_checkpoint(path)
+    del older["rules"]
+    save_checkpoint(tmp_path / "older.pt", **older)
+    assert Segmenter.from_pretrained(tmp_path / "older.pt").rules is STRICT, "of ours"
     with pytest.raises(ValueError, match="rules = 'literature' then and 'strict' now"):
         run(TINY, tmp_path / "run", resume=True)
 

@@ -1,7 +1,7 @@
 """Put a trained model into the package, in half precision.
 
     celp train --name bundled --fold 0
-    python tools/bundle.py runs/bundled/fold0/PFENet+CE.pt samples-pfenet-ce
+    python tools/bundle.py "runs/bundled/fold0/PFENet+CE contrast=1.pt" samples-pfenet-ce
 
 The name is one of `celp_nb.engine.pretrained.PRETRAINED`: for a new model add its line first. A
 third argument is a file of markdown for its card: what it scores on novel classes, what it cannot
