@@ -302,7 +302,7 @@ def test_bundled_models_have_names(data):
 
 
 def test_one_pair_of_bundled_models_is_of_the_fold_with_the_median_gain():
-    "Of the run in results/samples with seed 0, the lower one of two in the middle; the other is 0."
+    "Of results/samples, seed 0: the lower one of two in the middle. The other pair is of fold 0."
     scores = pd.read_csv(Path(__file__).parent.parent / "results" / "samples" / "scores.csv")
     scores = scores[(scores.seed == 0) & (scores.shots == 1)]
     by_method = scores.pivot(index="fold", columns="method", values="miou")

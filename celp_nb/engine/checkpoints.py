@@ -56,9 +56,9 @@ def load_checkpoint(path: str | Path) -> dict:
         raise ValueError(f"{path} is not a checkpoint of this project but a {kind}; {mend}")
     return saved
 
-# %% ../../nbs/32_checkpoints.ipynb #b9d8dd38
-#: fold of the samples → method → its bundled model, trained by `celp run` with seed 0: fold 0, where
-#: the star is novel, and fold 1, which has the median of the four differences by CE
+# %% ../../nbs/32_checkpoints.ipynb #0e7905ab
+#: fold of the samples → method → its bundled model, trained by `celp run` with seed 0: fold 0,
+#: where the star is novel, and fold 1, which has the median of the four differences by CE
 BUNDLED = {
     fold: {
         method: TINY_WEIGHTS.parent / f"samples-fold{fold}-{method.replace(' ', '-')}.pt"
