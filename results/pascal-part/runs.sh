@@ -26,3 +26,7 @@ celp run --name pfenet-s0-tables --data "$data" $regime --seed 0 --no-trivial "$
   "PFENet+CE delta=0.4" "PFENet+CE delta=0.5" "PFENet+CE delta=0.8" "PFENet+CE contrast=0.25"
 celp run --name table7-s0 --data "$data" $regime --seed 0 --no-trivial "$@" --methods PFENet+CE \
   --voting --shots 5
+# what paper and code differ in, and one δ per image (48_paper_and_code, 49_beyond), seed 0
+celp run --name differences-s0 --data "$data" $regime --seed 0 --no-trivial "$@" --methods \
+  "PFENet+CE rate=0.1" "PFENet+CE known=class" "PFENet+CE latent_prior=masked" \
+  "PFENet+CE contrast=1 auxiliary=0.1" "PFENet+CE separate=yes" "PFENet+CE share=0.1"
