@@ -1182,8 +1182,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                            'celp_nb/repro/fair_comparisons.py'),
                                                 'celp_nb.repro.fair_comparisons._left_out': ( 'fair_comparisons.html#_left_out',
                                                                                               'celp_nb/repro/fair_comparisons.py'),
-                                                'celp_nb.repro.fair_comparisons.collected_rows': ( 'fair_comparisons.html#collected_rows',
-                                                                                                   'celp_nb/repro/fair_comparisons.py'),
                                                 'celp_nb.repro.fair_comparisons.common_rows': ( 'fair_comparisons.html#common_rows',
                                                                                                 'celp_nb/repro/fair_comparisons.py'),
                                                 'celp_nb.repro.fair_comparisons.compared_pairs': ( 'fair_comparisons.html#compared_pairs',

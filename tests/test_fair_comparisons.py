@@ -7,7 +7,6 @@ from folders import TINY
 
 from celp_nb.repro.config import change_config, write_config
 from celp_nb.repro.fair_comparisons import (
-    collected_rows,
     common_rows,
     compared_pairs,
     detectable,
@@ -163,15 +162,6 @@ def test_rows_of_a_run_say_what_decides_whether_they_may_be_compared(tmp_path):
     assert facts.to_numpy().tolist() == [["a", 0, 3, 4, "digest all 50"]]
     write_config(tmp_path, TINY)
     assert run_rows(tmp_path).empty  # not evaluated yet
-
-
-def test_rows_that_were_collected_are_those_of_the_runs(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no counts; results/collect.py"):
-        collected_rows(tmp_path)
-    (tmp_path / "rows").mkdir()
-    runs = [run_rows(written(tmp_path / name, seed)) for seed, name in enumerate("ab")]
-    for rows in runs: rows.to_csv(tmp_path / "rows" / f"{rows.run[0]}.csv.gz", index=False)
-    pd.testing.assert_frame_equal(collected_rows(tmp_path), pd.concat(runs, ignore_index=True))
 
 
 def test_runs_that_come_together_are_compared_together(tmp_path):

@@ -309,10 +309,11 @@ def test_one_pair_of_bundled_models_is_of_the_fold_with_the_median_gain():
     gains = by_method["PFENet+CE contrast=1"] - by_method["PFENet"]
     fold = gains.sort_values().index[1]
     assert list(BUNDLED) == [0, fold]
-    for path, weight in zip([*BUNDLED[0].values(), *BUNDLED[fold].values()], (0, 1, 0, 1)):
-        saved = load_model(path)[1]
-        assert (saved["contrast"], saved["steps"], saved["seed"]) == (weight, 400, 0)
-        assert path.stat().st_size < 1.5e6
+    for number, files in BUNDLED.items():
+        for (method, path), weight in zip(files.items(), (0, 1)):
+            saved = load_model(path)[1]
+            assert (saved["fold"], saved["method"], saved["contrast"]) == (number, method, weight)
+            assert (saved["steps"], saved["seed"]) == (400, 0) and path.stat().st_size < 1.5e6
 
 
 @pytest.fixture
