@@ -8,6 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import fastprogress.core
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -20,20 +21,13 @@ from celp_nb.bundled.scenes import samples
 from celp_nb.engine.checkpoints import load_checkpoint
 from celp_nb.engine.devices import is_on_cpu
 from celp_nb.engine.training import accelerator_for
-from celp_nb.repro import runs
+from celp_nb.repro import report, runs
 from celp_nb.repro.callbacks import logging_callback
 from celp_nb.repro.comparison import changed_from_preset, read_runs
 from celp_nb.repro.config import change_config, make_config, read_config
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.own_folds import read_class_split, split_numbers
-from celp_nb.repro.report import (
-    curve_styles,
-    draw_curves,
-    loss_curves,
-    loss_figure,
-    predictions_figure,
-    save_figure,
-)
+from celp_nb.repro.report import curve_styles, loss_figure, predictions_figure, save_figure
 from celp_nb.repro.setup import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -318,21 +312,17 @@ def test_each_loss_curve_looks_different_and_a_method_keeps_its_colour():
     assert [colour for colour, _ in styles[:6]] == [colour for colour, _ in styles[6:]]
 
 
-def test_live_curves_look_like_those_of_the_file():
-    class Bar:
-        def update_graph(self, curves):
-            self.graph_ax = plt.subplots()[1]
-            for curve, name in zip(curves, self.names): self.graph_ax.plot(*curve, label=name)
-
-    Bar.graph_out = type("Display", (), {"update": lambda self, figure: None})()
-    steps = [{"main": 1.0, "contrast": 0.5, "latent": 1.0}] * 3
-    history = {f"method {k}": steps for k in range(4)}
-    bar, figure = Bar(), loss_figure(history, "file")
-    draw_curves(bar, "live", loss_curves(history))
-    looks = [[(x.get_label(), x.get_color(), x.get_linestyle()) for x in ax.lines]
-             for ax in (bar.graph_ax, figure.axes[0])]
+def test_a_notebook_shows_the_last_picture_of_quick_steps(monkeypatch):
+    shown = []
+    monkeypatch.setattr(fastprogress.core, "IN_NOTEBOOK", True)
+    monkeypatch.setattr(report, "live_figure", lambda: shown.append)
+    tick, history = report.progress_display(1)("live", 40), {"method": []}
+    for done in range(1, 41):
+        history["method"].append({"main": done, "contrast": 0.5, "latent": 1.0})
+        tick(done, "", history)
     plt.close("all")
-    assert looks[0] == looks[1] and len(looks[0]) == 8
+    (figure,) = shown
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [40, 40]
 
 
 @pytest.mark.parametrize("columns", [2, 6, 10, 14])

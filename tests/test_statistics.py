@@ -165,6 +165,18 @@ def test_a_seed_without_a_class_does_not_count_for_it():
     assert differences.to_numpy() == pytest.approx(4)
 
 
+def test_chosen_lines_are_those_of_the_whole_table():
+    rows = several_seeds(lambda seed: 4 * seed)
+    chosen = ["confusion", 7]
+    whole = paired_differences(rows, "b", "a", 50)
+    part = paired_differences(rows, "b", "a", 50, lines=chosen)
+    pd.testing.assert_frame_equal(part, whole.loc[chosen])
+    over = paired_differences(rows, "b", "a", over="classes")
+    assert [*over.index] == ["mIoU", "confusion"]
+    only = paired_differences(rows, "b", "a", over="classes", lines=["mIoU"])
+    pd.testing.assert_frame_equal(only, over.loc[["mIoU"]])
+
+
 def test_interval_is_the_middle():
     assert interval(np.arange(101), 0.9) == pytest.approx((5, 95))
     assert interval(pd.Series([3.0] * 5)) == (3, 3)

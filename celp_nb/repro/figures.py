@@ -6,7 +6,7 @@
 __all__ = ['FOLD_STYLES', 'training_differences', 'draw_paired_points', 'difference_figure', 'outside_legend', 'number_axis',
            'curve_figure']
 
-# %% ../../nbs/44c_figures.ipynb #bb29410c
+# %% ../../nbs/44c_figures.ipynb #a4bf2b99
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -15,7 +15,13 @@ from matplotlib.figure import Figure
 
 from .fair_comparisons import common_rows
 from .report import drawable, plain_text
-from .statistics import paired_differences, pooled_confusion, pooled_iou, query_counts
+from celp_nb.repro.statistics import (
+    MEASURES,
+    paired_differences,
+    pooled_confusion,
+    pooled_iou,
+    query_counts,
+)
 from ..viz import OKABE_ITO
 
 # %% ../../nbs/44c_figures.ipynb #38320d12
@@ -43,7 +49,7 @@ def training_differences(
             lines.append(line)
     return pd.DataFrame(lines)
 
-# %% ../../nbs/44c_figures.ipynb #1854ddbf
+# %% ../../nbs/44c_figures.ipynb #6f7d5639
 def draw_paired_points(
     ax: Axes,
     at: float,  # where, on the y axis
@@ -75,8 +81,8 @@ def difference_figure(
     for at, (method, than) in enumerate(pairs):
         part, _ = common_rows(rows, method, than)
         points = training_differences(part, method, than)
-        table = paired_differences(part, method, than, draws)
-        for ax, measure in zip(axes, ("mIoU", "confusion")):
+        table = paired_differences(part, method, than, draws, lines=MEASURES)
+        for ax, measure in zip(axes, MEASURES):
             draw_paired_points(ax, at, points, table.loc[measure], measure)
     labels = [drawable(f"{method} − {than}") for method, than in pairs]
     axes[0].set_yticks(range(len(pairs)), labels)

@@ -7,7 +7,7 @@ __all__ = ['LossReport', 'steps_of', 'selection_data', 'checkpoint_scorer', 'add
            'training_facts', 'write_model', 'trained_models', 'write_losses', 'loss_report', 'fit_fold', 'write_fold',
            'train_fold', 'train_alone']
 
-# %% ../../nbs/42d_fold_training.ipynb #9e2f047b
+# %% ../../nbs/42d_fold_training.ipynb #748ea497
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from .callbacks import Callback, call_back, loss_values
 from .config import OptimisationConfig, rules_of_run
 from .fold_evaluation import evaluate_together
 from .folds import Fold
-from .report import Progress, loss_curves, loss_figure, save_figure, write_table
+from .report import Progress, loss_figure, save_figure, write_table
 from celp_nb.repro.setup import (
     Setup,
     check_model_data,
@@ -193,7 +193,7 @@ def write_losses(history: dict[str, list[dict[str, float]]], place: Path, title:
     write_table(place / "losses.csv", pd.DataFrame(rows))
     save_figure(place / "losses.png", loss_figure(history, title))
 
-# %% ../../nbs/42d_fold_training.ipynb #81d6081f
+# %% ../../nbs/42d_fold_training.ipynb #634376e6
 LossReport = Callable[[int, dict[str, dict[str, float]]], None]  # of a step and its losses
 
 
@@ -211,7 +211,7 @@ def loss_report(
         if callbacks: call_back(callbacks, fold, step + 1, loss_values(losses))
         means = {m: np.mean([h["main"] for h in of_m[-20:]]) for m, of_m in history.items()}
         comment = "  ".join(f"{m} {mean:.3f}" for m, mean in means.items())
-        tick(step + 1, comment, lambda: loss_curves(history))
+        tick(step + 1, comment, history)
     return report
 
 # %% ../../nbs/42d_fold_training.ipynb #185375cd

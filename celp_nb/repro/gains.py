@@ -49,7 +49,7 @@ def episode_parts(
         "none beside": rows.known == 0,
     }
 
-# %% ../../nbs/44b_gains.ipynb #26049600
+# %% ../../nbs/44b_gains.ipynb #1e46cc8d
 def gains(
     rows: pd.DataFrame,  # of `evaluate`, of one number of shots; with columns fold and seed
     method: str,
@@ -70,7 +70,7 @@ def gains(
             measured["known objects' pixels"] = of_known, "confusion"
         for error in ERRORS: measured[error] = part.assign(inter_fg=part[error]), "mIoU"
         for measure, (of_measure, line) in measured.items():
-            d = paired_differences(of_measure, method, than, draws).loc[line]
+            d = paired_differences(of_measure, method, than, draws, lines=[line]).loc[line]
             lines.append({"part": name, "measure": measure, **d.to_dict()})
     whole = ["episodes", "queries", "seeds"]
     return pd.DataFrame(lines).astype(dict.fromkeys(whole, int)).set_index(["part", "measure"])
@@ -95,7 +95,7 @@ def swap_rows(
     columns = [*facts, *SUMMED]
     return both.assign(method=both.method + ": " + both.supports)[columns].reset_index(drop=True)
 
-# %% ../../nbs/44b_gains.ipynb #fb576f7d
+# %% ../../nbs/44b_gains.ipynb #048e7d5e
 def share_lost(
     own: np.ndarray,  # (draws,) percent, a score
     other: np.ndarray,  # (draws,) percent, another
@@ -125,5 +125,6 @@ def support_effects(
             "share": lambda s, a=names[0], b=names[1]: share_lost(s[a], s[b]),
         }
         for measure, contrast in measures.items():
-            lines[method, measure] = contrast_intervals(part, contrast, draws).loc["mIoU"]
+            table = contrast_intervals(part, contrast, draws, lines=["mIoU"])
+            lines[method, measure] = table.loc["mIoU"]
     return pd.DataFrame(lines).T.rename_axis(["method", "measure"])

@@ -47,7 +47,7 @@ def folds_at_a_time(
     if "RANK" in os.environ: return 1
     return asked or (available_cores() if is_on_cpu(config.runtime.device) else 1)
 
-# %% ../../nbs/42e_side_by_side.ipynb #8a04692a
+# %% ../../nbs/42e_side_by_side.ipynb #5970d2de
 Job = Callable[[Setup, Fold, Path, Callable[[str, int], Progress], Sequence[Callback]], Any]
 
 
@@ -77,7 +77,7 @@ def work_on_fold(
     def tell(fold, step, values): say("values", step, values)
 
     def watch(title, total):
-        return lambda done, comment="", curves=None: say("progress", title, total, done, comment)
+        return lambda done, comment="", losses=None: say("progress", title, total, done, comment)
 
     try:
         with warnings.catch_warnings():  # the run's process has said them

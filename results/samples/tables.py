@@ -17,7 +17,7 @@ from celp_nb.repro.comparison import read_table
 from celp_nb.repro.findings import PRIOR, finding_rows, findings_figure, findings_text
 from celp_nb.repro.presets import markdown_grid
 from celp_nb.repro.report import save_figure
-from celp_nb.repro.statistics import contrast_intervals
+from celp_nb.repro.statistics import MEASURES, contrast_intervals
 
 
 def named_scores(runs: list[Path]) -> pd.DataFrame:
@@ -37,10 +37,10 @@ def score_line(
     cells = [method, str(shots), *folds]
     if part.empty:
         return cells + [f"{of_method[k].mean():.1f}" for k in ("miou", "fb_iou", "confusion")]
-    table = contrast_intervals(part, lambda s: s[method])
+    table = contrast_intervals(part, lambda s: s[method], lines=MEASURES)
     means = [
         f"{r.value:.1f} ({r.low:.1f} to {r.high:.1f})"
-        for r in table.loc[["mIoU", "confusion"]].itertuples()
+        for r in table.itertuples()
     ]
     return [*cells, means[0], f"{of_method.fb_iou.mean():.1f}", means[1]]
 
