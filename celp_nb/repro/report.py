@@ -27,7 +27,7 @@ from .comparison import figure_text
 from .presets import markdown_grid, published_test
 from ..viz import OKABE_ITO, show_images
 
-# %% ../../nbs/42a_report.ipynb #3be882f3
+# %% ../../nbs/42a_report.ipynb #dc2be947
 COLOURS = [OKABE_ITO[c] for c in ("blue", "vermillion", "green", "orange", "purple", "black")]
 
 #: called with the steps done, a comment, and the losses so far, as `loss_curves` takes them
@@ -51,7 +51,7 @@ def curve_styles(
 
 def live_figure() -> Callable[[Figure], None]:
     "A function that shows a figure in a notebook, in the place of the one before, and closes it."
-    from IPython.display import display  # not a requirement; a notebook has it
+    from IPython.display import display  # late: a run in a terminal has no use for it
 
     handles = []
 
