@@ -316,13 +316,16 @@ def test_a_notebook_shows_the_last_picture_of_quick_steps(monkeypatch):
     shown = []
     monkeypatch.setattr(fastprogress.core, "IN_NOTEBOOK", True)
     monkeypatch.setattr(report, "live_figure", lambda: shown.append)
-    tick, history = report.progress_display(1)("live", 40), {"method": []}
+    tick, history = report.progress_display(1)("live", 40), {f"method {k}": [] for k in range(4)}
     for done in range(1, 41):
-        history["method"].append({"main": done, "contrast": 0.5, "latent": 1.0})
+        for losses in history.values():
+            losses.append({"main": done, "contrast": 0.5, "latent": 1.0})
         tick(done, "", history)
+    (live,), file = shown, loss_figure(history, "file")
+    looks = [[(x.get_label(), x.get_color(), x.get_linestyle(), len(x.get_xdata()))
+              for x in figure.axes[0].lines] for figure in (live, file)]
     plt.close("all")
-    (figure,) = shown
-    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [40, 40]
+    assert looks[0] == looks[1] and len(looks[0]) == 8 and {look[3] for look in looks[0]} == {40}
 
 
 @pytest.mark.parametrize("columns", [2, 6, 10, 14])

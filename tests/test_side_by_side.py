@@ -10,10 +10,12 @@ from pathlib import Path
 
 import jobs
 import pytest
+from folders import TINY
 
 from celp_nb.app.commands import SideBySide
 from celp_nb.data.images import UnreadableImage
-from celp_nb.repro.config import make_config
+from celp_nb.repro import runs
+from celp_nb.repro.config import change_config, make_config
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.report import progress_display
 from celp_nb.repro.setup import prepare
@@ -65,6 +67,14 @@ def test_a_mistake_in_a_fold_is_raised_and_ends_the_others(setup, tmp_path):
 def test_a_process_that_ends_without_a_word_is_named(setup, tmp_path):
     with pytest.raises(RuntimeError, match="fold 1 ended with status 7.*--side-by-side 1"):
         list(fold_results(jobs.lost, setup, setup.folds, tmp_path, progress_display(6), [], 3))
+
+
+def test_a_run_side_by_side_has_the_results_of_one_in_turn(tmp_path):
+    config, tables = change_config(TINY, folds=(1, 2), methods=("PFENet",), shots=(1, 5)), []
+    for at_a_time in (1, 2):
+        table = runs.run(config, tmp_path / str(at_a_time), at_a_time=at_a_time)
+        tables.append(table.drop(columns="seconds"))
+    assert tables[0].equals(tables[1]) and sorted(set(tables[0].fold)) == [1, 2]
 
 
 def test_as_many_folds_at_a_time_as_cores_on_a_cpu_alone(monkeypatch):

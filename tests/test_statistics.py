@@ -175,6 +175,9 @@ def test_chosen_lines_are_those_of_the_whole_table():
     assert [*over.index] == ["mIoU", "confusion"]
     only = paired_differences(rows, "b", "a", over="classes", lines=["mIoU"])
     pd.testing.assert_frame_equal(only, over.loc[["mIoU"]])
+    for line, how in (("miou", "queries"), (7, "classes")):
+        with pytest.raises(ValueError, match=f"{line!r} is no line over {how}; choose of mIoU, "):
+            paired_differences(rows, "b", "a", over=how, lines=[line])
 
 
 def test_interval_is_the_middle():

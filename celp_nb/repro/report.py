@@ -61,7 +61,7 @@ def live_figure() -> Callable[[Figure], None]:
         plt.close(figure)
     return show
 
-# %% ../../nbs/42a_report.ipynb #3e86b702
+# %% ../../nbs/42a_report.ipynb #8e1339a7
 def progress_display(
     stages: int,  # trainings and evaluations to come
     shown: bool = True,  # false in all processes but one
@@ -70,7 +70,8 @@ def progress_display(
     in_notebook = fastprogress.core.IN_NOTEBOOK
     live = shown and stages > 0 and (in_notebook or sys.stdout.isatty())
     bar, begun = master_bar(range(stages)) if live else None, []
-    show, drawn = live_figure() if live and in_notebook else None, time.monotonic()
+    show = live_figure() if live and in_notebook else None
+    drawn = time.monotonic()  # when the last picture was
     if live: bar.update(0)
 
     def watch(title: str, total: int) -> Progress:

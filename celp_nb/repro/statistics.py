@@ -256,7 +256,7 @@ def t_interval(
     half = t_quantile(freedom, share) * error
     return middle - half, middle + half
 
-# %% ../../nbs/44_statistics.ipynb #f20e5a77
+# %% ../../nbs/44_statistics.ipynb #01c45ed6
 MEASURES = ("mIoU", "confusion")  # scores of all classes together
 Contrast = Callable[[dict[str, np.ndarray]], np.ndarray]  # scores by method → a number per draw
 
@@ -278,14 +278,20 @@ def contrast_intervals(
 ) -> pd.DataFrame:
     # index: `lines`, by default all
     # columns: value, low, high (95 %), error (standard), freedom, episodes, queries, seeds
-    "A contrast of methods, pooled and for each class, with 95 % intervals that know the seeds too."
+    """A contrast of methods, pooled and by class, with 95 % intervals that know the seeds too.
+
+    Raises ValueError for a line that there is not, and what `query_counts` raises."""
     rows = named_queries(rows)
     methods, counts = query_counts(rows)
     measured = {key: of_class.sum(1, keepdims=True) for key, of_class in counts.items()}
     drawn = drawn_queries(counts, draws, seed) if over == "queries" else {}
     own, table, scores_in = rows[rows.method == methods[0]], {}, _scores_in(counts)
-    if lines is None: lines = MEASURES if over == "classes" else scores_in
-    for name in lines:
+    possible = MEASURES if over == "classes" else tuple(scores_in)
+    for name in possible if lines is None else lines:
+        if name not in possible:
+            raise ValueError(
+                f"{name!r} is no line over {over}; choose of {', '.join(map(str, possible))}."
+            )
         pooled, scores = name in MEASURES, scores_in[name]
         of = lambda sums, make=scores, **kw: contrast(dict(zip(methods, make(sums, **kw).T)))
         score = lambda sums, of=of, **kw: float(of(sums, **kw)[0])
