@@ -129,7 +129,7 @@ def voting(
     "The votes of Table 7."
     return {f"v-{k}": VotingPredictor(model, k) for k in range(1, shots + 1)}
 
-# %% ../../nbs/36_evaluation.ipynb #26a3157d
+# %% ../../nbs/36_evaluation.ipynb #308ef1ee
 RIM = 0.1  # reach of the band around an object's edge, as a share of the object's size
 
 
@@ -140,12 +140,12 @@ def rim_reach(target: Tensor) -> int:  # (H, W) uint8 → pixels ≥ 1
 
 def near_edge(target: Tensor, reach: int) -> Tensor:  # (H, W) uint8, pixels ≥ 1 → (H, W) bool
     "True where the square of `reach` pixels around holds both target (1) and something else."
-    steps = torch.tensor([-reach, reach + 1])
-    rows, columns = ((torch.arange(n)[:, None] + steps).clamp(0, n) for n in target.shape)
-    sums = F.pad((target == 1).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
-    box = lambda i, j: sums[rows[:, i]][:, columns[:, j]]
-    inside = box(1, 1) - box(0, 1) - box(1, 0) + box(0, 0)
-    pixels = (rows[:, 1] - rows[:, 0])[:, None] * (columns[:, 1] - columns[:, 0])
+    steps = torch.tensor([[-reach], [reach + 1]])
+    (top, bottom), (left, right) = ((torch.arange(n) + steps).clamp(0, n) for n in target.shape)
+    above = F.pad((target == 1).cumsum(0, dtype=torch.int32), (0, 0, 1, 0))
+    before = F.pad((above[bottom] - above[top]).cumsum(1, dtype=torch.int32), (1, 0))
+    inside = before[:, right] - before[:, left]
+    pixels = (bottom - top)[:, None] * (right - left)
     return (inside > 0) & (inside < pixels)
 
 # %% ../../nbs/36_evaluation.ipynb #1ca5b618
