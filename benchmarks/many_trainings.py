@@ -1,14 +1,15 @@
 """Many trainings at once: a process per fold and method, as many as there are cores.
 
     nvidia-cuda-mps-control -d    # on a GPU: else the processes take turns
-    python benchmarks/many_trainings.py RUN OUT [--seeds 0 1 2] [--workers 16] [--device cuda]
-        [--score]
+    python benchmarks/many_trainings.py RUN [RUN ...] OUT [--seeds 0 1 2] [--workers 16]
+        [--device cuda] [--score]
 
-RUN is the folder of a run whose settings are taken: its data, folds, methods and regime. OUT gets a
-run per seed, fold and method, each as `celp train` leaves it, or with --score as `celp run` does,
-for `results/collect.py FOLDER OUT/*`; what is there goes on where it was stopped. Ends with the
-steps per second, all else included. A training step on a GPU is bound by the calls of one processor
-core, so a card is filled by many of them; so is the evaluation.
+RUN is the folder of a run whose settings are taken: its data, folds, methods and regime; a file
+config.json in it is enough. OUT gets a run per RUN, seed, fold and method, in that order, each as
+`celp train` leaves it, or with --score as `celp run` does, for `results/collect.py FOLDER --name
+RUN OUT/RUN-*`; what is there goes on where it was stopped. Ends with the steps per second, all else
+included. A training step on a GPU is bound by the calls of one processor core, so a card is filled
+by many of them; so is the evaluation.
 """
 
 import argparse
@@ -26,12 +27,13 @@ from celp_nb.repro.runs import run, train_run
 from celp_nb.repro.side_by_side import available_cores
 
 
-def jobs(config: RunConfig, seeds: list[int]) -> dict[str, RunConfig]:
-    "Settings of a run for each seed, fold and method, by its name."
+def jobs(runs: dict[str, RunConfig], seeds: list[int]) -> dict[str, RunConfig]:
+    "Settings of a run for each of `runs`, seed, fold and method, by its name."
     found = {}
-    for seed, fold, method in itertools.product(seeds, config.data.folds, config.model.methods):
-        own = change_config(config, seed=seed, folds=(fold,), methods=(method,))
-        found[f"{method} seed {seed} fold {fold}".replace(" ", "-")] = own
+    for (name, config), seed in itertools.product(runs.items(), seeds):
+        for fold, method in itertools.product(config.data.folds, config.model.methods):
+            own = change_config(config, seed=seed, folds=(fold,), methods=(method,))
+            found[f"{name} {method} seed {seed} fold {fold}".replace(" ", "-")] = own
     return found
 
 
@@ -58,15 +60,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--workers", type=int, default=available_cores())
     parser.add_argument("--device", default="auto")
     parser.add_argument("--score", action="store_const", const=run, default=train_run)
     given = parser.parse_args()
-    config = resolve(change_config(read_config(given.run), device=given.device))
-    found = jobs(config, given.seeds)
+    on_device = lambda place: resolve(change_config(read_config(place), device=given.device))
+    found = jobs({place.name: on_device(place) for place in given.run}, given.seeds)
     seconds = do_all(given.score, found, given.out, given.workers)
     steps = sum(config.optimisation.iterations for config in found.values())
     said = f"{steps:,} steps in {seconds:.0f} s: {steps / seconds:.1f} a second"

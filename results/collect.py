@@ -1,6 +1,6 @@
 """Put the results of runs where they are committed.
 
-    python results/collect.py FOLDER RUN [RUN ...] [--queries]
+    python results/collect.py FOLDER RUN [RUN ...] [--queries] [--name NAME]
 
 Adds to (or replaces in) FOLDER/scores.csv, which has every score, and writes the pixel counts of
 every episode of the trained methods to FOLDER/rows/RUN.csv.gz. A run is a folder of `celp run` or
@@ -9,11 +9,14 @@ every episode of the trained methods to FOLDER/rows/RUN.csv.gz. A run is a folde
 A model that another run in FOLDER has scored to the same digit is left out (Table 7's row of
 averages is such a one), so that it does not count twice.
 
+With --name all RUNs are parts of one run of that name, as `benchmarks/many_trainings.py` leaves
+them.
+
 With --queries the counts are summed over the episodes of each query image and class, which keeps
 all that intervals over query images need in a tenth of the size; `episodes` says how many they are.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -48,25 +51,31 @@ def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
     return new[[score not in told for score in new[SCORED].itertuples(index=False, name=None)]]
 
 
-def collect(folder: Path, run: Path, by_query: bool) -> None:
-    "Put the scores and pixel counts of a run into a folder."
-    others = kept_scores(folder / "scores.csv", run.name)
-    scores, rows = unrepeated(scored_run(run), others), run_rows(run)
+def collect(folder: Path, parts: list[Path], name: str, by_query: bool) -> None:
+    "Put the scores and pixel counts of a run, which may be in parts, into a folder."
+    others = kept_scores(folder / "scores.csv", name)
+    scores = pd.concat([scored_run(part) for part in parts], ignore_index=True)
+    scores = unrepeated(scores.assign(run=name), others)
+    rows = pd.concat([run_rows(part) for part in parts], ignore_index=True).assign(run=name)
     if by_query: rows = summed(rows)
     rows = rows.merge(scores[MODEL].drop_duplicates())
     write_table(folder / "scores.csv", pd.concat([others, scores], ignore_index=True))
     (folder / "rows").mkdir(exist_ok=True)
-    path = folder / "rows" / f"{run.name}.csv.gz"
+    path = folder / "rows" / f"{name}.csv.gz"
     rows.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
 
 
 if __name__ == "__main__":
-    if "--help" in sys.argv:
-        print(__doc__)
-        sys.exit()
-    by_query, given = "--queries" in sys.argv, [x for x in sys.argv[1:] if x != "--queries"]
-    if len(given) < 2: sys.exit(__doc__)
-    folder, *runs = map(Path, given)
-    folder.mkdir(exist_ok=True)
-    for run in runs:
-        if (run / "results.csv").is_file(): collect(folder, run, by_query)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--queries", action="store_true")
+    parser.add_argument("--name")
+    given = parser.parse_args()
+    given.folder.mkdir(exist_ok=True)
+    ended = [run for run in given.runs if (run / "results.csv").is_file()]
+    if given.name and ended: collect(given.folder, ended, given.name, given.queries)
+    for run in ended if not given.name else ():
+        collect(given.folder, [run], run.name, given.queries)

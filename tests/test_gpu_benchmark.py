@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -237,7 +238,7 @@ def test_many_trainings_leave_the_models_of_celp_train(tmp_path):
     out = tmp_path / "apart"
     done = run("many_trainings.py", tmp_path / "together", out, "--workers", 2, "--device", "cpu")
     assert done.returncode == 0 and "2 trainings, 4 steps" in done.stdout, done.stderr
-    for method, name in zip(methods, ("PFENet", "PFENet+CE-contrast=1")):
+    for method, name in zip(methods, ("together-PFENet", "together-PFENet+CE-contrast=1")):
         apart = load_checkpoint(out / f"{name}-seed-0-fold-0" / "fold0" / f"{method}.pt")["model"]
         together = load_checkpoint(tmp_path / "together" / "fold0" / f"{method}.pt")["model"]
         assert all(torch.equal(apart[k], together[k]) for k in together)
@@ -246,3 +247,25 @@ def test_many_trainings_leave_the_models_of_celp_train(tmp_path):
     done = run("many_trainings.py", tmp_path / "together", out, *scored)
     assert done.returncode == 0, done.stderr
     assert len(list(out.glob("*/results.csv"))) == len(list(out.glob("*/fold0/rows.csv"))) == 2
+
+
+def test_runs_in_parts_are_collected_as_one_run(tmp_path):
+    "`results/collect.py --name`: the scores and counts of a run that was not in parts."
+    from celp_nb.repro.config import change_config, make_config
+    from celp_nb.repro.runs import run as whole_run
+
+    small = dict(crop=57, width=8, iterations=2, pairs=2, folds=(0,), device="cpu", trivial=False)
+    whole = make_config(**small, methods=("PFENet", "CyCTR"))
+    whole_run(whole, tmp_path / "whole")
+    parts = [tmp_path / f"part-{method}" for method in whole.model.methods]
+    for part, method in zip(parts, whole.model.methods):
+        whole_run(change_config(whole, methods=(method,)), part)
+    for folder, given in ("a", [tmp_path / "whole"]), ("b", [*parts, "--name", "whole"]):
+        done = run(ROOT / "results/collect.py", tmp_path / folder, *given, "--queries")
+        assert done.returncode == 0, done.stderr
+    left = ["method", "shots", "cls", "query"]
+    a, b = (pd.read_csv(tmp_path / f / "rows/whole.csv.gz").sort_values(left) for f in "ab")
+    pd.testing.assert_frame_equal(a.reset_index(drop=True), b.reset_index(drop=True))
+    a, b = (pd.read_csv(tmp_path / f / "scores.csv").sort_values(left[:2]) for f in "ab")
+    same = ["run", "method", "shots", "fold", "seed", "miou", "confusion", "episodes"]
+    pd.testing.assert_frame_equal(a[same].reset_index(drop=True), b[same].reset_index(drop=True))
