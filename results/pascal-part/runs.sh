@@ -30,7 +30,9 @@ celp run --name table7-s0 --data "$data" $regime --seed 0 --no-trivial "$@" --me
 celp run --name differences-s0 --data "$data" $regime --seed 0 --no-trivial "$@" --methods \
   "PFENet+CE rate=0.1" "PFENet+CE known=class" "PFENet+CE latent_prior=masked" \
   "PFENet+CE contrast=1 auxiliary=0.1" "PFENet+CE separate=yes" "PFENet+CE share=0.1"
-# few photographs, seed 0; its scores go to results/pascal-part/other_regimes
+# other regimes, seed 0; their scores go to results/pascal-part/other_regimes
+celp run --name pfenet-s0-twice --data "$data" $regime --iterations 4000 --seed 0 --no-trivial \
+  "$@" --fold 1 --methods PFENet PFENet+CE "PFENet+CE contrast=1 delta=0.25"
 celp run --name photographs400-s0 --data "$data" $regime --seed 0 --no-trivial "$@" \
   --photographs 400 --methods PFENet PFENet+CE
 # what the answers owe to the support: reads the models of runs above
