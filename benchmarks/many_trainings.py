@@ -67,8 +67,12 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="auto")
     parser.add_argument("--score", action="store_const", const=run, default=train_run)
     given = parser.parse_args()
+    names = [place.name for place in given.run]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        parser.error(f"two runs are called {twice}; rename the folder of one.")
     on_device = lambda place: resolve(change_config(read_config(place), device=given.device))
-    found = jobs({place.name: on_device(place) for place in given.run}, given.seeds)
+    try: found = jobs(dict(zip(names, map(on_device, given.run))), given.seeds)
+    except (ValueError, OSError) as error: parser.error(str(error))
     seconds = do_all(given.score, found, given.out, given.workers)
     steps = sum(config.optimisation.iterations for config in found.values())
     said = f"{steps:,} steps in {seconds:.0f} s: {steps / seconds:.1f} a second"

@@ -74,6 +74,8 @@ if __name__ == "__main__":
     parser.add_argument("--queries", action="store_true")
     parser.add_argument("--name")
     given = parser.parse_args()
+    for run in given.runs:
+        if not run.is_dir(): parser.error(f"{run}: no such folder; give what celp run has written.")
     given.folder.mkdir(exist_ok=True)
     ended = [run for run in given.runs if (run / "results.csv").is_file()]
     if given.name and ended: collect(given.folder, ended, given.name, given.queries)
