@@ -21,9 +21,9 @@ the parts. On such a machine (its tool's `run` has `carry`), with `/.gpu/` in .g
     3. give_back; copy rows.csv and README.md from where the call's files lie to results/gpu.
 
 Where the checkout leaves no room, let it travel without what the card does not need: write /nbs/,
-/docs/, /results/ and /data_samples/ into .git/info/exclude too, `git rm -rq --cached` them, and
-`git reset -q` when all is done. All photographs of `pascal-part` then fit into three parts, and
-`benchmarks/many_trainings.py RUN OUT --score` can follow the last one instead of `gpu.py`.
+/docs/ and /results/ into .git/info/exclude too, `git rm -rq --cached` them, and `git reset -q` when
+all is done. `--parts 4` then holds all 3,743 photographs of `pascal-part`, `--parts 3` 2,806, and
+`benchmarks/many_trainings.py RUN OUT --score` can follow the last part instead of `gpu.py`.
 
 Photographs and weights are not for the repository: OUT must be a folder that git ignores.
 """

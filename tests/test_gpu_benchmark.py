@@ -249,6 +249,37 @@ def test_many_trainings_leave_the_models_of_celp_train(tmp_path):
     assert len(list(out.glob("*/results.csv"))) == len(list(out.glob("*/fold0/rows.csv"))) == 2
 
 
+def test_many_trainings_of_several_runs_keep_them_apart(here):
+    from many_trainings import jobs
+
+    from celp_nb.repro.config import make_config
+
+    one = make_config(folds=(0, 1), methods=("PFENet", "PFENet+CE delta=0.3"))
+    found = jobs({"a": one, "b": make_config(folds=(2,), methods=("CyCTR",))}, [0, 1])
+    assert len(found) == 2 * 4 + 2
+    own = found["a-PFENet+CE-delta=0.3-seed-1-fold-1"]
+    assert own.model.methods == ("PFENet+CE delta=0.3",) and own.data.folds == (1,)
+    assert own.runtime.seed == 1 and found["b-CyCTR-seed-0-fold-2"].data.folds == (2,)
+
+
+@pytest.mark.parametrize(
+    ("script", "runs", "said"),
+    [
+        (BENCHMARKS / "many_trainings.py", ["a/x", "b/x"], "two runs are called x; rename"),
+        (BENCHMARKS / "many_trainings.py", ["gone"], "gone/config.json; give a folder"),
+        (ROOT / "results/collect.py", ["out", "gone"], "gone: no such folder; give what"),
+    ],
+)
+def test_runs_that_are_not_there_are_refused_before_anything_is_written(
+    tmp_path, script, runs, said
+):
+    places = [tmp_path / name for name in runs]
+    if script.name == "many_trainings.py": places.append(tmp_path / "out")
+    done = run(script, *places)
+    assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_in_parts_are_collected_as_one_run(tmp_path):
     "`results/collect.py --name`: the scores and counts of a run that was not in parts."
     from celp_nb.repro.config import change_config, make_config
