@@ -17,6 +17,7 @@ all that intervals over query images need in a tenth of the size; `episodes` say
 """
 
 import argparse
+from collections.abc import Collection
 from pathlib import Path
 
 import pandas as pd
@@ -37,11 +38,22 @@ def summed(rows: pd.DataFrame) -> pd.DataFrame:
     return sums.assign(episode=together.episode.min()).reset_index()
 
 
-def kept_scores(path: Path, run: str) -> pd.DataFrame:
-    "What a table holds of other runs than this one; empty where there is none yet."
+def rows_of_others(path: Path, runs: Collection[str]) -> pd.DataFrame:
+    "What a table holds of other runs than these; empty where there is none yet."
     if not path.is_file(): return pd.DataFrame()
     table = pd.read_csv(path, dtype={"commit": str, "weights": str})
-    return table[table.run != run]
+    return table[~table.run.isin(runs)]
+
+
+def write_compressed(path: Path, rows: pd.DataFrame) -> None:
+    "Write a table whose bytes do not depend on the time."
+    rows.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+
+
+def replace_rows(path: Path, rows: pd.DataFrame) -> None:
+    "Put rows into a compressed table, in place of those of the same runs."
+    others = rows_of_others(path, rows.run.unique())
+    write_compressed(path, pd.concat([others, rows], ignore_index=True))
 
 
 def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
@@ -53,7 +65,7 @@ def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:
 
 def collect(folder: Path, parts: list[Path], name: str, by_query: bool) -> None:
     "Put the scores and pixel counts of a run, which may be in parts, into a folder."
-    others = kept_scores(folder / "scores.csv", name)
+    others = rows_of_others(folder / "scores.csv", [name])
     scores = pd.concat([scored_run(part) for part in parts], ignore_index=True)
     scores = unrepeated(scores.assign(run=name), others)
     rows = pd.concat([run_rows(part) for part in parts], ignore_index=True).assign(run=name)
@@ -61,8 +73,7 @@ def collect(folder: Path, parts: list[Path], name: str, by_query: bool) -> None:
     rows = rows.merge(scores[MODEL].drop_duplicates())
     write_table(folder / "scores.csv", pd.concat([others, scores], ignore_index=True))
     (folder / "rows").mkdir(exist_ok=True)
-    path = folder / "rows" / f"{name}.csv.gz"
-    rows.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+    write_compressed(folder / "rows" / f"{name}.csv.gz", rows)
 
 
 if __name__ == "__main__":

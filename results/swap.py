@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from collect import replace_rows
 
 from celp_nb.data.episodes import Episodes
 from celp_nb.engine.feature_bank import evaluate
@@ -75,9 +76,6 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--pairs", type=int, default=50, help="episodes per class")
     args = parser.parse_args()
-    path = args.folder / "swap.csv.gz"
     rows = pd.concat([run_swap(run, args.pairs) for run in args.runs])
-    kept = pd.read_csv(path) if path.is_file() else rows[:0]
-    every = pd.concat([kept[~kept.run.isin(rows.run.unique())], rows], ignore_index=True)
-    every.to_csv(path, index=False, compression={"method": "gzip", "mtime": 0})
+    replace_rows(args.folder / "swap.csv.gz", rows)
     print(effects_table(rows))

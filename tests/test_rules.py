@@ -1,11 +1,14 @@
 """The literature's rules and ours: against slow versions written from the published facts."""
 
 import hashlib
+import importlib
 import json
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from folders import make_coco, make_voc, own_cache  # noqa: F401
@@ -47,6 +50,7 @@ from celp_nb.repro.config import change_config, make_config, read_config, write_
 from celp_nb.repro.defaults import resolve
 from celp_nb.repro.runs import run
 from celp_nb.repro.setup import prepare, training_items
+from celp_nb.repro.statistics import SUMMED
 
 LEAST = 2 * 32 * 32
 
@@ -461,6 +465,42 @@ def test_a_run_knows_its_rules_everywhere(tmp_path):
     assert Segmenter.from_pretrained(tmp_path / "older.pt").rules is STRICT, "of ours"
     with pytest.raises(ValueError, match="rules = 'literature' then and 'strict' now"):
         run(TINY, tmp_path / "run", resume=True)
+
+
+@pytest.fixture
+def script(monkeypatch):
+    "`results/rules.py`, which imports its neighbours."
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "results"))
+    return importlib.import_module("rules")
+
+
+def test_what_our_rules_change_is_measured_with_the_same_models(tmp_path, script):
+    "`results/rules.py`: its counts are those of the plain evaluation by the rules it names."
+    run(change_config(TINY, rules="literature"), tmp_path / "run")
+    path, backbone = tmp_path / "run/fold0/PFENet.pt", load_backbone("tiny")
+    saved, g = load_checkpoint(path), torch.Generator().manual_seed(0)
+    for w in saved["model"].values(): w += 0.3 * torch.randn(w.shape, generator=g)
+    save_checkpoint(path, **saved)
+    rows, model = script.run_rows(tmp_path / "run", pairs=2), load_model(path)[0]
+    counts = {m: r.groupby(["cls", "query"])[[*SUMMED]].sum() for m, r in rows.groupby("method")}
+    for test, rules in ("literature", LITERATURE), ("ours", STRICT):
+        setup = prepare(resolve(change_config(TINY, rules=rules.name)))
+        asked, known = setup.folds[0].evaluation, setup.folds[0].train_classes
+        plain = evaluate_plainly({"": model}, backbone, setup.val, asked, known, 97, rules=rules)
+        expected = plain.groupby(["cls", "query"])[[*SUMMED]].sum()
+        table = counts[f"PFENet: {test}"]
+        assert table.loc[expected.index].equals(expected)
+        assert not table.drop(expected.index).to_numpy().any()
+    assert not counts["PFENet: ours"].equals(counts["PFENet: literature"])
+    assert " PFENet | " in script.differences_table(rows, draws=10)
+
+
+def test_a_question_of_one_test_alone_counts_nothing_in_the_others(script):
+    asked = {"method": ["a", "a", "b"], "query": ["x", "y", "y"], **dict.fromkeys(SUMMED, 3)}
+    rows = pd.DataFrame(asked).assign(fold=0, seed=0, shots=1, cls=1)
+    rows = script.by_question(pd.concat([rows, rows[:1]]))
+    counts = rows.set_index(["method", "query"]).union_fg
+    assert counts.to_dict() == {("a", "x"): 6, ("b", "x"): 0, ("a", "y"): 3, ("b", "y"): 3}
 
 
 def test_settings_from_before_the_rules_are_of_ours(tmp_path):
