@@ -662,6 +662,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                                                                         'celp_nb/data/photographs.py'),
                                           'celp_nb.data.photographs.rgb_pixels': ( 'photographs.html#rgb_pixels',
                                                                                    'celp_nb/data/photographs.py'),
+                                          'celp_nb.data.photographs.stored_as': ( 'photographs.html#stored_as',
+                                                                                  'celp_nb/data/photographs.py'),
                                           'celp_nb.data.photographs.stored_mode': ( 'photographs.html#stored_mode',
                                                                                     'celp_nb/data/photographs.py'),
                                           'celp_nb.data.photographs.unreadable_by_name': ( 'photographs.html#unreadable_by_name',

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from cachetools import LRUCache
 from PIL import Image
 from torch import nn
@@ -1013,6 +1014,19 @@ def test_all_foreground(backbone, photographs):
             and row.inter_fg == (masks[q] == c).sum()
             and row.on_known == (masks[q] == 1).sum()
         )
+
+
+@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (70, 70)])
+def test_native_size_is_a_corner_of_the_large_square(height, width):
+    logits, side = torch.randn(1, 2, 31, 31), max(height, width)
+    square = F.interpolate(logits, (side, side), mode="bilinear", align_corners=True)
+    ours = at_native_size(logits, height, width)
+    assert torch.allclose(ours, square[0, :, :height, :width], atol=1e-5)
+
+
+def test_a_long_photograph_never_becomes_a_square():
+    assert at_native_size(torch.randn(1, 1, 5, 5), 3, 200_000).shape == (1, 3, 200_000)
+    assert at_native_size(torch.randn(1, 1, 5, 5), 200_000, 3).shape == (1, 200_000, 3)
 
 
 @pytest.mark.parametrize("height, width", [(30, 70), (70, 30), (57, 57), (1, 9)])

@@ -85,6 +85,15 @@ def test_a_run_says_what_beats_the_prior_and_what_ce_adds(run):
     assert [ax.get_xlabel()[:4] for ax in axes] == ["mIoU", "know"]
 
 
+def test_votes_with_several_shots_alone_leave_the_figure_as_it_is(run):
+    rows = finding_rows(run)
+    votes = rows[rows.method == "PFENet"].assign(method="PFENet v-2", shots=2)
+    axes = findings_figure(pd.concat([rows, votes]), "x").axes
+    plain = findings_figure(rows, "x").axes
+    labels = [[t.get_text() for t in axs[0].get_yticklabels()] for axs in (axes, plain)]
+    assert labels[0] == labels[1]
+
+
 def test_findings_are_written_once(run):
     files, stamps = [run / f"findings.{end}" for end in ("md", "png")], []
     for _ in range(2):

@@ -21,7 +21,7 @@ from celp_nb.data.photographs import ORIENTATION, UnreadableImage
 from celp_nb.data.transforms import Recipe, augment, binary_mask, fit_square, known_mask
 from celp_nb.data.voc import voc_layout
 from celp_nb.engine.evaluation import read_truth
-from celp_nb.engine.segmenter import object_mask, photograph
+from celp_nb.engine.segmenter import mask_array, object_mask, photograph
 from celp_nb.repro import folds as repro_folds
 from celp_nb.repro import runs as repro_runs
 from celp_nb.repro.config import make_config
@@ -230,6 +230,16 @@ def test_predict_reads_as_data_sets_do(tmp_path):
 
 #: the samples' class → one of 300, in the same order; 255 among them
 NUMBERS = np.array([0, *range(7, 148, 15), *range(156, 246, 12), 255, 300])
+
+
+def test_a_mask_may_be_derived_from_one_that_was_read(tmp_path):
+    "A picture keeps no note of how it was stored in what Pillow hands on."
+    stored = packed(np.eye(16, dtype=np.uint8), 4)
+    (tmp_path / "m.png").write_bytes(stored)
+    with Image.open(tmp_path / "m.png") as picture:
+        first = mask_array(picture, "m")
+        again = mask_array(picture.point(lambda v: 1 if v else 0), "m")
+    assert "stored_mode" not in picture.info and (first == again).all() and first.any()
 
 
 def test_void_by_type():

@@ -16,12 +16,17 @@ from PIL import Image
 
 from celp_nb.app.cli import main
 from celp_nb.bundled.scenes import samples
+from celp_nb.data.episodes import Episodes
+from celp_nb.data.images import ImageSet, merge
 from celp_nb.data.mask_facts import (
     class_thickness,
     data_identity,
     identity_differences,
     mask_facts,
+    read_facts,
 )
+from celp_nb.data.rules import LITERATURE, STRICT
+from celp_nb.data.transforms import fit_square
 from celp_nb.engine.backbones import BACKBONES
 from celp_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from celp_nb.repro import folds as repro_folds
@@ -162,6 +167,23 @@ def test_the_side_that_helps_is_one_of_the_backbones(tmp_path, monkeypatch):
     assert int(str(e.value).split("--side ")[1].split(",")[0]) % 14 == 9
 
 
+def test_what_vanishes_depends_on_the_rules():
+    "Lines of one pixel, on rows that our rules sample at 241 pixels and the literature's do not."
+    rows = np.repeat(np.arange(375, dtype=np.uint16)[:, None], 500, 1)
+    photo = np.zeros((375, 500, 3), np.uint8)
+    seen = [np.unique(fit_square(photo, rows, 241, r)[1]) for r in (STRICT, LITERATURE)]
+    mask = np.isin(rows, np.setdiff1d(*seen)[:5]).astype(np.uint8)
+    pixels, paths = np.array([[mask.sum()]] * 2), [Path("a"), Path("b")]
+    data = ImageSet("lines", ["a", "b"], paths, lambda i: mask, ["line"], pixels)
+    episodes = Episodes(np.array([1]), np.array([1]), np.array([[0]]))
+    asked = data, read_facts(data), episodes, 241, "evaluation"
+    run_checks.check_supports(*asked, STRICT)
+    with pytest.raises(ValueError, match="no pixel is left in image 'a' at side 241") as error:
+        run_checks.check_supports(*asked, LITERATURE)
+    side = int(str(error.value).split("--side ")[1].split(",")[0])
+    assert (fit_square(photo, mask, side, LITERATURE)[1] == 1).any()
+
+
 def test_training_images_that_vanish_are_a_warning_with_a_side_that_helps(tmp_path):
     masks = pairs_of_classes(6, 3, cracks)
     masks["val"] = pairs_of_classes(6, 3)["val"]
@@ -198,6 +220,20 @@ def test_facts_come_from_the_cache_until_a_mask_changes(scenes, monkeypatch):
 
 
 # --- lists, names, masks
+
+
+def test_facts_of_a_union_follow_its_numbers(tmp_path):
+    "The second folder's classes.txt is mended: the same files, other classes."
+    masks = {"train": {"x": rectangles([1, 2])}}
+    masks["train"]["x"][100:, :30] = 1
+    parts = [write_voc(tmp_path / name, masks) for name in "ab"]
+    def union(): return merge(*(repro_folds.open_data(str(part), "train") for part in parts))
+    mask_facts(union())
+    names = "\n".join([NAMES[1], NAMES[0], *NAMES[2:]])
+    (parts[1] / "classes.txt").write_text(names, encoding="utf-8")
+    mended = union()
+    kept, fresh = mask_facts(mended), read_facts(mended)
+    assert all((a == b).all() for a, b in zip(kept, fresh))
 
 
 def test_ids_and_class_names_must_differ_before_training(monkeypatch, tmp_path):
@@ -249,6 +285,22 @@ def test_a_full_disk_is_refused_with_numbers(scenes, monkeypatch, tmp_path):
     free = run + views // 2
     stays_out(config, tmp_path / "run", "GB of kept views; make room, or use fewer --cache-views")
     runs.train_run(change_config(config, cache_views=0), tmp_path / "run")  # without them, it fits
+
+
+def test_views_of_other_runs_make_no_room(scenes, monkeypatch, tmp_path):
+    config = small(scenes, cache_views=2, cache=str(tmp_path / "cache"))
+    setup, needs = repro_setup.prepare(resolve(config)), {}
+    monkeypatch.setattr(repro_setup, "check_space", needs.update)
+    repro_setup.check_room(setup, tmp_path / "run")
+    monkeypatch.undo()
+    place, (_, views) = [*needs.items()][1]
+    other = repro_setup.views_place(setup.config.runtime) / "another-backbone"
+    other.mkdir(parents=True)
+    with open(other / "views", "wb") as f: f.truncate(4 * views)
+    usage = shutil.disk_usage(tmp_path)._replace(free=views // 2)
+    monkeypatch.setattr(run_checks.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="GB of kept views; make room"):
+        run_checks.check_space({place: needs[place]})
 
 
 def test_what_a_run_takes_is_estimated(scenes, tmp_path):
@@ -416,6 +468,19 @@ def test_a_run_is_scored_on_the_novel_classes_of_other_data(copy, capsys, monkey
     assert "`other`" in said.out and "apple, fox, gate" in said.out and "Drum" in said.err
 
 
+def test_a_run_of_a_machine_with_a_gpu_is_scored_without_one(copy, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    path = copy / "run/config.json"
+    text = path.read_text(encoding="utf-8")
+    assert '"device": "cpu"' in text
+    before = pd.read_csv(copy / "run/results.csv")
+    path.write_text(text.replace('"device": "cpu"', '"device": "cuda"'), encoding="utf-8")
+    assert runs.evaluate_run(copy / "run").miou.tolist() == pytest.approx(before.miou.tolist())
+    listed = copy / "run/fold0/episodes.csv"
+    again = runs.replay(copy / "run", 0, listed)
+    assert again.miou.tolist() == pytest.approx(before[before.fold == 0].miou.tolist())
+
+
 def test_other_data_without_a_novel_class_are_refused(copy):
     other = write_voc(copy / "other", pairs_of_classes(8, 2), ("drum", "chair"))
     with pytest.raises(ValueError, match="no class to test that fold 0 was not trained on"):
@@ -508,6 +573,21 @@ def test_of_processes_that_claim_together_one_gets_the_folder(tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+def test_a_stale_lock_that_another_process_clears_first_is_no_error(tmp_path, monkeypatch):
+    (tmp_path / run_checks.LOCK).write_text(json.dumps(claim(pid=2**22 + 1)), encoding="utf-8")
+    replace_file = os.replace
+
+    def too_late(source, target):
+        os.unlink(source)
+        monkeypatch.setattr(os, "replace", replace_file)
+        return replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", too_late)
+    run_checks.take_lock(tmp_path)
+    held = json.loads((tmp_path / run_checks.LOCK).read_text(encoding="utf-8"))
+    assert held["pid"] == os.getpid()
 
 
 def test_the_lock_goes_after_an_error_and_an_unused_folder_with_it(scenes, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from celp_nb.repro import runs as repro_runs
 from celp_nb.repro import setup as repro_setup
 from celp_nb.repro.config import change_config, make_config, read_config, write_config
 from celp_nb.repro.defaults import resolve
+from celp_nb.repro.fold_training import selection_words
 
 
 def prepared(**settings):
@@ -339,6 +340,30 @@ def test_a_run_that_names_no_list_drew_it_by_its_seed(tmp_path):
 def test_a_negative_list_is_refused():
     with pytest.raises(ValueError, match="episode_seed is -1; it must be 0 or more"):
         resolve(change_config(TINY, episode_seed=-1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"sigma": -5}, "'PFENet.CE': sigma is -5; give a whole number from 0 on"),
+        ({"contrast": float("nan")}, "'PFENet.CE': contrast is nan; give the weight of a loss"),
+        ({"contrast": -1.0}, "'PFENet.CE': contrast is -1.0; give the weight of a loss"),
+        ({"bins": (0.0, 0.5)}, r"bins are \(0.0, 0.5\); give numbers of positions"),
+        ({"bins": (float("inf"),)}, r"bins are \(inf,\); give numbers of positions"),
+        ({"bins": ()}, r"bins are \(\); give numbers of positions"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_any_work(tmp_path, settings, said):
+    with pytest.raises(ValueError, match=said):
+        repro_runs.run(change_config(TINY, methods=("PFENet+CE",), **settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_checks_than_steps_are_counted_as_steps():
+    optimisation = change_config(TINY, select="test", checks=100).optimisation
+    assert selection_words(optimisation, 50, []) == "best of 50 checkpoints on the test fold"
+    assert selection_words(optimisation, 500, []) == "best of 100 checkpoints on the test fold"
 
 
 def test_a_trained_run_is_scored_on_another_list_beside_its_own(tmp_path):

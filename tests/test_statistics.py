@@ -165,6 +165,17 @@ def test_a_seed_without_a_class_does_not_count_for_it():
     assert differences.to_numpy() == pytest.approx(4)
 
 
+def test_a_class_of_two_folds_is_averaged_over_them():
+    lines = []
+    for fold, gain in ((0, 80), (1, 0)):
+        for method, found in (("a", 10), ("b", 10 + gain)):
+            asked = dict(method=method, fold=fold, seed=0, episode=0, cls=7, query=f"q{fold}")
+            counts = dict(inter_fg=found, union_fg=100, on_known=0, predicted=found)
+            lines.append({**asked, **counts})
+    table = paired_differences(pd.DataFrame(lines), "b", "a", draws=5)
+    assert table.difference.round(6).to_dict() == {"mIoU": 40.0, "confusion": 0.0, 7: 40.0}
+
+
 def test_chosen_lines_are_those_of_the_whole_table():
     rows = several_seeds(lambda seed: 4 * seed)
     chosen = ["confusion", 7]

@@ -1099,6 +1099,18 @@ def test_cached_steps_are_online_features_of_the_same_crops(backbone, training, 
     )
 
 
+def test_views_of_masks_that_have_changed_are_not_used(backbone, training, tmp_path):
+    "The counts of the classes are the same; a mask is not."
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path in paths: path.touch()
+    with_files = copy.copy(training)
+    with_files.image_set = replace(training.image_set, mask_paths=paths)
+    now = views_folder(tmp_path, backbone, with_files, None)
+    assert views_folder(tmp_path, backbone, with_files, None) == now
+    os.utime(paths[1], (1, 1))
+    assert views_folder(tmp_path, backbone, with_files, None) != now
+
+
 def test_views_of_photographs_that_were_read_otherwise_are_not_used(
     backbone, training, tmp_path, monkeypatch
 ):

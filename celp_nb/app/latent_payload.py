@@ -7,7 +7,7 @@ __all__ = ['PAGE_CHANNELS', 'text_of', 'quantise', 'dequantise', 'page_features'
            'latent_payload', 'run_values', 'photo_mask', 'inner_position', 'PanelImage', 'panel_image', 'scene_classes',
            'scene_numbers', 'scene_title', 'scene_images', 'scene_payloads']
 
-# %% ../../nbs/50d_latent_payload.ipynb #c98fa397
+# %% ../../nbs/50d_latent_payload.ipynb #b96ef267
 import base64
 import io
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from ..contrast import FewShotModel
 from ..data.images import ImageSet, read_image
 from ..data.masks import void_of
 from ..latent import DELTA, SIGMA
-from ..ops import STRIDE, soft_mask
+from ..ops import soft_mask
 from ..similarity import self_similarity
 
 # %% ../../nbs/50d_latent_payload.ipynb #08a23e6a
@@ -174,7 +174,7 @@ def inner_position(
     around = around.masked_fill(share[0, 0] < share.max(), -1)
     return int(around.argmax())
 
-# %% ../../nbs/50d_latent_payload.ipynb #528ec09f
+# %% ../../nbs/50d_latent_payload.ipynb #b7b3f3a0
 class PanelImage(NamedTuple):
     "An image as the page computes with it, and as the kernel does."
     payload: dict
@@ -199,7 +199,8 @@ def panel_image(
     others = {0, void_of(image.class_map), *known_classes}
     hidden = [c for c in image.class_map.unique().tolist() if c not in others]
     rows, columns = (~image.padding[0]).any(1).sum(), (~image.padding[0]).any(0).sum()
-    centre = int(rows // 2 // STRIDE * size[1] + columns // 2 // STRIDE)
+    row, column = (int(n) * s // (2 * chosen.side) for n, s in zip((rows, columns), size))
+    centre = row * size[1] + column
     if hidden: centre = inner_position((image.class_map == hidden[0]).to(torch.uint8), size)
     payload = latent_payload(title, image, mid, known_classes, centre)
     return PanelImage(payload, image, mid, chosen.model, chosen.delta, chosen.sigma)

@@ -38,7 +38,7 @@ from .pairs import count_pixels, index_arrays
 from .photographs import UnreadableImage
 from ..ops import VOID
 
-# %% ../../nbs/21a_index.ipynb #968ebcaa
+# %% ../../nbs/21a_index.ipynb #53905bce
 CACHE_FORMAT = 3  # 3: photographs upright; counts by value, colours and depths of masks
 
 
@@ -68,7 +68,7 @@ def cached_arrays(
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["mark"]) == mark:
                 return {key: stored[key] for key in stored.files if key != "mark"}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         pass  # absent or damaged: made again below
     arrays = build()
     try:

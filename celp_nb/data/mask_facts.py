@@ -6,7 +6,7 @@
 __all__ = ['MOST_THICK', 'class_thickness', 'MaskFacts', 'read_facts', 'mask_facts', 'vanishing', 'enough_side', 'DataIdentity',
            'data_identity', 'identity_digest', 'name_some', 'identity_differences', 'check_unique']
 
-# %% ../../nbs/25a_mask_facts.ipynb #dcc8ad02
+# %% ../../nbs/25a_mask_facts.ipynb #8632cdc8
 import hashlib
 import json
 import sys
@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torchvision.transforms.v2 import functional as F
 
 from .images import ImageSet, file_fingerprint
 from .index import cached_arrays, thread_map
-from .transforms import class_map_tensor, scaled_size
+from .rules import STRICT, Rules
+from .transforms import as_pair
 from ..ops import STRIDE
 
 # %% ../../nbs/25a_mask_facts.ipynb #9e925b06
@@ -65,48 +65,50 @@ def read_facts(image_set: ImageSet) -> MaskFacts:
     kinds = np.int32, np.uint32, np.uint8
     return MaskFacts(*map(np.array, (sizes, checksums, thickness), kinds))
 
-# %% ../../nbs/25a_mask_facts.ipynb #3a7b6705
+# %% ../../nbs/25a_mask_facts.ipynb #f72c154f
 def mask_facts(image_set: ImageSet) -> MaskFacts:
     "The facts of an image set, from the cache where they are current."
     if image_set.mask_paths is None: return read_facts(image_set)
     texts = [*map(str, image_set.mask_paths), *image_set.class_names]
     digest = hashlib.sha1("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()
     name = f"masks of {image_set.name} {digest[:12]}"
-    mark = file_fingerprint(image_set.mask_paths)
+    # the counts tell how the masks are numbered, which merging changes without touching a file
+    counts = hashlib.sha1(np.ascontiguousarray(image_set.pixels)).hexdigest()
+    mark = f"{file_fingerprint(image_set.mask_paths)} {counts}"
     stored = cached_arrays(name, mark, lambda: read_facts(image_set)._asdict())
     return MaskFacts(**stored)
 
-# %% ../../nbs/25a_mask_facts.ipynb #902f4c95
+# %% ../../nbs/25a_mask_facts.ipynb #e80c54a2
 def vanishing(
     image_set: ImageSet,
     facts: MaskFacts,  # of that set
     pairs: np.ndarray,  # (m, 2) int64, image and class
-    factors: np.ndarray,  # (m,) float, new length / old length, of each pair's image
+    scaled: np.ndarray,  # (m, 2) int64, rows and columns that each pair's image is given
+    rules: Rules = STRICT,  # by which it is rescaled
 ) -> np.ndarray:  # (m,) bool
-    "Which classes have no pixel left in their image when it is scaled."
-    sizes = facts.sizes[pairs[:, 0]]
-    scaled = np.maximum(1, np.round(sizes * factors[:, None]))
+    "Which classes have no pixel left in their image when it is rescaled."
+    sizes, no_photo = facts.sizes[pairs[:, 0]], np.zeros((1, 1, 3), np.uint8)
     thick = facts.thickness[pairs[:, 0], pairs[:, 1] - 1]
     gone = thick < np.ceil((sizes / scaled).max(1))
     for k in np.flatnonzero(gone):
         image, cls = pairs[k].tolist()
-        mask = class_map_tensor(image_set.read_mask(image))[None]
-        size = scaled_size(*mask.shape[1:], float(factors[k]))
-        left = F.resize(mask, list(size), F.InterpolationMode.NEAREST_EXACT)
+        pair = as_pair(no_photo, image_set.read_mask(image))
+        left = rules.rescale(*pair, tuple(scaled[k].tolist()))[1]
         gone[k] = not (left == cls).any()
     return gone
 
-# %% ../../nbs/25a_mask_facts.ipynb #1a9ccaa8
+# %% ../../nbs/25a_mask_facts.ipynb #5b5bc009
 def enough_side(
     image_set: ImageSet,
     facts: MaskFacts,  # of that set
     pairs: np.ndarray,  # (m, 2) int64, image and class
     side: int,  # pixels that suit the backbone, at which something vanishes
-    factors: Callable[[int], np.ndarray],  # side → new length / old length, of each pair's image
+    scaled: Callable[[int], np.ndarray],  # side → (m, 2) int64, as of `vanishing`
+    rules: Rules = STRICT,  # by which images are rescaled
     stride: int = STRIDE,  # of the backbone
 ) -> int:  # suits it too
     "A larger side at which every pair keeps a pixel."
-    while vanishing(image_set, facts, pairs, factors(side)).any():
+    while vanishing(image_set, facts, pairs, scaled(side), rules).any():
         side += stride * max(1, side // (16 * stride))
     return side
 

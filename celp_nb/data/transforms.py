@@ -258,12 +258,15 @@ def support_mask(
         )
     return mask
 
-# %% ../../nbs/25_transforms.ipynb #db15a381
+# %% ../../nbs/25_transforms.ipynb #414a09cf
 def at_native_size(
     logits: Tensor,  # (1, n, h, w) float, of a square that holds the image at top left
     height: int,
     width: int,  # of the original image, pixels
 ) -> Tensor:  # (n, height, width) float
     """Logits at the photograph's size, without padding."""
-    side = max(height, width)
-    return resize(logits.float(), (side, side))[0, :, :height, :width]
+    side, x = max(height, width), logits.float()
+    # the short side first, and cut, so that a long image never becomes a square
+    if height < width: x = resize(x, (side, x.shape[3]))[:, :, :height]
+    else: x = resize(x, (x.shape[2], side))[:, :, :, :width]
+    return resize(x, (height, width))[0]

@@ -124,10 +124,15 @@ def read_setting(change: str) -> dict[str, object]:  # field → value
     if choices := get_args(get_type_hints(Method)[field]): check_choice(field, value, choices)
     return {field: value}
 
-# %% ../../nbs/31_methods.ipynb #0a650940
+# %% ../../nbs/31_methods.ipynb #50d752b9
 def check_method(method: Method) -> None:
     "Raise ValueError naming a setting that is out of its range."
     check_delta(method.delta)
+    if method.sigma < 0:
+        raise ValueError(f"sigma is {method.sigma}; give a whole number from 0 on, such as 11.")
+    for name, weight in (("contrast", method.contrast), ("auxiliary", method.auxiliary)):
+        if not 0 <= weight < np.inf:
+            raise ValueError(f"{name} is {weight}; give the weight of a loss, 0 or more.")
     if not 0 <= method.share < 1:
         raise ValueError(
             f"share is {method.share}; "

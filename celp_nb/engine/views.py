@@ -220,7 +220,7 @@ def place_of_view(
     file.checked.add(name)
     return file.places[name]
 
-# %% ../../nbs/33a_views.ipynb #df43bc61
+# %% ../../nbs/33a_views.ipynb #740cb050
 def views_folder(
     folder: str | Path,
     backbone: Backbone,
@@ -237,6 +237,7 @@ def views_folder(
         str(precision),
         "one file",
         f"photographs {READER_FORMAT}",
+        *([file_fingerprint(data.mask_paths)] if data.mask_paths else []),
     ]
     digest = hashlib.sha1(json.dumps(described).encode()).hexdigest()[:10]
     return Path(folder) / f"{backbone_fingerprint(backbone)}-{digest}"

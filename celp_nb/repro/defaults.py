@@ -7,7 +7,7 @@ __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'o
            'setting_choices', 'check_choices', 'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins',
            'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve']
 
-# %% ../../nbs/40a_defaults.ipynb #86961c52
+# %% ../../nbs/40a_defaults.ipynb #e20ea09c
 import os
 import warnings
 from dataclasses import replace
@@ -21,6 +21,7 @@ from ..data.recognition import default_rules
 from ..data.rules import RULES
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, round_side
 from ..engine.backbones import BACKBONES, BUILT_IN_BACKBONES
+from ..engine.checkpoints import is_scales
 from ..engine.devices import find_device
 from celp_nb.engine.methods import (
     BUILT_IN_METHODS,
@@ -41,6 +42,7 @@ from celp_nb.repro.config import (
     change_config,
     flat_config,
     make_config,
+    method_of,
 )
 from .own_folds import check_tests, read_class_split, split_text
 from ..similarity import check_delta
@@ -139,12 +141,12 @@ def check_choices(config: RunConfig) -> None:  # with defaults filled in
         check_choice("fold", fold, range(config.data.n_folds))
     if values["select"] == "test": check_tests(values["split"])
 
-# %% ../../nbs/40a_defaults.ipynb #4fd195c6
+# %% ../../nbs/40a_defaults.ipynb #0962a575
 POSITIVE = (
     *("iterations", "epochs", "batch", "accumulate", "checks", "lr", "transformer_lr"),
     *("width", "pairs", "reference", "classes", "photographs"),
 )
-NOT_NEGATIVE = ("cache_views", "cache_gb", "workers", "episode_seed")
+NOT_NEGATIVE = ("cache_views", "cache_gb", "workers", "seed", "episode_seed")
 
 
 def check_numbers(config: RunConfig) -> None:  # with defaults filled in
@@ -169,7 +171,7 @@ def check_numbers(config: RunConfig) -> None:  # with defaults filled in
             f"{values['accumulate']} equal parts; choose an accumulate that divides it."
         )
 
-# %% ../../nbs/40a_defaults.ipynb #eaa099ac
+# %% ../../nbs/40a_defaults.ipynb #60f292ae
 def map_sides(config: RunConfig) -> dict[str, tuple[int, int]]:  # with sizes rounded
     "Positions and pixels along a side of the maps in training (`crop`) and evaluation (`side`)."
     stride, data = BACKBONES[config.model.backbone].stride, config.data
@@ -179,11 +181,16 @@ def map_sides(config: RunConfig) -> dict[str, tuple[int, int]]:  # with sizes ro
 def check_methods(config: RunConfig) -> None:  # with defaults filled in and sizes rounded
     "Raise ValueError for a method, a width or a δ that cannot be, or a decoder that fails."
     model, shots = config.model, max(config.evaluation.shots)
-    own = {find_method(m).decoder for m in model.methods or [""]}
+    check_delta(model.delta)
+    own = {method_of(config, m).decoder for m in model.methods or [""]}
+    if not (model.bins and is_scales(model.bins)):
+        raise ValueError(
+            f"bins are {model.bins}; give numbers of positions, such as 60 30 15 8, or shares of "
+            "the map, such as 1 0.5 0.25 0.125."
+        )
     for decoder in sorted(own):
         if decoder in BUILT_IN_METHODS: DECODERS[decoder].build(model.width, model.bins)
         else: check_decoder(decoder, model.width, model.bins, **map_sides(config), shots=shots)
-    check_delta(model.delta)
 
 
 def warn_of_bins(config: RunConfig) -> None:  # resolved

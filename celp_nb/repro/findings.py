@@ -86,7 +86,7 @@ def findings_text(
     said = [f"* {sentence(score, confusion)}" for score, confusion in lines]
     return "## What follows\n\n" + "\n".join(said) + f"\n\n{compared_text(table, notes)}"
 
-# %% ../../nbs/44d_findings.ipynb #2e48485a
+# %% ../../nbs/44d_findings.ipynb #eaf77a94
 def findings_figure(
     rows: pd.DataFrame,  # of `finding_rows`, not empty
     name: str,  # of the run
@@ -95,7 +95,8 @@ def findings_figure(
     "The differences of a run, with the fewest shots."
     shots = int(rows.shots.min())
     title = f"{name}: differences with {shots} shot" + "s" * (shots > 1)
-    return difference_figure(rows[rows.shots == shots], finding_pairs(rows), title, draws)
+    part = rows[rows.shots == shots]  # votes are scored with several shots alone
+    return difference_figure(part, finding_pairs(part), title, draws)
 
 # %% ../../nbs/44d_findings.ipynb #b949c63b
 def write_findings(

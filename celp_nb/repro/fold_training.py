@@ -95,7 +95,7 @@ def checkpoint_scorer(
         return result
     return check
 
-# %% ../../nbs/42d_fold_training.ipynb #39d3a4eb
+# %% ../../nbs/42d_fold_training.ipynb #13961045
 def add_check(path: Path, step: int, result: dict[str, float]) -> None:
     "Write a line of checks.csv; a resumed run may score a step again, and its line is replaced."
     before = pd.DataFrame({"step": []})
@@ -106,13 +106,14 @@ def add_check(path: Path, step: int, result: dict[str, float]) -> None:
 
 def selection_words(
     optimisation: OptimisationConfig,
+    iterations: int,  # steps of the fold, of which as many checkpoints are scored at most
     held: list[str],  # names of the classes that are held out
 ) -> str:
     "How a fold's checkpoint was chosen, in words."
     if optimisation.select == "last": return "last checkpoint"
     chosen_on = "the test fold"
     if optimisation.select == "train": chosen_on = f"held-out training classes {', '.join(held)}"
-    return f"best of {optimisation.checks} checkpoints on {chosen_on}"
+    return f"best of {min(optimisation.checks, iterations)} checkpoints on {chosen_on}"
 
 # %% ../../nbs/42d_fold_training.ipynb #a5cb63ef
 def model_file(folder: str | Path, fold: int, method: str) -> Path:
@@ -249,7 +250,7 @@ def fit_fold(
         np.linspace(0, fold.iterations, config.checks + 1).round().astype(int)[1:].tolist(),
     )
 
-# %% ../../nbs/42d_fold_training.ipynb #76a05594
+# %% ../../nbs/42d_fold_training.ipynb #37115988
 def write_fold(
     setup: Setup, fold: Fold, models: dict[str, FewShotModel], trained: Trained, folder: str | Path
 ) -> None:
@@ -263,7 +264,7 @@ def write_fold(
         if main: write_model(setup, fold, m, models[m], place / f"{m}.last.pt", "last checkpoint")
         models[m].load_state_dict(best.state)
     held = [setup.train.class_names[k - 1] for k in fold.held]
-    selected = selection_words(setup.config.optimisation, held)
+    selected = selection_words(setup.config.optimisation, fold.iterations, held)
     if main:
         for m, model in models.items():
             write_model(setup, fold, m, model, model_file(folder, fold.number, m), selected)

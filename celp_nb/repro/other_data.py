@@ -64,18 +64,18 @@ def fold_of_other(
     nothing = Episodes(*(x[:0] for x in listed))
     return Fold(number, trained, novel, 0, nothing, listed, [])
 
-# %% ../../nbs/43a_other_data.ipynb #f54e4529
+# %% ../../nbs/43a_other_data.ipynb #0b13fa89
 def prepare_other(
     config: RunConfig,  # resolved; its data are the others
     folds: list[Fold],
     other: ImageSet,
 ) -> Setup:
     "A run's settings on other data, with its backbone. Raises whatever can go wrong, now."
-    facts, side = mask_facts(other), config.data.side
+    facts, side, rules = mask_facts(other), config.data.side, rules_of_run(config.data)
     stride = BACKBONES[config.model.backbone].stride
     for fold in folds:
         check_list(other, fold.evaluation)
-        check_supports(other, facts, fold.evaluation, side, "evaluation", stride)
+        check_supports(other, facts, fold.evaluation, side, "evaluation", rules, stride)
     accelerator = accelerator_for(config.runtime.device, precision_of(config.runtime))
     identity = {"val": data_identity(other, facts)}
     return put_together(config, accelerator, other, other, folds, identity)
@@ -100,7 +100,7 @@ def other_text(results: pd.DataFrame, setup: Setup, folder: str | Path) -> str: 
         + markdown_table(results)
     )
 
-# %% ../../nbs/43a_other_data.ipynb #4b29b736
+# %% ../../nbs/43a_other_data.ipynb #6992b22f
 def evaluate_on(
     folder: str | Path,  # of a trained run
     data: str,  # "samples" or a folder
@@ -108,7 +108,7 @@ def evaluate_on(
     """Score a trained run on the novel classes of other data.
 
     Raises FileNotFoundError for a model that is missing, ValueError where no class is novel."""
-    trained = resolve(read_config(folder))
+    trained = resolve(change_config(read_config(folder), device="auto"))
     check_lock(folder)
     config = change_config(trained, data=data if data == "samples" else absolute(data), extra=())
     rules = rules_of_run(config.data)

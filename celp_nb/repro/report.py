@@ -197,7 +197,7 @@ def value_range(values: pd.Series) -> str:
     "The one value that folds have in common, or smallest and largest: \"160 to 320\"."
     return " to ".join(map(str, sorted({values.min(), values.max()})))
 
-# %% ../../nbs/42a_report.ipynb #87cf0b8c
+# %% ../../nbs/42a_report.ipynb #1104675a
 def data_warning(
     name: str,  # of the data set
     benchmark: str,  # field of the `ImageSet`, as its reader has set it
@@ -221,7 +221,7 @@ def report_text(
 ) -> str:
     "The table of a run with the facts it depends on, markdown."
     first = results.iloc[0]
-    selected = SELECTED[first.selection].format(checks)
+    selected = SELECTED[first.selection].format(min(checks, results.iterations.max()))
     note = "\nThe prior's cut is the best of nine *on the test episodes*.\n"
     return (
         f"# `{first.data}`, {first.backbone}\n\n"

@@ -7,7 +7,7 @@ __all__ = ['RESERVED', 'LOCK', 'check_run_name', 'process_facts', 'is_running', 
            'run_lock', 'shown_pairs', 'check_supports', 'warn_of_vanishing', 'check_list', 'checkpoint_bytes',
            'table_bytes', 'view_bytes', 'folder_bytes', 'check_space']
 
-# %% ../../nbs/41c_run_checks.ipynb #813814e8
+# %% ../../nbs/41c_run_checks.ipynb #61f218be
 import json
 import os
 import re
@@ -26,6 +26,7 @@ import numpy as np
 from ..data.episodes import MIN_PIXELS, Episodes, read_episodes, write_episodes
 from ..data.images import ImageSet
 from ..data.mask_facts import MaskFacts, enough_side, name_some, vanishing
+from ..data.rules import STRICT, Rules, scaled_size
 from ..data.training_set import TrainingEpisodes
 from ..data.transforms import Recipe
 from ..ops import STRIDE
@@ -108,7 +109,7 @@ def check_lock(folder: str | Path) -> None:
     "Raise FileExistsError where another process writes a run's folder."
     if holder := lock_holder(Path(folder)): raise FileExistsError(holder)
 
-# %% ../../nbs/41c_run_checks.ipynb #d555fe45
+# %% ../../nbs/41c_run_checks.ipynb #2b6c2e71
 def take_lock(folder: Path) -> None:
     "Write this process's lock. Raises FileExistsError where another holds it."
     lock, facts = folder / LOCK, process_facts(os.getpid())
@@ -128,7 +129,8 @@ def take_lock(folder: Path) -> None:
             raise
         try: stale, aside = lock.read_bytes(), folder / f".{LOCK}.{os.getpid()}.part"
         except FileNotFoundError: continue
-        os.replace(lock, aside)
+        try: os.replace(lock, aside)
+        except FileNotFoundError: continue  # another process has cleared it
         if aside.read_bytes() != stale: os.replace(aside, lock)
         aside.unlink(missing_ok=True)
     raise FileExistsError(f"{lock} could not be taken; choose another --name.")
@@ -155,22 +157,24 @@ def shown_pairs(
     pairs = np.stack([images.ravel(), np.repeat(cls, images.shape[1])], 1)
     return np.unique(pairs, axis=0)
 
-# %% ../../nbs/41c_run_checks.ipynb #1f50f5e3
+# %% ../../nbs/41c_run_checks.ipynb #77afd70c
 def check_supports(
     image_set: ImageSet,
     facts: MaskFacts,
     episodes: Episodes,
     side: int,  # pixels, of the square that images are fitted into
     split: str,  # "evaluation" or "training", for the message
+    rules: Rules = STRICT,  # by which they are fitted
     stride: int = STRIDE,  # of the backbone, for the side that helps
 ) -> None:
     "Raise ValueError where a support shows no pixel of its class at the size that a model sees."
     pairs = shown_pairs(episodes.cls, episodes.support)
-    factors = lambda side: side / facts.sizes[pairs[:, 0]].max(1)
-    gone = np.flatnonzero(vanishing(image_set, facts, pairs, factors(side)))
+    sizes = facts.sizes[pairs[:, 0]].tolist()
+    fitted = lambda side: np.array([rules.fitted_size(*size, side) for size in sizes])
+    gone = np.flatnonzero(vanishing(image_set, facts, pairs, fitted(side), rules))
     if not len(gone): return
     image, cls = pairs[gone[0]].tolist()
-    enough = enough_side(image_set, facts, pairs, side, factors, stride)
+    enough = enough_side(image_set, facts, pairs, side, fitted, rules, stride)
     others = f" (nor can {len(gone) - 1} others)" * (len(gone) > 1)
     raise ValueError(
         f"{image_set.name}, {split} split: of the class '{image_set.class_names[cls - 1]}' no "
@@ -179,13 +183,14 @@ def check_supports(
         "such images out."
     )
 
-# %% ../../nbs/41c_run_checks.ipynb #70197584
+# %% ../../nbs/41c_run_checks.ipynb #7ffc1d0c
 def warn_of_vanishing(
     image_set: ImageSet,
     facts: MaskFacts,
     episodes: Episodes,
     recipe: Recipe,  # of training
     side: int,  # of the settings, at which images are `recipe` large
+    rules: Rules = STRICT,  # by which they are rescaled
     stride: int = STRIDE,  # of the backbone, for the side that helps
 ) -> None:
     "Warn of classes of which no pixel may be left in training images."
@@ -193,11 +198,12 @@ def warn_of_vanishing(
     pairs, smallest = shown_pairs(episodes.cls, images), recipe.scale[0] * recipe.side
     # smaller ones are queries by the literature's rules, which let them vanish
     pairs = pairs[image_set.pixels[pairs[:, 0], pairs[:, 1] - 1] >= MIN_PIXELS]
-    factors = lambda new: np.full(len(pairs), smallest / recipe.reference * new / side)
-    gone = pairs[vanishing(image_set, facts, pairs, factors(side))]
+    sizes, at_side = facts.sizes[pairs[:, 0]].tolist(), smallest / recipe.reference / side
+    scaled = lambda new: np.array([scaled_size(*size, at_side * new) for size in sizes])
+    gone = pairs[vanishing(image_set, facts, pairs, scaled(side), rules)]
     if not len(gone): return
     names = [image_set.class_names[c - 1] for c in np.unique(gone[:, 1])]
-    enough = enough_side(image_set, facts, pairs, side, factors, stride)
+    enough = enough_side(image_set, facts, pairs, side, scaled, rules, stride)
     warnings.warn(
         f"{image_set.name}, training split: at the size of training, thin or small objects vanish "
         f"in {len(gone)} of {len(pairs)} pairs of image and class ({name_some(names)}; the first "

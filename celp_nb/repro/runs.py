@@ -61,7 +61,7 @@ from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
 from .side_by_side import fold_results
 
-# %% ../../nbs/43_runs.ipynb #dd6066ef
+# %% ../../nbs/43_runs.ipynb #ffbae5ca
 def check_folder(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -104,7 +104,7 @@ def read_usable_list(setup: Setup, fold: Fold, path: str | Path) -> Episodes:
     shots, side = max(setup.config.evaluation.shots), setup.config.data.side
     episodes = read_episode_list(path, setup.val, fold, shots)
     facts, stride = mask_facts(setup.val), setup.backbone.stride
-    check_supports(setup.val, facts, episodes, side, "evaluation", stride)
+    check_supports(setup.val, facts, episodes, side, "evaluation", setup.memory.rules, stride)
     return episodes
 
 
@@ -269,7 +269,7 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #d04d7b91
+# %% ../../nbs/43_runs.ipynb #5d0313b5
 def list_place(
     folder: str | Path,  # of a run
     episode_seed: int | None,  # None: the run's own
@@ -287,7 +287,8 @@ def evaluate_run(
     """Score a trained run anew, on its episode lists where they exist.
 
     Raises FileNotFoundError for a model that is missing, ValueError where the data have changed."""
-    config, place = read_config(folder), list_place(folder, episode_seed)
+    config = change_config(read_config(folder), device="auto")  # it may be another machine's
+    place = list_place(folder, episode_seed)
     check_tests(config.data.split)
     if place != Path(folder): config = change_config(config, episode_seed=episode_seed)
     config = resolve(config)
@@ -313,7 +314,7 @@ def replay(
     episodes: str | Path,  # a list in the form of episodes.csv
 ) -> pd.DataFrame:      # a row per method and K; nothing is written
     "Score a trained fold on another episode list. Raises ValueError where the data have changed."
-    config = resolve(change_config(read_config(folder), folds=(fold,)))
+    config = resolve(change_config(read_config(folder), folds=(fold,), device="auto"))
     check_tests(config.data.split)
     setup = prepare(config)
     check_data(setup, folder)

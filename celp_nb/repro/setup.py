@@ -8,7 +8,7 @@ __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation
            'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity', 'check_data',
            'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #01ac482b
+# %% ../../nbs/42b_setup.ipynb #01097814
 import importlib.util
 import json
 import subprocess
@@ -47,6 +47,7 @@ from ..engine.feature_bank import FeatureBank, feature_bank
 from ..engine.methods import Method, build_model
 from ..engine.steps import ProcessShare, own_episodes
 from ..engine.training import accelerator_for
+from ..engine.views import views_folder
 from celp_nb.repro.config import (
     DataConfig,
     RunConfig,
@@ -148,7 +149,7 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #72682a27
+# %% ../../nbs/42b_setup.ipynb #47c9726b
 def training_recipe(data: DataConfig) -> Recipe:  # of resolved settings
     "A run's augmentation."
     reference = round(data.crop * data.reference / data.side)
@@ -170,13 +171,14 @@ def check_fold(
 ) -> None:
     "Raise ValueError for what would stop the evaluation of a fold; warn of wasted training."
     side, stride = config.data.side, BACKBONES[config.model.backbone].stride
+    rules = rules_of_run(config.data)
     if fold.test_classes:
         check_list(val, fold.evaluation)
-        check_supports(val, facts["val"], fold.evaluation, side, "evaluation", stride)
+        check_supports(val, facts["val"], fold.evaluation, side, "evaluation", rules, stride)
     chosen_by = fold.selection
-    if chosen_by: check_supports(train, facts["train"], chosen_by, side, "training", stride)
+    if chosen_by: check_supports(train, facts["train"], chosen_by, side, "training", rules, stride)
     recipe = training_recipe(config.data)
-    warn_of_vanishing(train, facts["train"], fold.training, recipe, side, stride)
+    warn_of_vanishing(train, facts["train"], fold.training, recipe, side, rules, stride)
 
 
 def check_annotated(image_set: ImageSet, split: str) -> None:
@@ -258,7 +260,7 @@ def new_models(setup: Setup) -> dict[str, FewShotModel]:  # method → model
         if config.runtime.compile: models[name].decoder.compile()
     return models
 
-# %% ../../nbs/42b_setup.ipynb #6e824602
+# %% ../../nbs/42b_setup.ipynb #12a6d396
 def views_place(runtime: RuntimeConfig) -> Path:
     "The folder for kept views."
     return Path(runtime.cache) if runtime.cache else cache_folder() / "views"
@@ -282,7 +284,9 @@ def check_room(setup: Setup, folder: str | Path) -> None:
         items = [training_items(config, setup.train, fold) for fold in folds]
         channels, stride = feature_channels(setup.backbone), setup.backbone.stride
         views = view_bytes(items, config.runtime.cache_views, channels, stride)
-        needs[views_place(config.runtime)] = ("kept views", views)
+        place, precision = views_place(config.runtime), precision_of(config.runtime)
+        own = views_folder(place, setup.backbone, items[0], precision)
+        needs[own] = ("kept views", views)
     check_space(needs)
 
 # %% ../../nbs/42b_setup.ipynb #0eda9c0e

@@ -256,15 +256,15 @@ def t_interval(
     half = t_quantile(freedom, share) * error
     return middle - half, middle + half
 
-# %% ../../nbs/44_statistics.ipynb #01c45ed6
+# %% ../../nbs/44_statistics.ipynb #651f318a
 MEASURES = ("mIoU", "confusion")  # scores of all classes together
 Contrast = Callable[[dict[str, np.ndarray]], np.ndarray]  # scores by method → a number per draw
 
 
 def _scores_in(sums: Sums) -> dict[object, Callable[..., np.ndarray]]:
     "By name, what makes (draws, methods) of sums: mIoU, confusion, and IoU of every class."
-    def of_class(key): return lambda sums: resampled_ratio(sums[key], 0, 1)
-    classes = {key[1]: of_class(key) for key in sums}
+    def of_class(c): return lambda sums: pooled_iou({k: s for k, s in sums.items() if k[1] == c})
+    classes = {c: of_class(c) for _, c in sums}
     return {"mIoU": pooled_iou, "confusion": pooled_confusion, **classes}
 
 
