@@ -142,6 +142,11 @@ def test_the_tool_puts_a_model_into_the_package(trained, photos, tmp_path, monke
     assert f"# {NAME}" in capsys.readouterr().out
 
 
+def test_the_card_in_the_file_is_the_page():
+    page = (ROOT / f"docs/{NAME}.md").read_text(encoding="utf-8")
+    assert load_checkpoint(ROOT / f"celp_nb/weights/{NAME}.pt")["about"] == page.strip()
+
+
 def test_a_card_says_what_the_file_says(photos, tmp_path):
     card = model_card(NAME)
     for words in (
