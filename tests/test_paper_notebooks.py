@@ -43,6 +43,8 @@ def test_every_figure_says_what_it_shows(path):
     for cell in code_of(path):
         if any("image/png" in output.get("data", {}) for output in cell.outputs):
             assert "#| fig-alt: " in cell.source, f"no fig-alt in {cell.source[:80]}"
+        if "#| fig-alt: " in cell.source:
+            assert cell.outputs, f"no figure: build {path.stem}, whose cell has changed"
 
 
 def figure(source, *words):
