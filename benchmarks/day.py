@@ -25,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from celp_nb.data.coco import COCO_CLASSES, AnnotatedImage, paint_mask, run_lengths
+from celp_nb.data.coco import COCO_CLASSES, AnnotatedImage, paint_mask
+from celp_nb.data.coco_outlines import run_lengths
 from celp_nb.data.episodes import class_images, fold_classes, images_in_turn
 from celp_nb.data.images import ImageSet, read_png_mask, write_png_mask
 from celp_nb.data.training_set import TrainingEpisodes

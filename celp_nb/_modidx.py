@@ -1454,6 +1454,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'celp_nb.repro.setup.training_items': ('setup.html#training_items', 'celp_nb/repro/setup.py'),
                                      'celp_nb.repro.setup.training_recipe': ('setup.html#training_recipe', 'celp_nb/repro/setup.py'),
                                      'celp_nb.repro.setup.views_place': ('setup.html#views_place', 'celp_nb/repro/setup.py'),
+                                     'celp_nb.repro.setup.warn_of_shared': ('setup.html#warn_of_shared', 'celp_nb/repro/setup.py'),
                                      'celp_nb.repro.setup.write_identity': ('setup.html#write_identity', 'celp_nb/repro/setup.py')},
             'celp_nb.repro.side_by_side': { 'celp_nb.repro.side_by_side.available_cores': ( 'side_by_side.html#available_cores',
                                                                                             'celp_nb/repro/side_by_side.py'),

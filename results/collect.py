@@ -87,7 +87,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     for run in given.runs:
         if not run.is_dir(): parser.error(f"{run}: no such folder; give what celp run has written.")
-    given.folder.mkdir(exist_ok=True)
+    given.folder.mkdir(parents=True, exist_ok=True)
     ended = [run for run in given.runs if (run / "results.csv").is_file()]
     if given.name and ended: collect(given.folder, ended, given.name, given.queries)
     for run in ended if not given.name else ():

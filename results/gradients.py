@@ -81,6 +81,7 @@ def main(
 ) -> None:
     "Measure for every seed; the table is written after each."
     rows, config = [], change_config(config, folds=(0,))
+    out.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         rows += trained_rows(prepare(resolve(change_config(config, seed=seed))), every)
         pd.DataFrame(rows).to_csv(out, index=False, float_format="%.5g")

@@ -86,6 +86,8 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--pairs", type=int, default=200, help="episodes per class")
     args = parser.parse_args()
+    if args.pairs < 1: parser.error(f"--pairs is {args.pairs}; give 1 or more.")
+    args.folder.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([run_rows(run, args.pairs) for run in args.runs])
     replace_rows(args.folder / "rules.csv.gz", rows)
     print(differences_table(rows))

@@ -76,6 +76,8 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--pairs", type=int, default=50, help="episodes per class")
     args = parser.parse_args()
+    if args.pairs < 1: parser.error(f"--pairs is {args.pairs}; give 1 or more.")
+    args.folder.mkdir(parents=True, exist_ok=True)
     rows = pd.concat([run_swap(run, args.pairs) for run in args.runs])
     replace_rows(args.folder / "swap.csv.gz", rows)
     print(effects_table(rows))

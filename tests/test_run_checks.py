@@ -252,6 +252,32 @@ def test_a_list_that_is_not_read_back_is_refused_before_training(scenes, monkeyp
     stays_out(small(scenes, shots=(1, 2)), tmp_path / "run", "not read back as it was written")
 
 
+def test_images_that_are_trained_on_and_tested_are_a_warning(scenes):
+    listed = scenes / "ImageSets/Segmentation"
+    names = (listed / "train.txt").read_text(encoding="utf-8")
+    (listed / "val.txt").write_text(names, encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"8 images are in the training and .*t00\.jpg\), so the"):
+        repro_setup.prepare(resolve(small(scenes)))
+
+
+def test_a_fold_that_counts_as_done_has_its_table(scenes, tmp_path, monkeypatch):
+    "Killed between the two files, a resumed run scores the fold again."
+    def killed(path, table): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(runs, "write_table", killed)
+        with pytest.raises(KeyboardInterrupt): runs.run(small(scenes), tmp_path / "run")
+    assert not (tmp_path / "run/results.csv").exists()
+    results = runs.run(small(scenes), tmp_path / "run", resume=True)
+    assert len(results) and (tmp_path / "run/table.md").is_file()
+
+
+def test_a_damaged_table_is_refused_before_anything_is_scored(copy, monkeypatch):
+    (copy / "run/results.csv").write_text("a,b\n1,2\n", encoding="utf-8")
+    monkeypatch.setattr(runs, "score_models", lambda *given: 1 / 0)
+    with pytest.raises(ValueError, match="results.csv holds no results"):
+        runs.evaluate_run(copy / "run")
+
+
 def test_masks_of_void_alone_are_refused(tmp_path):
     white = {s: {k: m * 0 + 255 for k, m in v.items()} for s, v in pairs_of_classes().items()}
     root = write_voc(tmp_path / "white", white)

@@ -346,6 +346,8 @@ def test_a_negative_list_is_refused():
     ("settings", "said"),
     [
         ({"seed": -1}, "seed is -1; it must be 0 or more"),
+        ({"n_folds": 0}, "n_folds is 0; it must be more than 0"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan; it must be 0 or more"),
         ({"sigma": -5}, "'PFENet.CE': sigma is -5; give a whole number from 0 on"),
         ({"contrast": float("nan")}, "'PFENet.CE': contrast is nan; give the weight of a loss"),
         ({"contrast": -1.0}, "'PFENet.CE': contrast is -1.0; give the weight of a loss"),

@@ -116,10 +116,10 @@ def page_server(
     command = [sys.executable, "-m", installed[0], str(shown), *own, "--port", str(port)]
     return command if browser else [*command, "--no-browser"]
 
-# %% ../../nbs/53_cli.ipynb #d341689b
+# %% ../../nbs/53_cli.ipynb #04ae6734
 def explore_command(
     port: Annotated[int, arg(help="of the page on this machine")] = 8866,
-    browser: Annotated[bool, arg(help="do not open a browser; the address is printed")] = True,
+    browser: Annotated[bool, arg(help="open a browser; else the address is printed")] = True,
     data: Annotated[
         str, arg(help="a data set or a folder of photographs, in place of the bundled scenes")
     ] = "",

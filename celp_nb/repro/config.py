@@ -131,7 +131,7 @@ class OptimisationConfig:
     # literature's rules
     checks: int | None = None
 
-# %% ../../nbs/40_config.ipynb #07833e9e
+# %% ../../nbs/40_config.ipynb #5280fb96
 EvaluationProtocol = Literal["pairs", "per_image"]
 VoidPixels = Literal["ignore", "padding"]
 
@@ -152,7 +152,7 @@ class EvaluationConfig:
     # void pixels of a query; padding: a transformer's attention excludes them, as in the published
     # code, which takes them from the ground truth
     void: VoidPixels = "ignore"
-    # score trivial predictors too
+    # trivial predictors are scored too; with --no-trivial they are not
     trivial: bool = True
     # with several shots, score votes over as many single passes too (Table 7): with v-k a pixel is
     # foreground where at least k passes agree

@@ -141,12 +141,12 @@ def check_choices(config: RunConfig) -> None:  # with defaults filled in
         check_choice("fold", fold, range(config.data.n_folds))
     if values["select"] == "test": check_tests(values["split"])
 
-# %% ../../nbs/40a_defaults.ipynb #0962a575
+# %% ../../nbs/40a_defaults.ipynb #e180530e
 POSITIVE = (
     *("iterations", "epochs", "batch", "accumulate", "checks", "lr", "transformer_lr"),
-    *("width", "pairs", "reference", "classes", "photographs"),
+    *("width", "pairs", "reference", "classes", "photographs", "n_folds"),
 )
-NOT_NEGATIVE = ("cache_views", "cache_gb", "workers", "seed", "episode_seed")
+NOT_NEGATIVE = ("cache_views", "cache_gb", "workers", "weight_decay", "seed", "episode_seed")
 
 
 def check_numbers(config: RunConfig) -> None:  # with defaults filled in
@@ -156,7 +156,7 @@ def check_numbers(config: RunConfig) -> None:  # with defaults filled in
         if values[name] is not None and not values[name] > 0:
             raise ValueError(f"{name} is {values[name]}; it must be more than 0.")
     for name in NOT_NEGATIVE:
-        if (values[name] or 0) < 0:
+        if not (values[name] or 0) >= 0:
             raise ValueError(f"{name} is {values[name]}; it must be 0 or more.")
     shots, dropout = config.evaluation.shots, config.model.dropout
     if not shots or min(shots) < 1:
@@ -270,14 +270,14 @@ def load_plugins(config: RunConfig) -> RunConfig:
         )
     return change_config(config, plugin=plugins)
 
-# %% ../../nbs/40a_defaults.ipynb #d3dfac29
+# %% ../../nbs/40a_defaults.ipynb #b372ac3f
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
     Raises ValueError or FileNotFoundError naming the value."""
     config = load_plugins(fill_defaults(config))
-    check_choices(config)
     check_numbers(config)
+    check_choices(config)
     folder, backbone = config.data.folder, BACKBONES[config.model.backbone]
     data = replace(
         config.data,

@@ -194,7 +194,7 @@ def save_predictions(
     )
     save_figure(path, predictions_figure(rows, title))
 
-# %% ../../nbs/43_runs.ipynb #1a17013f
+# %% ../../nbs/43_runs.ipynb #fb2d4f57
 def score_models(
     setup: Setup,
     fold: Fold,
@@ -222,10 +222,10 @@ def write_results(setup: Setup, fold: Fold, new: pd.DataFrame, folder: str | Pat
     old = read_results(folder).assign(**named, rules=config.data.rules)
     results = pd.concat([old[old.fold != fold.number], new]) if len(old) else new
     results = results.sort_values("fold", kind="stable")
-    write_table(folder / "results.csv", results)
     sizes = config.optimisation.batch, config.data.crop, config.data.side
     text = report_text(results, *sizes, config.optimisation.checks)
     with atomic_file(folder / "table.md", "w") as f: f.write(text)
+    write_table(folder / "results.csv", results)  # last: a fold that stands there is done
 
 # %% ../../nbs/43_runs.ipynb #4c468a4a
 def train_and_score(
@@ -269,7 +269,7 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #5d0313b5
+# %% ../../nbs/43_runs.ipynb #cf29bb53
 def list_place(
     folder: str | Path,  # of a run
     episode_seed: int | None,  # None: the run's own
@@ -296,6 +296,7 @@ def evaluate_run(
     setup = prepare(config)
     check_data(setup, folder)
     check_lists(setup, place)
+    read_results(place)  # raises for a damaged file, to which new scores could not be added
     models = {f.number: trained_models(setup, f, folder) for f in setup.folds}
     is_main = setup.accelerator.is_main_process
     watch = progress_display(len(setup.folds), is_main)

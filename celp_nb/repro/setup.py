@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
-           'training_recipe', 'training_items', 'check_fold', 'check_annotated', 'open_folds', 'put_together',
-           'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity', 'check_data',
-           'known_names', 'check_model_data']
+           'training_recipe', 'training_items', 'check_fold', 'check_annotated', 'warn_of_shared', 'open_folds',
+           'put_together', 'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity',
+           'check_data', 'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #01097814
+# %% ../../nbs/42b_setup.ipynb #adcdf0f9
 import importlib.util
 import json
 import subprocess
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -149,7 +150,7 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #47c9726b
+# %% ../../nbs/42b_setup.ipynb #b9e3d4d3
 def training_recipe(data: DataConfig) -> Recipe:  # of resolved settings
     "A run's augmentation."
     reference = round(data.crop * data.reference / data.side)
@@ -190,6 +191,17 @@ def check_annotated(image_set: ImageSet, split: str) -> None:
     )
 
 
+def warn_of_shared(train: ImageSet, val: ImageSet) -> None:
+    "Warn of images that are both trained on and tested."
+    shared = sorted({*map(str, train.image_paths)} & {*map(str, val.image_paths)})
+    if not shared: return
+    warnings.warn(
+        f"{len(shared)} images are in the training and in the evaluation split (the first: "
+        f"{shared[0]}), so the scores are flattered; take them out of one of the lists.",
+        stacklevel=2,
+    )
+
+
 def open_folds(
     config: RunConfig,  # resolved
 ) -> tuple[ImageSet, ImageSet, list[Fold], dict[str, DataIdentity]]:  # training, evaluation, …
@@ -201,6 +213,7 @@ def open_folds(
     check_preset(config, val.class_names)
     train = add_folders(train, config.data)
     check_unique(train)
+    warn_of_shared(train, val)
     warn_of_all_rare(config, train, val)
     folds = [draw_fold(config, train, val, number) for number in config.data.folds]
     facts = {"train": mask_facts(train), "val": mask_facts(val)}
