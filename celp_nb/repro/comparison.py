@@ -215,7 +215,7 @@ def comparison_text(comparison: pd.DataFrame) -> str:  # of `compare_with_paper`
     runs = comparison.groupby(["run", "data", "backbone"], sort=False)
     return "\n".join(run_text(part) for _, part in runs)
 
-# %% ../../nbs/41a_comparison.ipynb #381330a6
+# %% ../../nbs/41a_comparison.ipynb #2acd786f
 SELECTION_TEXTS = {
     "": "checkpoint not stated",
     "last": "last checkpoint",
@@ -231,10 +231,9 @@ def setting_notes(part: pd.DataFrame) -> list[str]:
     lists = f"episode list{'s' * (',' in f.lists)} {f.lists}"
     preset = f"; preset {f.preset}" * bool(f.preset)
     made_with = f"; {f.precision}" * bool(f.precision) + f"; weights {f.weights}" * bool(f.weights)
-    steps = " or ".join(dict.fromkeys(part.iterations))
     notes = [
-        f"In percent. {seeds}; {steps} steps; {f.episodes} episodes per fold; "
-        f"{lists}; {SELECTION_TEXTS[f.selection]}{preset}{made_with}."
+        f"In percent. {seeds}; {' or '.join(dict.fromkeys(part.iterations))} steps; {f.episodes} "
+        f"episodes per fold; {lists}; {SELECTION_TEXTS[f.selection]}{preset}{made_with}."
     ]
     several = [f"{name} ({f[name]})" for name in MADE_WITH if "," in f[name]]
     if several: notes.append(f"Warning: not all scores have the same {' and '.join(several)}.")

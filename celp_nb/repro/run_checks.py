@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'LOCK', 'check_run_name', 'process_facts', 'is_running', 'lock_holder', 'check_lock', 'take_lock',
-           'run_lock', 'shown_pairs', 'check_supports', 'warn_of_vanishing', 'check_list', 'checkpoint_bytes',
-           'table_bytes', 'view_bytes', 'folder_bytes', 'check_space']
+           'run_lock', 'shown_pairs', 'check_supports', 'warn_of_vanishing', 'warn_of_shared', 'check_list',
+           'checkpoint_bytes', 'table_bytes', 'view_bytes', 'folder_bytes', 'check_space']
 
 # %% ../../nbs/41c_run_checks.ipynb #61f218be
 import json
@@ -209,6 +209,17 @@ def warn_of_vanishing(
         f"in {len(gone)} of {len(pairs)} pairs of image and class ({name_some(names)}; the first "
         f"in image '{image_set.ids[gone[0, 0]]}') and teach nothing; with --side {enough} they "
         "would not.",
+        stacklevel=2,
+    )
+
+# %% ../../nbs/41c_run_checks.ipynb #8135cf57
+def warn_of_shared(train: ImageSet, val: ImageSet) -> None:
+    "Warn of images that are both trained on and tested."
+    shared = sorted({*map(str, train.image_paths)} & {*map(str, val.image_paths)})
+    if not shared: return
+    warnings.warn(
+        f"{len(shared)} images are in the training and in the evaluation split (the first: "
+        f"{shared[0]}), so the scores are flattered; take them out of one of the lists.",
         stacklevel=2,
     )
 

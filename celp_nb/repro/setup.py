@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['Setup', 'code_version', 'precision_of', 'process_share', 'evaluation_memory', 'check_tensorboard', 'check_parts',
-           'training_recipe', 'training_items', 'check_fold', 'check_annotated', 'warn_of_shared', 'open_folds',
-           'put_together', 'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity',
-           'check_data', 'known_names', 'check_model_data']
+           'training_recipe', 'training_items', 'check_fold', 'check_annotated', 'open_folds', 'put_together',
+           'prepare', 'new_models', 'views_place', 'check_room', 'write_identity', 'read_identity', 'check_data',
+           'known_names', 'check_model_data']
 
-# %% ../../nbs/42b_setup.ipynb #adcdf0f9
+# %% ../../nbs/42b_setup.ipynb #ab2b0e8d
 import importlib.util
 import json
 import subprocess
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +65,7 @@ from celp_nb.repro.run_checks import (
     checkpoint_bytes,
     table_bytes,
     view_bytes,
+    warn_of_shared,
     warn_of_vanishing,
 )
 
@@ -150,7 +150,7 @@ def check_parts(accelerator: Accelerator, batch: int, parts: int) -> None:
             f"worked through in {parts} equal parts; choose another accumulate."
         )
 
-# %% ../../nbs/42b_setup.ipynb #b9e3d4d3
+# %% ../../nbs/42b_setup.ipynb #c0b2908f
 def training_recipe(data: DataConfig) -> Recipe:  # of resolved settings
     "A run's augmentation."
     reference = round(data.crop * data.reference / data.side)
@@ -188,17 +188,6 @@ def check_annotated(image_set: ImageSet, split: str) -> None:
     raise ValueError(
         f"{image_set.name}, {split} split: its masks hold nothing but 0 (background) and 255 "
         "(void), so there is no object; mark objects by their class's number, from 1 on."
-    )
-
-
-def warn_of_shared(train: ImageSet, val: ImageSet) -> None:
-    "Warn of images that are both trained on and tested."
-    shared = sorted({*map(str, train.image_paths)} & {*map(str, val.image_paths)})
-    if not shared: return
-    warnings.warn(
-        f"{len(shared)} images are in the training and in the evaluation split (the first: "
-        f"{shared[0]}), so the scores are flattered; take them out of one of the lists.",
-        stacklevel=2,
     )
 
 

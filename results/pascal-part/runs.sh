@@ -35,5 +35,10 @@ celp run --name pfenet-s0-twice --data "$data" $regime --iterations 4000 --seed 
   "$@" --fold 1 --methods PFENet PFENet+CE "PFENet+CE contrast=1 delta=0.25"
 celp run --name photographs400-s0 --data "$data" $regime --seed 0 --no-trivial "$@" \
   --photographs 400 --methods PFENet PFENet+CE
+celp run --name classes5-s0 --data "$data" $regime --seed 0 --no-trivial "$@" \
+  --classes 5 --methods PFENet PFENet+CE "PFENet+CE contrast=1 delta=0.25"
 # what the answers owe to the support: reads the models of runs above
 # python results/swap.py results/pascal-part runs/pfenet-s0 runs/cyctr-s1 runs/differences-s0
+# python results/swap.py results/pascal-part/other_regimes runs/classes5-s0
+# what our rules make of a test
+# python results/rules.py results/pascal-part runs/pfenet-s0
