@@ -17,7 +17,7 @@ all that intervals over query images need in a tenth of the size; `episodes` say
 """
 
 import argparse
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pandas as pd
@@ -54,6 +54,29 @@ def replace_rows(path: Path, rows: pd.DataFrame) -> None:
     "Put rows into a compressed table, in place of those of the same runs."
     others = rows_of_others(path, rows.run.unique())
     write_compressed(path, pd.concat([others, rows], ignore_index=True))
+
+
+def measure_runs(
+    name: str,  # of the table, without its ending
+    measure: Callable[[Path, int], pd.DataFrame],  # run and episodes per class → rows
+    text: Callable[[pd.DataFrame], str],  # what all rows say
+    about: str,
+    pairs: int,  # episodes per class, by default
+) -> None:
+    "The command FOLDER RUN [RUN ...] of a script: the rows of each run are kept when it is done."
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--pairs", type=int, default=pairs, help="episodes per class")
+    given, tables = parser.parse_args(), []
+    if given.pairs < 1: parser.error(f"--pairs is {given.pairs}; give 1 or more.")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    for run in given.runs:
+        tables.append(measure(run, given.pairs))
+        replace_rows(given.folder / f"{name}.csv.gz", tables[-1])
+    print(text(pd.concat(tables)))
 
 
 def unrepeated(new: pd.DataFrame, old: pd.DataFrame) -> pd.DataFrame:

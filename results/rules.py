@@ -2,23 +2,21 @@
 
     python results/rules.py FOLDER RUN [RUN ...] [--pairs N]
 
-Scores the models of runs with one and five shots on three tests, each of N episodes per class (200
+Scores the models of runs, with the shots of each, on three tests of N episodes per class each (200
 by default): drawn and fitted by the literature's rules; drawn by ours and fitted by the
 literature's; drawn and fitted by ours. The pixel counts of each query image and class go to
 FOLDER/rules.csv.gz, with zeros where a test does not ask for an image, so that the tests are
 compared over images drawn together. Prints the mIoU of each method and what the tests differ by.
 """
 
-import argparse
 from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
-from collect import replace_rows
+from collect import measure_runs
 
 from celp_nb.engine.feature_bank import evaluate
-from celp_nb.repro.config import change_config, read_config
-from celp_nb.repro.defaults import resolve
+from celp_nb.repro.defaults import settings_of_run
 from celp_nb.repro.fold_training import trained_models
 from celp_nb.repro.presets import markdown_grid
 from celp_nb.repro.setup import Setup, check_data, prepare
@@ -43,8 +41,7 @@ def run_rows(run: Path, pairs: int) -> pd.DataFrame:
     "Rows of `by_question` of all folds of a run, the method named with its test."
     setups: dict[str, Setup] = {}
     for rules in ("literature", "strict"):
-        config = change_config(read_config(run), rules=rules, pairs=pairs)
-        setups[rules] = prepare(resolve(config))
+        setups[rules] = prepare(settings_of_run(run, rules=rules, pairs=pairs))
         check_data(setups[rules], run)
     tables = []
     for at, fold in enumerate(setups["literature"].folds):
@@ -78,16 +75,4 @@ def differences_table(rows: pd.DataFrame, draws: int = 1000) -> str:
     return markdown_grid(["shots", "method", "literature", *heads], lines)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--pairs", type=int, default=200, help="episodes per class")
-    args = parser.parse_args()
-    if args.pairs < 1: parser.error(f"--pairs is {args.pairs}; give 1 or more.")
-    args.folder.mkdir(parents=True, exist_ok=True)
-    rows = pd.concat([run_rows(run, args.pairs) for run in args.runs])
-    replace_rows(args.folder / "rules.csv.gz", rows)
-    print(differences_table(rows))
+if __name__ == "__main__": measure_runs("rules", run_rows, differences_table, __doc__, pairs=200)

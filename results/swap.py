@@ -9,17 +9,15 @@ each method's mIoU that depends on the support is printed, with its interval ove
 seeds.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from collect import replace_rows
+from collect import measure_runs
 
 from celp_nb.data.episodes import Episodes
 from celp_nb.engine.feature_bank import evaluate
-from celp_nb.repro.config import read_config
-from celp_nb.repro.defaults import resolve
+from celp_nb.repro.defaults import settings_of_run
 from celp_nb.repro.fold_evaluation import first_of_each_class
 from celp_nb.repro.fold_training import trained_models
 from celp_nb.repro.folds import Fold, read_episode_list
@@ -50,7 +48,7 @@ def fold_rows(setup: Setup, fold: Fold, run: Path, pairs: int) -> pd.DataFrame:
 
 def run_swap(run: Path, pairs: int) -> pd.DataFrame:
     "Rows of `swap_rows` of all folds of a run."
-    setup = prepare(resolve(read_config(run)))
+    setup = prepare(settings_of_run(run))
     check_data(setup, run)
     tables = []
     for fold in setup.folds:
@@ -68,16 +66,4 @@ def effects_table(rows: pd.DataFrame) -> str:
     return markdown_grid(["method", "points of mIoU [95 %]", "percent of mIoU [95 %]"], lines)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("runs", type=Path, nargs="+")
-    parser.add_argument("--pairs", type=int, default=50, help="episodes per class")
-    args = parser.parse_args()
-    if args.pairs < 1: parser.error(f"--pairs is {args.pairs}; give 1 or more.")
-    args.folder.mkdir(parents=True, exist_ok=True)
-    rows = pd.concat([run_swap(run, args.pairs) for run in args.runs])
-    replace_rows(args.folder / "swap.csv.gz", rows)
-    print(effects_table(rows))
+if __name__ == "__main__": measure_runs("swap", run_swap, effects_table, __doc__, pairs=50)

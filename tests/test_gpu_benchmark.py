@@ -1,6 +1,8 @@
 """`benchmarks/gpu.py` and `benchmarks/pack.py`, rehearsed on the CPU with tiny sizes."""
 
+import ast
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -278,6 +280,43 @@ def test_runs_that_are_not_there_are_refused_before_anything_is_written(
     done = run(script, *places)
     assert done.returncode and said in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def imports(node):
+    "Imports from the package; what stands in for one that fails is of another version."
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.ImportFrom) and (child.module or "").startswith("celp_nb"):
+            yield from ((child.module, name.name) for name in child.names)
+        elif not isinstance(child, ast.ExceptHandler): yield from imports(child)
+
+
+def test_scripts_import_what_there_is():
+    "Of what they import from the package, without running them."
+    folders = [ROOT / name for name in ("benchmarks", "results", "tools")]
+    scripts = [path for folder in folders for path in folder.rglob("*.py")]
+    assert len(scripts) > 10
+    for script in scripts:
+        for module, name in imports(ast.parse(script.read_text(encoding="utf-8"))):
+            there = hasattr(importlib.import_module(module), name)
+            assert there or importlib.util.find_spec(f"{module}.{name}"), f"{script}: {name}"
+
+
+def test_the_swap_of_a_run_is_kept_in_a_folder_that_is_made(tmp_path):
+    "`results/swap.py`: one run, then another beside it, then the first anew."
+    from celp_nb.repro.config import make_config
+    from celp_nb.repro.runs import run as whole_run
+
+    small = dict(crop=57, width=8, iterations=2, pairs=2, folds=(0,), device="cpu", trivial=False)
+    for name, method in ("a", "PFENet"), ("b", "CyCTR"):
+        whole_run(make_config(**small, methods=(method,)), tmp_path / name)
+    for names in ("a", "ab", "a"):
+        runs = [tmp_path / name for name in names]
+        done = run(ROOT / "results/swap.py", tmp_path / "deep/er", *runs, "--pairs", 1)
+        assert done.returncode == 0 and "| PFENet" in done.stdout, done.stderr
+    rows = pd.read_csv(tmp_path / "deep/er/swap.csv.gz")
+    assert rows.run.value_counts().nunique() == 1 and set(rows.run) == {"a", "b"}
+    done = run(ROOT / "results/swap.py", tmp_path / "no", tmp_path / "a", "--pairs", 0)
+    assert "--pairs is 0; give 1 or more" in done.stderr and not (tmp_path / "no").exists()
 
 
 def test_runs_in_parts_are_collected_as_one_run(tmp_path):

@@ -50,6 +50,19 @@ def test_cache_is_used_and_made_again_when_a_file_changes(tmp_path, monkeypatch)
     assert len(data_voc.voc_layout(root, "train").ids) == 3
 
 
+def test_a_damaged_word_in_an_index_is_a_damaged_index(tmp_path, monkeypatch):
+    "The compression of its members is none that there is."
+    monkeypatch.setenv("CELP_CACHE", str(tmp_path))
+    make = lambda: {"a": np.arange(3)}
+    data_index.cached_arrays("x", "mark", make)
+    path = next(tmp_path.glob("*.npz"))
+    content = bytearray(path.read_bytes())
+    for at in range(len(content)):
+        if content[at : at + 4] == b"PK\1\2": content[at + 10 : at + 12] = b"\x63\0"
+    path.write_bytes(content)
+    assert data_index.cached_arrays("x", "mark", make)["a"].tolist() == [0, 1, 2]
+
+
 def test_cache_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     root = make_voc(tmp_path / "set", {"a": blocks(0, 1)})
 

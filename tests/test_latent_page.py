@@ -14,16 +14,21 @@ import traitlets
 from PIL import Image as PILImage
 
 from celp_nb.app.explorer_pictures import VIRIDIS
+from celp_nb.app.explorer_state import PanelModel
 from celp_nb.app.latent_payload import (
     dequantise,
     equal_runs,
+    panel_image,
     photo_mask,
     run_values,
     scene_payloads,
 )
 from celp_nb.app.latent_widget import joined_module, latent_widget, static_page
 from celp_nb.conditioning import latent_prior, prototype
+from celp_nb.data.rules import STRICT
 from celp_nb.data.transforms import known_mask
+from celp_nb.engine.backbones import load_backbone
+from celp_nb.engine.methods import build_model
 from celp_nb.engine.segmenter import object_mask
 from celp_nb.latent import candidates, sample_latent
 from celp_nb.ops import VOID
@@ -297,6 +302,15 @@ def test_sigma_moves_the_candidates_alone(panel):
 
 
 @browser_test
+def test_the_centre_begins_in_the_middle_at_any_stride():
+    "VGG's maps have a position per 16 pixels; the photograph fills half of the square."
+    model = build_model(768, 8, (1.0,)).eval()
+    chosen = PanelModel(model, load_backbone("vgg16_bn", "random"), 161, STRICT, (), "")
+    photo = np.zeros((80, 161, 3), np.uint8)
+    payload = panel_image("", photo, np.zeros((80, 161), np.uint8), [], chosen).payload
+    assert divmod(payload["centre"], payload["w"]) == (2, 5) and payload["w"] == 11
+
+
 def test_a_click_and_arrow_keys_move_the_centre(panel):
     canvas = panel.page.get_by_role("application")
     box = canvas.bounding_box()

@@ -26,7 +26,7 @@ from celp_nb.data.mask_facts import (
     read_facts,
 )
 from celp_nb.data.rules import LITERATURE, STRICT
-from celp_nb.data.transforms import fit_square
+from celp_nb.data.transforms import Recipe, fit_square
 from celp_nb.engine.backbones import BACKBONES
 from celp_nb.engine.checkpoints import load_checkpoint, save_checkpoint
 from celp_nb.repro import folds as repro_folds
@@ -196,6 +196,14 @@ def test_training_images_that_vanish_are_a_warning_with_a_side_that_helps(tmp_pa
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*vanish")
         repro_setup.prepare(resolve(change_config(config, side=side)))
+
+
+def test_a_training_with_small_queries_alone_is_no_error(scenes, recwarn):
+    data = repro_folds.open_data(str(scenes), "val")
+    small_objects = replace(data, pixels=np.minimum(data.pixels, 5))
+    episodes, facts = Episodes(np.array([1]), np.array([0]), np.array([[4]])), mask_facts(data)
+    run_checks.warn_of_vanishing(small_objects, facts, episodes, Recipe(side=65), 65)
+    assert not recwarn.list
 
 
 def test_held_out_classes_that_vanish_are_refused_too(tmp_path):

@@ -78,32 +78,32 @@ def mask_facts(image_set: ImageSet) -> MaskFacts:
     stored = cached_arrays(name, mark, lambda: read_facts(image_set)._asdict())
     return MaskFacts(**stored)
 
-# %% ../../nbs/25a_mask_facts.ipynb #e80c54a2
+# %% ../../nbs/25a_mask_facts.ipynb #1362c52e
 def vanishing(
     image_set: ImageSet,
     facts: MaskFacts,  # of that set
     pairs: np.ndarray,  # (m, 2) int64, image and class
-    scaled: np.ndarray,  # (m, 2) int64, rows and columns that each pair's image is given
+    scaled: Sequence[tuple[int, int]],  # m: rows and columns that each pair's image is given
     rules: Rules = STRICT,  # by which it is rescaled
 ) -> np.ndarray:  # (m,) bool
     "Which classes have no pixel left in their image when it is rescaled."
     sizes, no_photo = facts.sizes[pairs[:, 0]], np.zeros((1, 1, 3), np.uint8)
     thick = facts.thickness[pairs[:, 0], pairs[:, 1] - 1]
-    gone = thick < np.ceil((sizes / scaled).max(1))
+    gone = thick < np.ceil((sizes / np.array(scaled, int).reshape(-1, 2)).max(1))
     for k in np.flatnonzero(gone):
         image, cls = pairs[k].tolist()
         pair = as_pair(no_photo, image_set.read_mask(image))
-        left = rules.rescale(*pair, tuple(scaled[k].tolist()))[1]
+        left = rules.rescale(*pair, scaled[k])[1]
         gone[k] = not (left == cls).any()
     return gone
 
-# %% ../../nbs/25a_mask_facts.ipynb #5b5bc009
+# %% ../../nbs/25a_mask_facts.ipynb #949f5df2
 def enough_side(
     image_set: ImageSet,
     facts: MaskFacts,  # of that set
     pairs: np.ndarray,  # (m, 2) int64, image and class
     side: int,  # pixels that suit the backbone, at which something vanishes
-    scaled: Callable[[int], np.ndarray],  # side → (m, 2) int64, as of `vanishing`
+    scaled: Callable[[int], Sequence[tuple[int, int]]],  # of a side: as of `vanishing`
     rules: Rules = STRICT,  # by which images are rescaled
     stride: int = STRIDE,  # of the backbone
 ) -> int:  # suits it too

@@ -7,7 +7,7 @@ __all__ = ['WIDE_VOID', 'LOSSY', 'SPREAD', 'Colours', 'class_map_dtype', 'void_o
            'channels_as_grey', 'mask_numbers', 'read_png_mask', 'read_class_map', 'palette', 'write_png_mask',
            'used_colours', 'check_colours', 'warn_of_voc_colours', 'check_depths']
 
-# %% ../../nbs/20b_masks.ipynb #acd76043
+# %% ../../nbs/20b_masks.ipynb #672d0b60
 import warnings
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,7 +18,7 @@ from PIL import Image as PILImage
 from torch import Tensor
 
 from .episodes import atomic_file
-from .photographs import open_image, orientation, stored_as, upright
+from .photographs import open_image, orientation, stored_mode, upright
 from ..ops import VOID
 
 # %% ../../nbs/20b_masks.ipynb #411babf2
@@ -59,7 +59,7 @@ def in_type(
     changed[class_map == void_of(class_map)] = void_of(changed)
     return changed
 
-# %% ../../nbs/20b_masks.ipynb #e4fb963a
+# %% ../../nbs/20b_masks.ipynb #43393c9c
 LOSSY = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000")
 SPREAD = {"L;2": 85, "L;4": 17}  # Pillow's name of what the file stores → its factor
 
@@ -68,7 +68,7 @@ def mask_bits(
     image: PILImage.Image,  # a mask, decoded
 ) -> int:  # 1, 2, 4, 8 or 16
     """Bits of a number in a mask file; a palette counts as 8."""
-    stored = stored_as(image)
+    stored = stored_mode(image)
     if image.mode.startswith("I"):
         return 16
     return 1 if image.mode == "1" else int(stored[2:]) if stored in SPREAD else 8
@@ -83,7 +83,7 @@ def channels_as_grey(
     Raises ValueError for one with colours or transparency.
     """
     r, g, b, alpha = np.moveaxis(np.array(image.convert("RGBA")), 2, 0)
-    is_grey = (r == g).all() and (g == b).all() and ";16" not in stored_as(image)
+    is_grey = (r == g).all() and (g == b).all() and ";16" not in stored_mode(image)
     if is_grey and (alpha == 255).all():
         return r.copy()
     codes = np.unique(r.astype(np.int32) << 16 | g.astype(np.int32) << 8 | b)
@@ -93,13 +93,13 @@ def channels_as_grey(
         "its class, without transparency, and save it as such."
     )
 
-# %% ../../nbs/20b_masks.ipynb #e1662cef
+# %% ../../nbs/20b_masks.ipynb #9a8cc103
 def mask_numbers(
     image: PILImage.Image,  # a mask, decoded
     name: object,  # of the file, for messages
 ) -> np.ndarray:  # (H, W) uint8, or uint16 from a file of 16 bits
     """The class numbers that a mask file holds. Raises ValueError where they are in doubt."""
-    mode, stored = image.mode, stored_as(image)
+    mode, stored = image.mode, stored_mode(image)
     if image.format in LOSSY or image.info.get("compression") in ("jpeg", "webp"):
         raise ValueError(
             f"{name}: a mask must not be a {image.format} file, whose compression changes the "

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['READER_FORMAT', 'ORIENTATION', 'TURNS', 'DEPTHS', 'CONTRAST', 'UnreadableImage', 'unreadable_by_name', 'stored_mode',
-           'opened_file', 'open_header', 'decode_image', 'stored_as', 'open_image', 'orientation', 'upright',
-           'declared_range', 'values_range', 'grey_from_values', 'has_transparency', 'on_white', 'from_lab',
-           'rgb_pixels', 'photograph_with_notes', 'file_notes', 'as_photograph', 'read_photograph',
-           'inspect_photograph', 'check_least_size']
+           'opened_file', 'open_header', 'decode_image', 'open_image', 'orientation', 'upright', 'declared_range',
+           'values_range', 'grey_from_values', 'has_transparency', 'on_white', 'from_lab', 'rgb_pixels',
+           'photograph_with_notes', 'file_notes', 'as_photograph', 'read_photograph', 'inspect_photograph',
+           'check_least_size']
 
 # %% ../../nbs/20a_photographs.ipynb #1242448b
 import os
@@ -50,9 +50,10 @@ def unreadable_by_name(
         reason = str(error).rstrip(".") or type(error).__name__
         raise UnreadableImage(f"{name}: unreadable or truncated image ({reason}).") from error
 
-# %% ../../nbs/20a_photographs.ipynb #ff340a6c
+# %% ../../nbs/20a_photographs.ipynb #a25380e6
 def stored_mode(image: PILImage.Image) -> str:
-    """How the file stores a pixel, in Pillow's words, such as "L;4"; "" once it is decoded."""
+    """How the file stores a pixel, in Pillow's words, such as "L;4"; "" for an image of no file."""
+    if hasattr(image, "celp_stored"): return image.celp_stored  # noted before it was decoded
     arguments = image.tile[0][3] if getattr(image, "tile", None) else ""
     if isinstance(arguments, tuple | list):
         arguments = arguments[0] if arguments else ""
@@ -96,11 +97,6 @@ def decode_image(image: PILImage.Image) -> PILImage.Image:
     return image
 
 
-def stored_as(image: PILImage.Image) -> str:
-    """What `stored_mode` said of an image before it was decoded; "" for one of no file."""
-    return getattr(image, "celp_stored", "")
-
-
 def open_image(
     source: Path | BinaryIO,  # any file that Pillow reads
     name: str | None = None,  # for messages; the path if not given
@@ -140,7 +136,7 @@ def upright(
     """Pixels as a viewer shows them."""
     return np.ascontiguousarray(TURNS[number](pixels)) if number in TURNS else pixels
 
-# %% ../../nbs/20a_photographs.ipynb #a0b94893
+# %% ../../nbs/20a_photographs.ipynb #e25269d4
 DEPTHS = (8, 10, 12, 14, 16)  # bits of a value
 CONTRAST = 1 / 32  # of the range: less would be nearly one grey
 
@@ -151,7 +147,7 @@ def declared_range(
     """The range of an image's values as its file declares it."""
     if image.format == "PPM" and image.mode != "F":
         return 65535  # Pillow has scaled them
-    if stored_as(image).startswith("I;12"):
+    if stored_mode(image).startswith("I;12"):
         return 4095
     tags = getattr(image, "tag_v2", {})
     largest = tags.get(281)  # TIFF's MaxSampleValue
@@ -181,7 +177,7 @@ def values_range(
         )
     return whole
 
-# %% ../../nbs/20a_photographs.ipynb #abe8deae
+# %% ../../nbs/20a_photographs.ipynb #f9df34ba
 def grey_from_values(
     image: PILImage.Image,  # of mode I, I;16… or F, decoded
     name: object,  # of its file, for messages
@@ -190,7 +186,7 @@ def grey_from_values(
     values, is_float = np.array(image), image.mode == "F"
     if values.dtype.kind in "iu" and values.dtype.itemsize < 4:
         values = values.astype(np.int32)
-    room = "16-bit" if "16" in image.mode + stored_as(image) else "32-bit"
+    room = "16-bit" if "16" in image.mode + stored_mode(image) else "32-bit"
     kind = "float" if is_float else room
     try:
         declared = declared_range(image)
@@ -226,7 +222,7 @@ def on_white(
     shown = PILImage.alpha_composite(white, image).convert("RGB")
     return np.array(shown), ["its transparent pixels are shown on white"]
 
-# %% ../../nbs/20a_photographs.ipynb #17593832
+# %% ../../nbs/20a_photographs.ipynb #cd84fcc2
 def from_lab(image: PILImage.Image) -> PILImage.Image:
     """A LAB image in RGB; raises ImportError where Pillow lacks its colour management."""
     from PIL import ImageCms
@@ -249,7 +245,7 @@ def rgb_pixels(
         image = from_lab(image)
     if pixels is None:
         pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    if ";16" in stored_as(image) and pixels.max() < 64:
+    if ";16" in stored_mode(image) and pixels.max() < 64:
         raise UnreadableImage(
             f"{name}: image of 16 bits per colour whose values need fewer than 15; "
             "stretch them and save it with 8 bits."
@@ -301,7 +297,7 @@ def read_photograph(
         image = open_image(Path(path))
     return as_photograph(image, path)
 
-# %% ../../nbs/20a_photographs.ipynb #b477b2c2
+# %% ../../nbs/20a_photographs.ipynb #066f6952
 def inspect_photograph(
     path: Path,  # an image file
 ) -> tuple[tuple[int, int], int | None, list[str]]:  # rows, columns; orientation; notes
@@ -315,7 +311,7 @@ def inspect_photograph(
         number = orientation(decode_image(image))
         notes = file_notes(image, number)
         plain = image.mode in ("RGB", "L", "1", "CMYK") and not has_transparency(image)
-        if not plain or ";16" in stored_as(image):
+        if not plain or ";16" in stored_mode(image):
             notes += rgb_pixels(image, path)[1]
     shape = (height, width) if (number or 1) < 5 else (width, height)
     return shape, number, notes

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'own_folds', 'rules_and_checks', 'fill_defaults',
            'setting_choices', 'check_choices', 'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins',
-           'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve']
+           'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve',
+           'settings_of_run']
 
-# %% ../../nbs/40a_defaults.ipynb #e20ea09c
+# %% ../../nbs/40a_defaults.ipynb #d25d7fe1
 import os
 import warnings
 from dataclasses import replace
@@ -43,6 +44,7 @@ from celp_nb.repro.config import (
     flat_config,
     make_config,
     method_of,
+    read_config,
 )
 from .own_folds import check_tests, read_class_split, split_text
 from ..similarity import check_delta
@@ -270,7 +272,7 @@ def load_plugins(config: RunConfig) -> RunConfig:
         )
     return change_config(config, plugin=plugins)
 
-# %% ../../nbs/40a_defaults.ipynb #b372ac3f
+# %% ../../nbs/40a_defaults.ipynb #0aa769c4
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
@@ -291,3 +293,13 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     check_methods(config)
     runtime, model = resolve_runtime(config.runtime), resolve_weights(config.model)
     return replace(config, model=model, runtime=runtime)
+
+
+def settings_of_run(
+    folder: str | Path,  # of a run
+    **changes: object,  # settings that are to be others, by flat names
+) -> RunConfig:  # nothing left open
+    """The settings with which a run is scored here, which may be another machine than its own.
+
+    Raises what `read_config` and `resolve` raise."""
+    return resolve(change_config(read_config(folder), device="auto", **changes))

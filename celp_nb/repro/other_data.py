@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['novel_classes', 'fold_of_other', 'prepare_other', 'other_place', 'other_text', 'evaluate_on']
 
-# %% ../../nbs/43a_other_data.ipynb #667ef59f
+# %% ../../nbs/43a_other_data.ipynb #7cd279fb
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
@@ -19,8 +19,8 @@ from ..data.mask_facts import check_unique, data_identity, mask_facts, name_some
 from ..engine.backbones import BACKBONES
 from ..engine.checkpoints import check_backbone, load_model
 from ..engine.training import accelerator_for
-from .config import RunConfig, change_config, read_config, rules_of_run
-from .defaults import absolute, resolve
+from .config import RunConfig, change_config, rules_of_run
+from .defaults import absolute, settings_of_run
 from .fold_evaluation import evaluate_fold
 from .fold_training import model_file
 from .folds import Fold, evaluation_episodes, frequent_classes, open_data
@@ -100,7 +100,7 @@ def other_text(results: pd.DataFrame, setup: Setup, folder: str | Path) -> str: 
         + markdown_table(results)
     )
 
-# %% ../../nbs/43a_other_data.ipynb #6992b22f
+# %% ../../nbs/43a_other_data.ipynb #ce39b800
 def evaluate_on(
     folder: str | Path,  # of a trained run
     data: str,  # "samples" or a folder
@@ -108,7 +108,7 @@ def evaluate_on(
     """Score a trained run on the novel classes of other data.
 
     Raises FileNotFoundError for a model that is missing, ValueError where no class is novel."""
-    trained = resolve(change_config(read_config(folder), device="auto"))
+    trained = settings_of_run(folder)
     check_lock(folder)
     config = change_config(trained, data=data if data == "samples" else absolute(data), extra=())
     rules = rules_of_run(config.data)

@@ -157,7 +157,7 @@ def shown_pairs(
     pairs = np.stack([images.ravel(), np.repeat(cls, images.shape[1])], 1)
     return np.unique(pairs, axis=0)
 
-# %% ../../nbs/41c_run_checks.ipynb #77afd70c
+# %% ../../nbs/41c_run_checks.ipynb #83841925
 def check_supports(
     image_set: ImageSet,
     facts: MaskFacts,
@@ -170,7 +170,7 @@ def check_supports(
     "Raise ValueError where a support shows no pixel of its class at the size that a model sees."
     pairs = shown_pairs(episodes.cls, episodes.support)
     sizes = facts.sizes[pairs[:, 0]].tolist()
-    fitted = lambda side: np.array([rules.fitted_size(*size, side) for size in sizes])
+    fitted = lambda side: [rules.fitted_size(*size, side) for size in sizes]
     gone = np.flatnonzero(vanishing(image_set, facts, pairs, fitted(side), rules))
     if not len(gone): return
     image, cls = pairs[gone[0]].tolist()
@@ -183,7 +183,7 @@ def check_supports(
         "such images out."
     )
 
-# %% ../../nbs/41c_run_checks.ipynb #7ffc1d0c
+# %% ../../nbs/41c_run_checks.ipynb #67cbfc4b
 def warn_of_vanishing(
     image_set: ImageSet,
     facts: MaskFacts,
@@ -199,7 +199,7 @@ def warn_of_vanishing(
     # smaller ones are queries by the literature's rules, which let them vanish
     pairs = pairs[image_set.pixels[pairs[:, 0], pairs[:, 1] - 1] >= MIN_PIXELS]
     sizes, at_side = facts.sizes[pairs[:, 0]].tolist(), smallest / recipe.reference / side
-    scaled = lambda new: np.array([scaled_size(*size, at_side * new) for size in sizes])
+    scaled = lambda new: [scaled_size(*size, at_side * new) for size in sizes]
     gone = pairs[vanishing(image_set, facts, pairs, scaled(side), rules)]
     if not len(gone): return
     names = [image_set.class_names[c - 1] for c in np.unique(gone[:, 1])]

@@ -7,7 +7,7 @@ __all__ = ['check_folder', 'claim_folder', 'read_usable_list', 'check_lists', 'b
            'read_results', 'save_predictions', 'score_models', 'write_results', 'train_and_score', 'run', 'list_place',
            'evaluate_run', 'replay']
 
-# %% ../../nbs/43_runs.ipynb #3ac86ff3
+# %% ../../nbs/43_runs.ipynb #63da65c5
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -37,7 +37,7 @@ from celp_nb.repro.config import (
     read_config,
     write_config,
 )
-from .defaults import resolve, warn_of_bins
+from .defaults import resolve, settings_of_run, warn_of_bins
 from celp_nb.repro.fold_evaluation import (
     evaluate_fold,
     first_of_each_class,
@@ -269,7 +269,7 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #cf29bb53
+# %% ../../nbs/43_runs.ipynb #0e4a40af
 def list_place(
     folder: str | Path,  # of a run
     episode_seed: int | None,  # None: the run's own
@@ -287,11 +287,10 @@ def evaluate_run(
     """Score a trained run anew, on its episode lists where they exist.
 
     Raises FileNotFoundError for a model that is missing, ValueError where the data have changed."""
-    config = change_config(read_config(folder), device="auto")  # it may be another machine's
     place = list_place(folder, episode_seed)
+    other_list = {} if place == Path(folder) else {"episode_seed": episode_seed}
+    config = settings_of_run(folder, **other_list)
     check_tests(config.data.split)
-    if place != Path(folder): config = change_config(config, episode_seed=episode_seed)
-    config = resolve(config)
     check_lock(folder)
     setup = prepare(config)
     check_data(setup, folder)
@@ -315,7 +314,7 @@ def replay(
     episodes: str | Path,  # a list in the form of episodes.csv
 ) -> pd.DataFrame:      # a row per method and K; nothing is written
     "Score a trained fold on another episode list. Raises ValueError where the data have changed."
-    config = resolve(change_config(read_config(folder), folds=(fold,), device="auto"))
+    config = settings_of_run(folder, folds=(fold,))
     check_tests(config.data.split)
     setup = prepare(config)
     check_data(setup, folder)
