@@ -565,5 +565,5 @@ def test_vanishing_queries_are_no_reason_to_warn(tmp_path, recwarn):
     setup = prepare(resolve(config))
     fold = setup.folds[0]
     small = setup.train.pixels[fold.training.query, fold.training.cls - 1] < LEAST
-    # of `warn_of_vanishing`; the folder of this test has the word in its name
-    assert small.any() and not any("objects vanish" in str(w.message) for w in recwarn)
+    said = [str(w.message).replace(str(tmp_path), "") for w in recwarn]  # which has the word too
+    assert small.any() and not any("vanish" in text for text in said)
