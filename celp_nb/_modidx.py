@@ -1155,6 +1155,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                       'celp_nb.repro.config.rules_of_run': ('config.html#rules_of_run', 'celp_nb/repro/config.py'),
                                       'celp_nb.repro.config.write_config': ('config.html#write_config', 'celp_nb/repro/config.py')},
             'celp_nb.repro.defaults': { 'celp_nb.repro.defaults.absolute': ('defaults.html#absolute', 'celp_nb/repro/defaults.py'),
+                                        'celp_nb.repro.defaults.check_cache': ('defaults.html#check_cache', 'celp_nb/repro/defaults.py'),
                                         'celp_nb.repro.defaults.check_choices': ( 'defaults.html#check_choices',
                                                                                   'celp_nb/repro/defaults.py'),
                                         'celp_nb.repro.defaults.check_methods': ( 'defaults.html#check_methods',

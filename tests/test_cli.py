@@ -494,7 +494,7 @@ def test_what_is_scored_must_be_said_and_be_there(home, official, monkeypatch, c
         f"evaluate --published {official} --episodes runs/scenes/fold0/episodes.csv",
         "--pairs",
     )
-    refused(capsys, "evaluate --published gone.pth", "gone.pth")
+    refused(capsys, "evaluate --published gone.pth", "there is no checkpoint gone.pth")
     refused(capsys, f"evaluate --published {official} --data gone", "gone")
     refused(capsys, f"evaluate --published {official} --data scenes --shots 500", "500-shot")
     refused(capsys, "evaluate --published runs/scenes/fold0/PFENet.pt", "no published")
@@ -695,6 +695,19 @@ def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
     results.assign(backbone="resnet50").to_csv(here / "results.csv", index=False)
     assert main(["table", "results.csv"]) == 0
     assert "70.6" in capsys.readouterr().out, "fold 1 of Ours+PFENet in Table 1"
+
+
+def test_a_run_that_is_given_twice_is_shown_once(home, here, capsys):
+    run = (home / "runs/mini").as_posix()
+    assert main(["table", run]) == 0
+    once = capsys.readouterr().out
+    assert main(["table", run, run]) == 0
+    assert capsys.readouterr().out == once
+
+
+@pytest.mark.parametrize("option", ["--data x", "--seeds 1", "--fold 0", "--episode-seed 0"])
+def test_options_of_a_table_that_is_run_are_refused_without_its_scale(home, capsys, option):
+    refused(capsys, f"table {home / 'runs/mini'} {option}", "goes with --scale, which runs a table")
 
 
 def test_a_table_of_nothing_is_refused(home, here, capsys):

@@ -617,6 +617,12 @@ def test_explore_prefers_voila_then_jupyterlab(monkeypatch, tmp_path):
     assert command[3] == str(page) and "('photos', '', '')" in page.read_text()
 
 
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_cannot_be_is_refused(capsys, port):
+    assert app_cli.main(["explore", "--port", port]) == 1
+    assert f"port is {port}; give a number from 0 to 65535" in capsys.readouterr().err
+
+
 def test_explore_without_either_names_the_extra(monkeypatch, capsys):
     installed(monkeypatch)
     assert app_cli.main(["explore"]) == 1

@@ -63,6 +63,16 @@ def test_a_damaged_word_in_an_index_is_a_damaged_index(tmp_path, monkeypatch):
     assert data_index.cached_arrays("x", "mark", make)["a"].tolist() == [0, 1, 2]
 
 
+def test_an_index_that_has_lost_an_array_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("CELP_CACHE", str(tmp_path))
+    make = lambda: {"a": np.arange(3), "b": np.arange(2)}
+    data_index.cached_arrays("x", "mark", make)
+    path = next(tmp_path.glob("*.npz"))
+    with np.load(path) as stored: arrays = {k: stored[k] for k in stored.files if k != "b"}
+    np.savez(path, **arrays)
+    assert set(data_index.cached_arrays("x", "mark", make)) == {"a", "b"}
+
+
 def test_cache_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     root = make_voc(tmp_path / "set", {"a": blocks(0, 1)})
 

@@ -135,6 +135,11 @@ def test_inputs_are_never_replaced(here, capsys):
     refused(f"{ONE} --out a.png/m.png", capsys, "a.png is no folder")
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_any_work(here, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    refused(f"{ONE} --out there/m.png", capsys, "there/m.png cannot be written", "is read-only")
+
+
 def test_two_queries_of_one_name_are_refused(here, capsys):
     Image.new("RGB", (20, 20)).save("photos/1.jpg")
     refused("--support a.png --mask a_mask.png --query photos", capsys, "1.jpg", "1.png", "both")

@@ -655,6 +655,17 @@ def test_a_folder_that_is_no_run_is_not_taken(scenes, tmp_path):
             runs.run(small(scenes), tmp_path / "run", resume)
 
 
+def test_a_folder_whose_claim_was_killed_is_taken(scenes, tmp_path):
+    "Data of that claim are written anew: the ones of now are what the run is trained on."
+    folder = tmp_path / "run"
+    folder.mkdir()
+    claim = {"host": socket.gethostname(), "pid": 2**22 + 1, "start": "", "since": "2026"}
+    (folder / "lock.json").write_text(json.dumps(claim))
+    for name in ("data.json", ".config.json.7.part"): (folder / name).write_text("{}")
+    runs.train_run(small(scenes), folder)
+    assert set(repro_setup.read_identity(folder)) == {"train", "val"}
+
+
 @pytest.mark.parametrize(
     "name", ["../../x", "..", ".", "/tmp/x", "a/b", "a\\b", "", " ", "nul", "c:x", ".x", "x" * 300]
 )

@@ -1,6 +1,7 @@
 """Runs: how long, which checkpoint, what is watched, what a step may be cut into."""
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from celp_nb.repro import report as repro_report
 from celp_nb.repro import runs as repro_runs
 from celp_nb.repro import setup as repro_setup
 from celp_nb.repro.config import change_config, make_config, read_config, write_config
-from celp_nb.repro.defaults import resolve
+from celp_nb.repro.defaults import resolve, settings_of_run
 from celp_nb.repro.fold_training import selection_words
 
 
@@ -354,12 +355,28 @@ def test_a_negative_list_is_refused():
         ({"bins": (0.0, 0.5)}, r"bins are \(0.0, 0.5\); give numbers of positions"),
         ({"bins": (float("inf"),)}, r"bins are \(inf,\); give numbers of positions"),
         ({"bins": ()}, r"bins are \(\); give numbers of positions"),
+        ({"lr": float("inf")}, "lr is inf; it must be more than 0 and finite"),
+        ({"weight_decay": float("inf")}, "weight_decay is inf; it must be 0 or more and finite"),
+        ({"scale": (1, float("inf"))}, r"scale is \(1, inf\); give two numbers above 0"),
+        ({"cache": str(Path(__file__) / "x")}, r"cache is .*, but .*py is a file; give a folder"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_before_any_work(tmp_path, settings, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises((ValueError, OSError), match=said):
         repro_runs.run(change_config(TINY, methods=("PFENet+CE",), **settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_one_value_of_a_setting_of_several_is_refused():
+    for name, value in (("methods", "PFENet"), ("folds", 0), ("shots", 5)):
+        with pytest.raises(ValueError, match=f"{name} is {value!r}; give a tuple, such as"):
+            make_config(**{name: value})
+    assert make_config(methods=["PFENet"]) == make_config(methods=("PFENet",))
+
+
+def test_a_run_in_tf32_is_scored_in_float32_on_a_cpu(tmp_path):
+    write_config(tmp_path, change_config(TINY, precision="tf32", device="cuda"))
+    assert settings_of_run(tmp_path).runtime.precision == "float32"
 
 
 def test_more_checks_than_steps_are_counted_as_steps():

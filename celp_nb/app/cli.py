@@ -116,7 +116,7 @@ def page_server(
     command = [sys.executable, "-m", installed[0], str(shown), *own, "--port", str(port)]
     return command if browser else [*command, "--no-browser"]
 
-# %% ../../nbs/53_cli.ipynb #04ae6734
+# %% ../../nbs/53_cli.ipynb #30dbe90a
 def explore_command(
     port: Annotated[int, arg(help="of the page on this machine")] = 8866,
     browser: Annotated[bool, arg(help="open a browser; else the address is printed")] = True,
@@ -128,6 +128,8 @@ def explore_command(
     ] = "",
     weights: Annotated[str, arg(help="a file of its backbone's weights")] = "",
 ) -> None:
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; give a number from 0 to 65535, such as 8866.")
     options = (data, model, weights)
     with tempfile.TemporaryDirectory() as folder:
         command = page_server(Path(folder), port, browser, *options)

@@ -140,11 +140,11 @@ def presets_command() -> None:
 
     print(presets_table(), end="")
 
-# %% ../../nbs/52_celp_commands.ipynb #406e0cf7
+# %% ../../nbs/52_celp_commands.ipynb #76a18755
 def print_comparison(runs: Sequence[str]) -> None:  # folders or files; by default runs/*
     "Print results beside the paper's. Raises FileNotFoundError where there are none."
     files = sorted(Path("runs").glob("*/results.csv"))
-    folders = [Path(r) for r in runs] or [file.parent for file in files]
+    folders = [Path(r) for r in dict.fromkeys(runs)] or [file.parent for file in files]
     if not folders:
         raise FileNotFoundError(
             "there is no runs/*/results.csv here; give the folders of runs, or start one with "
@@ -176,7 +176,7 @@ def print_table(
     if "iterations" in given: given["epochs"] = None
     print_once(run_table(runs[0], scale, Path("runs"), seeds, **given))
 
-# %% ../../nbs/52_celp_commands.ipynb #4e525d94
+# %% ../../nbs/52_celp_commands.ipynb #f1fe0781
 def table_command(
     runs: Positional[
         Annotated[
@@ -204,16 +204,22 @@ def table_command(
     seeds: Annotated[
         tuple[int, ...], arg(help="by default 0 1 2 for tables 1, 3 and beyond, 0 for the others")
     ] = (),
-    fold: Annotated[tuple[int, ...] | None, arg(help="by default all")] = None,
+    folds: Annotated[tuple[int, ...] | None, arg(aliases=["--fold"], help="by default all")] = None,
     iterations: Annotated[int | None, arg(help="steps per fold, instead of the scale's")] = None,
     episode_seed: Annotated[
         int | None, arg(help="of the list of test episodes, one for all seeds; by default 0")
     ] = None,
 ) -> None:
-    if scale is None: return print_comparison(runs)
-    settings = {"data": data, "backbone": backbone, "weights": weights, "folds": fold}
+    settings = {"data": data, "backbone": backbone, "weights": weights, "folds": folds}
     settings |= {"iterations": iterations, "episode_seed": episode_seed}
-    print_table(runs, scale, seeds, settings)
+    if scale is not None: return print_table(runs, scale, seeds, settings)
+    given = [k for k, v in {**settings, "seeds": seeds or None}.items() if v is not None]
+    if given:
+        raise ValueError(
+            f"--{given[0].replace('_', '-')} goes with --scale, which runs a table; leave it out "
+            "where runs are compared."
+        )
+    print_comparison(runs)
 
 # %% ../../nbs/52_celp_commands.ipynb #84ada77a
 @dataclass(frozen=True)

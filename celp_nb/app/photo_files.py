@@ -6,7 +6,8 @@
 __all__ = ['PHOTO_SUFFIXES', 'WRITTEN_BY', 'photos_in', 'query_files', 'readable', 'is_own_file', 'output_files', 'check_outputs',
            'write_prediction', 'predictions']
 
-# %% ../../nbs/50g_photo_files.ipynb #5fc484ae
+# %% ../../nbs/50g_photo_files.ipynb #4028b266
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -99,12 +100,14 @@ def output_files(
                 )
     return files
 
-# %% ../../nbs/50g_photo_files.ipynb #2abda838
+# %% ../../nbs/50g_photo_files.ipynb #9fa2f024
 def check_outputs(
     outputs: Iterable[Path],
     inputs: Iterable[Path],
 ) -> set[Path]:  # those that will be replaced
-    "Raise ValueError where a file of somebody else's would be replaced or stands in the way."
+    """Raise ValueError where a file of somebody else's would be replaced or stands in the way.
+
+    Raises PermissionError where none may be written."""
     read, replaced = {path.resolve() for path in inputs}, set()
     for path in outputs:
         if path.resolve() in read:
@@ -112,6 +115,10 @@ def check_outputs(
         above = next(folder for folder in path.absolute().parents if folder.exists())
         if not above.is_dir():
             raise ValueError(f"{path} cannot be written: {above} is no folder; give another --out.")
+        if not os.access(above, os.W_OK):
+            raise PermissionError(
+                f"{path} cannot be written: {above} is read-only for you; give another --out."
+            )
         if path.exists():
             if not is_own_file(path):
                 raise ValueError(

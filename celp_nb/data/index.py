@@ -38,7 +38,7 @@ from .pairs import count_pixels, index_arrays
 from .photographs import UnreadableImage
 from ..ops import VOID
 
-# %% ../../nbs/21a_index.ipynb #53905bce
+# %% ../../nbs/21a_index.ipynb #93292431
 CACHE_FORMAT = 3  # 3: photographs upright; counts by value, colours and depths of masks
 
 
@@ -67,13 +67,13 @@ def cached_arrays(
     try:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["mark"]) == mark:
-                return {key: stored[key] for key in stored.files if key != "mark"}
+                return {key: stored[key] for key in stored["keys"].tolist()}
     except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile):
         pass  # absent or damaged: made again below
     arrays = build()
     try:
         with atomic_file(path) as file:
-            np.savez(file, mark=np.array(mark), **arrays)
+            np.savez(file, mark=np.array(mark), keys=np.array(list(arrays)), **arrays)
     except OSError as error:
         warnings.warn(
             f"the index of {name} could not be kept in {path.parent} ({error}); "

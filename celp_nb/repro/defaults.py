@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['SAMPLES_DEFAULTS', 'FOLDER_DEFAULTS', 'POSITIVE', 'NOT_NEGATIVE', 'own_folds', 'rules_and_checks', 'fill_defaults',
            'setting_choices', 'check_choices', 'check_numbers', 'map_sides', 'check_methods', 'warn_of_bins',
-           'has_bf16', 'resolve_runtime', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins', 'resolve',
-           'settings_of_run']
+           'has_bf16', 'resolve_runtime', 'check_cache', 'absolute', 'resolve_list', 'resolve_weights', 'load_plugins',
+           'resolve', 'settings_of_run']
 
-# %% ../../nbs/40a_defaults.ipynb #d25d7fe1
+# %% ../../nbs/40a_defaults.ipynb #f2e9cd85
+import math
 import os
 import warnings
 from dataclasses import replace
@@ -23,7 +24,7 @@ from ..data.rules import RULES
 from ..data.transforms import PASCAL_SIDE, SAMPLES_SIDE, round_side
 from ..engine.backbones import BACKBONES, BUILT_IN_BACKBONES
 from ..engine.checkpoints import is_scales
-from ..engine.devices import find_device
+from ..engine.devices import find_device, is_on_cpu
 from celp_nb.engine.methods import (
     BUILT_IN_METHODS,
     DECODERS,
@@ -143,7 +144,7 @@ def check_choices(config: RunConfig) -> None:  # with defaults filled in
         check_choice("fold", fold, range(config.data.n_folds))
     if values["select"] == "test": check_tests(values["split"])
 
-# %% ../../nbs/40a_defaults.ipynb #e180530e
+# %% ../../nbs/40a_defaults.ipynb #5b8c4e41
 POSITIVE = (
     *("iterations", "epochs", "batch", "accumulate", "checks", "lr", "transformer_lr"),
     *("width", "pairs", "reference", "classes", "photographs", "n_folds"),
@@ -155,18 +156,18 @@ def check_numbers(config: RunConfig) -> None:  # with defaults filled in
     "Raise ValueError naming a number that is out of its range."
     values, scale = flat_config(config), config.data.scale
     for name in POSITIVE:
-        if values[name] is not None and not values[name] > 0:
-            raise ValueError(f"{name} is {values[name]}; it must be more than 0.")
+        if values[name] is not None and not 0 < values[name] < math.inf:
+            raise ValueError(f"{name} is {values[name]}; it must be more than 0 and finite.")
     for name in NOT_NEGATIVE:
-        if not (values[name] or 0) >= 0:
-            raise ValueError(f"{name} is {values[name]}; it must be 0 or more.")
+        if not 0 <= (values[name] or 0) < math.inf:
+            raise ValueError(f"{name} is {values[name]}; it must be 0 or more and finite.")
     shots, dropout = config.evaluation.shots, config.model.dropout
     if not shots or min(shots) < 1:
         raise ValueError(f"shots are {shots}; give one or more numbers from 1 on, such as 1 5.")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}; give a share from 0 to less than 1.")
-    if not 0 < scale[0] <= scale[1]:
-        raise ValueError(f"scale is {scale}; give the smaller factor first, both above 0.")
+    if not 0 < scale[0] <= scale[1] < math.inf:
+        raise ValueError(f"scale is {scale}; give two numbers above 0, the smaller first.")
     if values["batch"] % values["accumulate"]:
         raise ValueError(
             f"a batch of {values['batch']} episodes cannot be worked through in "
@@ -208,7 +209,7 @@ def warn_of_bins(config: RunConfig) -> None:  # resolved
             stacklevel=2,
         )
 
-# %% ../../nbs/40a_defaults.ipynb #2d94950d
+# %% ../../nbs/40a_defaults.ipynb #92413b15
 def has_bf16(
     device: str,  # of `RuntimeConfig`
 ) -> bool:
@@ -229,6 +230,15 @@ def resolve_runtime(runtime: RuntimeConfig) -> RuntimeConfig:
         workers = min(8, (os.cpu_count() or 1) // processes) if on_gpu else 0
     if precision == "auto": precision = "bf16" if has_bf16(device) else "float32"
     return replace(runtime, device=device, workers=workers, precision=precision)
+
+
+def check_cache(runtime: RuntimeConfig) -> None:
+    "Raise NotADirectoryError where the folder for kept views is in fact a file, or inside of one."
+    if runtime.cache is None: return
+    folder = Path(absolute(runtime.cache))
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cache is {runtime.cache}, but {there} is a file; give a folder.")
 
 
 def absolute(path: str) -> str:
@@ -272,7 +282,7 @@ def load_plugins(config: RunConfig) -> RunConfig:
         )
     return change_config(config, plugin=plugins)
 
-# %% ../../nbs/40a_defaults.ipynb #0aa769c4
+# %% ../../nbs/40a_defaults.ipynb #ae480f2a
 def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     """The settings with all that was left open filled in, and checked as far as no data are needed.
 
@@ -291,6 +301,7 @@ def resolve(config: RunConfig) -> RunConfig:  # nothing left open
     )
     config = replace(config, data=data)
     check_methods(config)
+    check_cache(config.runtime)
     runtime, model = resolve_runtime(config.runtime), resolve_weights(config.model)
     return replace(config, model=model, runtime=runtime)
 
@@ -302,4 +313,7 @@ def settings_of_run(
     """The settings with which a run is scored here, which may be another machine than its own.
 
     Raises what `read_config` and `resolve` raise."""
-    return resolve(change_config(read_config(folder), device="auto", **changes))
+    config = change_config(read_config(folder), device="auto", **changes)
+    if config.runtime.precision == "tf32" and is_on_cpu("auto"):  # float32, products cut short
+        config = change_config(config, precision="float32")
+    return resolve(config)

@@ -186,7 +186,7 @@ def load_published(
     body = {ours: state[name] for ours, name in of_backbone.items()}
     return load_backbone(kind.backbone, body), model.eval()
 
-# %% ../../nbs/46_published.ipynb #53b1b230
+# %% ../../nbs/46_published.ipynb #d4d1ef0d
 def score_published(
     path: str | Path,  # of a published checkpoint
     config: RunConfig,  # data and evaluation, bins and device; the first fold; the rest is not read
@@ -194,6 +194,8 @@ def score_published(
     """Score a published checkpoint on a fold: method, shots, miou, fb_iou, confusion, in percent.
 
     Raises ValueError or FileNotFoundError before any work."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}; give a file of the authors'.")
     config = resolve(change_config(config, precision="float32"))
     data, evaluation, fold = config.data, config.evaluation, config.data.folds[0]
     backbone, model = load_published(read_weights(Path(path)), config.model.bins)

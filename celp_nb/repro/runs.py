@@ -61,7 +61,7 @@ from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
 from .side_by_side import fold_results
 
-# %% ../../nbs/43_runs.ipynb #ffbae5ca
+# %% ../../nbs/43_runs.ipynb #cdf1fa78
 def check_folder(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -75,7 +75,8 @@ def check_folder(
     if not folder.is_dir(): raise FileExistsError(f"{folder} is a file; choose another name.")
     check_lock(folder)
     is_run = (folder / "config.json").is_file()
-    if not is_run and all(path.name == LOCK for path in folder.iterdir()): return
+    names = {path.name for path in folder.iterdir() if path.suffix != ".part"}
+    if names in (set(), {LOCK}, {LOCK, "data.json"}): return  # killed while it claimed it
     if not is_run:
         raise FileExistsError(f"{folder} exists and is no folder of a run; choose another name.")
     if not resume:
@@ -86,16 +87,18 @@ def check_folder(
     fixed = lambda c: {k: v for k, v in flat_config(c).items() if k not in free}
     if changed := changed_settings(fixed(read_config(folder)), fixed(config)):
         raise ValueError(
-            f"{folder} was begun with other settings ({changed}); use the same, or choose another "
-            "name."
+            f"{folder} was begun with other settings ({changed}); use the same, choose another "
+            "name, or move that folder away."
         )
 
 
 def claim_folder(setup: Setup, folder: str | Path) -> None:
     "Write what a run is of: settings, with all folds so far, and data."
     config, folds = setup.config, {*setup.config.data.folds}
-    if (Path(folder) / "config.json").is_file(): folds |= {*read_config(folder).data.folds}
-    if not (Path(folder) / "data.json").is_file(): write_identity(folder, setup.identity)
+    is_run = (Path(folder) / "config.json").is_file()
+    if is_run: folds |= {*read_config(folder).data.folds}
+    if not is_run or not (Path(folder) / "data.json").is_file():
+        write_identity(folder, setup.identity)
     write_config(folder, change_config(config, folds=tuple(sorted(folds))), setup.digests)
 
 
