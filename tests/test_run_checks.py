@@ -496,6 +496,7 @@ def test_a_run_is_scored_on_the_novel_classes_of_other_data(copy, capsys, monkey
     results = pd.read_csv(place / "results.csv")
     assert set(results.data) == {"other"} and set(results.method) == {"PFENet"}
     assert results.trained_on.isna().all(), "the run's training images are not opened"
+    assert set(results.iterations) == {SMALL["iterations"]}
     assert (copy / "run/results.csv").read_bytes() == before
     assert main(["evaluate", str(copy / "run"), "--data", str(other)]) == 0
     said = capsys.readouterr()

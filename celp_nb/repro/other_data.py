@@ -28,7 +28,7 @@ from .report import markdown_table, progress_display, write_table
 from .run_checks import check_list, check_lock, check_supports, run_lock
 from .setup import Setup, known_names, precision_of, put_together
 
-# %% ../../nbs/43a_other_data.ipynb #730d7f8d
+# %% ../../nbs/43a_other_data.ipynb #62dc582f
 def novel_classes(
     other: ImageSet,
     known: set[str],  # of `known_names`
@@ -43,6 +43,7 @@ def fold_of_other(
     other: ImageSet,
     number: int,  # of the run's fold
     known: set[str],  # of `known_names`
+    steps: int,  # of its training
 ) -> Fold:  # without training episodes
     "What a fold of a run is asked on other data. Raises ValueError where nothing there is novel."
     novel, trained = novel_classes(other, known)
@@ -62,7 +63,7 @@ def fold_of_other(
         )
     listed = evaluation_episodes(config.evaluation, other, novel, rules_of_run(config.data))
     nothing = Episodes(*(x[:0] for x in listed))
-    return Fold(number, trained, novel, 0, nothing, listed, [])
+    return Fold(number, trained, novel, steps, nothing, listed, [])
 
 # %% ../../nbs/43a_other_data.ipynb #0b13fa89
 def prepare_other(
@@ -100,7 +101,7 @@ def other_text(results: pd.DataFrame, setup: Setup, folder: str | Path) -> str: 
         + markdown_table(results)
     )
 
-# %% ../../nbs/43a_other_data.ipynb #ce39b800
+# %% ../../nbs/43a_other_data.ipynb #633d0ce5
 def evaluate_on(
     folder: str | Path,  # of a trained run
     data: str,  # "samples" or a folder
@@ -119,7 +120,8 @@ def evaluate_on(
         for f in config.data.folds
     }
     known = {f: set().union(*(known_names(s) for _, s in files[f].values())) for f in files}
-    folds = [fold_of_other(config, other, f, known[f]) for f in files]
+    steps = {f: max(saved.get("steps", 0) for _, saved in files[f].values()) for f in files}
+    folds = [fold_of_other(config, other, f, known[f], steps[f]) for f in files]
     setup = prepare_other(config, folds, other)
     for f, of_fold in files.items():
         for m, (_, saved) in of_fold.items():
