@@ -1,10 +1,12 @@
 """Somebody else's decoder, loss and backbone: registered, tried, trained, saved, loaded."""
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 import torchvision.models as tv
 from torch import nn
 
+import celp_nb
 from celp_nb.app.cli import main
 from celp_nb.app.commands import command_functions
 from celp_nb.bundled.scenes import samples
@@ -163,6 +166,30 @@ def resnet(width=1):
 
 
 # --- the whole way: run, load, evaluate, resume
+
+
+def test_a_run_whose_files_have_moved_is_scored_with_their_new_places(tmp_path, tables, capsys):
+    def command(line):
+        tables()  # as in a new process
+        return main(line.split()), capsys.readouterr().err
+
+    weights = tmp_path / "tiny.pth"
+    shutil.copy(Path(celp_nb.__file__).parent / "weights/tiny.pth", weights)
+    own = plugin(tmp_path, DECODER)
+    config = change_config(SMALL, plugin=(own,), methods=("Mine",), weights=str(weights))
+    before = run(config, tmp_path / "run").miou.tolist()
+    (tmp_path / "new").mkdir()
+    weights, own = (Path(p).rename(tmp_path / "new" / Path(p).name) for p in (weights, own))
+    line = f"evaluate {tmp_path / 'run'}"
+    assert command(line)[0] == 1
+    status, said = command(f"{line} --plugin {own}")
+    assert status == 1 and "there is no weights file" in said
+    for form in ("", f" --fold 0 --episodes {tmp_path / 'run/fold0/episodes.csv'}"):
+        status, said = command(f"{line}{form} --plugin {own} --weights {weights}")
+        assert status == 0, said
+    assert pd.read_csv(tmp_path / "run/results.csv").miou.tolist() == before
+    status, said = command(f"evaluate --published x.pth --weights {weights}")
+    assert status == 1 and "--weights is for a run whose files are elsewhere now" in said
 
 
 @pytest.mark.parametrize("kind", ["tiny", "vit14", "timm"])

@@ -101,15 +101,16 @@ def other_text(results: pd.DataFrame, setup: Setup, folder: str | Path) -> str: 
         + markdown_table(results)
     )
 
-# %% ../../nbs/43a_other_data.ipynb #633d0ce5
+# %% ../../nbs/43a_other_data.ipynb #7082cfba
 def evaluate_on(
     folder: str | Path,  # of a trained run
     data: str,  # "samples" or a folder
+    **moved: object,  # as of `evaluate_run`
 ) -> Path:  # the folder with results.csv and table.md
     """Score a trained run on the novel classes of other data.
 
     Raises FileNotFoundError for a model that is missing, ValueError where no class is novel."""
-    trained = settings_of_run(folder)
+    trained = settings_of_run(folder, **moved)
     check_lock(folder)
     config = change_config(trained, data=data if data == "samples" else absolute(data), extra=())
     rules = rules_of_run(config.data)

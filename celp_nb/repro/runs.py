@@ -272,7 +272,7 @@ def run(
         setup.accelerator.wait_for_everyone()
     return read_results(folder)
 
-# %% ../../nbs/43_runs.ipynb #0e4a40af
+# %% ../../nbs/43_runs.ipynb #e4cb5740
 def list_place(
     folder: str | Path,  # of a run
     episode_seed: int | None,  # None: the run's own
@@ -286,13 +286,14 @@ def list_place(
 def evaluate_run(
     folder: str | Path,  # of a trained run
     episode_seed: int | None = None,  # of the episode lists; by default the run's own
+    **moved: object,  # `weights` and `plugin`, where these files are elsewhere now
 ) -> pd.DataFrame:  # as of `run`
     """Score a trained run anew, on its episode lists where they exist.
 
     Raises FileNotFoundError for a model that is missing, ValueError where the data have changed."""
     place = list_place(folder, episode_seed)
     other_list = {} if place == Path(folder) else {"episode_seed": episode_seed}
-    config = settings_of_run(folder, **other_list)
+    config = settings_of_run(folder, **other_list, **moved)
     check_tests(config.data.split)
     check_lock(folder)
     setup = prepare(config)
@@ -315,9 +316,10 @@ def replay(
     folder: str | Path,  # of a trained run
     fold: int,  # which of its folds
     episodes: str | Path,  # a list in the form of episodes.csv
+    **moved: object,  # as of `evaluate_run`
 ) -> pd.DataFrame:      # a row per method and K; nothing is written
     "Score a trained fold on another episode list. Raises ValueError where the data have changed."
-    config = settings_of_run(folder, folds=(fold,))
+    config = settings_of_run(folder, folds=(fold,), **moved)
     check_tests(config.data.split)
     setup = prepare(config)
     check_data(setup, folder)
