@@ -698,7 +698,7 @@ def test_a_run_from_a_preset_is_set_beside_its_row(home, here, capsys):
 
 
 def test_a_run_that_is_given_twice_is_shown_once(home, here, capsys):
-    run = (home / "runs/mini").as_posix()
+    run = (home / "runs/scenes").as_posix()
     assert main(["table", run]) == 0
     once = capsys.readouterr().out
     assert main(["table", run, run]) == 0
@@ -707,7 +707,7 @@ def test_a_run_that_is_given_twice_is_shown_once(home, here, capsys):
 
 @pytest.mark.parametrize("option", ["--data x", "--seeds 1", "--fold 0", "--episode-seed 0"])
 def test_options_of_a_table_that_is_run_are_refused_without_its_scale(home, capsys, option):
-    refused(capsys, f"table {home / 'runs/mini'} {option}", "goes with --scale, which runs a table")
+    refused(capsys, f"table {home / 'runs/scenes'} {option}", "goes with --scale, which runs")
 
 
 def test_a_table_of_nothing_is_refused(home, here, capsys):
