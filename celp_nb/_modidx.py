@@ -1371,6 +1371,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
             'celp_nb.repro.report': { 'celp_nb.repro.report.curve_styles': ('report.html#curve_styles', 'celp_nb/repro/report.py'),
                                       'celp_nb.repro.report.data_warning': ('report.html#data_warning', 'celp_nb/repro/report.py'),
                                       'celp_nb.repro.report.drawable': ('report.html#drawable', 'celp_nb/repro/report.py'),
+                                      'celp_nb.repro.report.is_first': ('report.html#is_first', 'celp_nb/repro/report.py'),
                                       'celp_nb.repro.report.live_figure': ('report.html#live_figure', 'celp_nb/repro/report.py'),
                                       'celp_nb.repro.report.loss_curves': ('report.html#loss_curves', 'celp_nb/repro/report.py'),
                                       'celp_nb.repro.report.loss_figure': ('report.html#loss_figure', 'celp_nb/repro/report.py'),

@@ -7,9 +7,8 @@ __all__ = ['Settings', 'Name', 'Resume', 'AllFolds', 'SideBySide', 'starting_con
            'train_command', 'data_command', 'presets_command', 'print_comparison', 'print_table', 'table_command',
            'command_functions']
 
-# %% ../../nbs/52_celp_commands.ipynb #62cedbce
+# %% ../../nbs/52_celp_commands.ipynb #f9d411a2
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +51,7 @@ def run_folder(config: RunConfig, name: str | None, all_folds: bool) -> Path:
     if name is None: name = config.preset or Path(config.data.folder).expanduser().resolve().name
     return Path("runs") / check_run_name(name)
 
-# %% ../../nbs/52_celp_commands.ipynb #fcade64f
+# %% ../../nbs/52_celp_commands.ipynb #33ceddd7
 Settings = Annotated[OmitArgPrefixes[RunConfig], arg(name="")]
 Name = Annotated[
     str | None, arg(help="everything goes to runs/NAME; by default the preset's or the data's name")
@@ -77,11 +76,12 @@ def run_command(
 ) -> None:
     from celp_nb.repro import runs
     from celp_nb.repro.findings import write_findings
+    from celp_nb.repro.report import is_first
     from celp_nb.repro.side_by_side import folds_at_a_time
 
     folder = run_folder(config, name, all_folds)
     runs.run(config, folder, resume, at_a_time=folds_at_a_time(config, side_by_side))
-    if os.environ.get("RANK", "0") != "0": return
+    if not is_first(): return
     print(
         f"\n{read_text(folder / 'table.md')}\n{write_findings(folder)}\nIn {folder}: this, as "
         "table.md, findings.md and findings.png; results.csv, predictions.png; and for each fold "

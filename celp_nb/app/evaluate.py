@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['PublishedEvaluation', 'check_form', 'published_table', 'evaluate_command']
 
-# %% ../../nbs/51c_evaluate.ipynb #c1866eea
-import os
+# %% ../../nbs/51c_evaluate.ipynb #f62df337
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +19,7 @@ from ..repro.config import EvaluationProtocol, VoidPixels, make_config
 from ..repro.findings import write_findings
 from ..repro.other_data import evaluate_on
 from ..repro.published import score_published
-from ..repro.report import markdown_table, print_once
+from ..repro.report import is_first, markdown_table, print_once
 from ..repro.runs import evaluate_run, list_place, replay
 
 # %% ../../nbs/51c_evaluate.ipynb #84ada77a
@@ -103,7 +102,7 @@ def published_table(file: Path, fold: int, options: PublishedEvaluation) -> pd.D
     settings["episode_seed"] = options.episode_seed or 0
     return score_published(file, make_config(folds=(fold,), **settings))
 
-# %% ../../nbs/51c_evaluate.ipynb #6e530536
+# %% ../../nbs/51c_evaluate.ipynb #cd545167
 def evaluate_command(
     folder: Positional[
         Annotated[Path | None, arg(help="of a trained run, such as runs/samples")]
@@ -146,5 +145,5 @@ def evaluate_command(
         evaluate_run(folder, for_published.episode_seed, **moved)
         place = list_place(folder, for_published.episode_seed)
         text = read_text(place / "table.md")
-        if os.environ.get("RANK", "0") == "0": text += f"\n{write_findings(place)}"
+        if is_first(): text += f"\n{write_findings(place)}"
     print_once(f"\n{text}")

@@ -8,13 +8,13 @@ __all__ = ['EvaluationProtocol', 'VoidPixels', 'SECTIONS', 'SETTING_PLACES', 'SE
            'RunConfig', 'flat_config', 'change_config', 'make_config', 'config_from_json', 'read_config',
            'write_config', 'read_digests', 'rules_of_run', 'method_of']
 
-# %% ../../nbs/40_config.ipynb #32017609
+# %% ../../nbs/40_config.ipynb #5b44a133
 import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction, arg
 
@@ -202,7 +202,7 @@ class RunConfig:
 
 SECTIONS = {f.name: f.type for f in fields(RunConfig) if f.name != "preset"}
 
-# %% ../../nbs/40_config.ipynb #caebf284
+# %% ../../nbs/40_config.ipynb #48536649
 #: flat name → section and field; `preset` stands in none
 SETTING_PLACES: dict[str, tuple[str, str]] = {
     {"folder": "data"}.get(field.name, field.name): (section, field.name)
@@ -212,7 +212,7 @@ SETTING_PLACES: dict[str, tuple[str, str]] = {
 SEVERAL = {  # settings of several values
     name
     for name, (section, field) in SETTING_PLACES.items()
-    if "tuple[" in str(get_type_hints(SECTIONS[section])[field])
+    if "tuple[" in str(SECTIONS[section].__annotations__[field])
 }
 
 

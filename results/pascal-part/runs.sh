@@ -37,7 +37,7 @@ celp run --name photographs400-s0 --data "$data" $regime --seed 0 --no-trivial "
   --photographs 400 --methods PFENet PFENet+CE
 celp run --name classes5-s0 --data "$data" $regime --seed 0 --no-trivial "$@" \
   --classes 5 --methods PFENet PFENet+CE "PFENet+CE contrast=1 delta=0.25"
-# the paper's backbone: 161 pixels, whose kept features take 12 GB per fold
+# the paper's backbone: 161 pixels, whose kept features take 18 GB for two folds
 celp run --name resnet50-s0 --data "$data" $regime --backbone resnet50 --side 161 --crop 161 \
   --iterations 3500 --seed 0 "$@" --methods PFENet PFENet+CE "PFENet+CE contrast=1 delta=0.25"
 # what the answers owe to the support: reads the models of runs above
