@@ -61,7 +61,7 @@ from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
 from .side_by_side import fold_results
 
-# %% ../../nbs/43_runs.ipynb #1c5f5d77
+# %% ../../nbs/43_runs.ipynb #9cdfac50
 def check_folder(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -95,8 +95,10 @@ def check_folder(
 def claim_folder(setup: Setup, folder: str | Path) -> None:
     "Write what a run is of: settings, with all folds so far, and data."
     config, folds = setup.config, {*setup.config.data.folds}
-    if (Path(folder) / "config.json").is_file(): folds |= {*read_config(folder).data.folds}
-    write_identity(folder, setup.identity)
+    is_run = (Path(folder) / "config.json").is_file()
+    if is_run: folds |= {*read_config(folder).data.folds}
+    if not is_run or not (Path(folder) / "data.json").is_file():  # a run that exists is not touched
+        write_identity(folder, setup.identity)
     write_config(folder, change_config(config, folds=tuple(sorted(folds))), setup.digests)
 
 
