@@ -657,14 +657,28 @@ def test_a_folder_that_is_no_run_is_not_taken(scenes, tmp_path):
 
 
 def test_a_folder_whose_claim_was_killed_is_taken(scenes, tmp_path):
-    "Data of that claim are written anew: the ones of now are what the run is trained on."
+    "Killed before its settings were written; and after them, before the facts of its data."
     folder = tmp_path / "run"
     folder.mkdir()
     claim = {"host": socket.gethostname(), "pid": 2**22 + 1, "start": "", "since": "2026"}
     (folder / "lock.json").write_text(json.dumps(claim))
-    for name in ("data.json", ".config.json.7.part"): (folder / name).write_text("{}")
+    (folder / ".config.json.7.part").write_text("{}")
     runs.train_run(small(scenes), folder)
+    (folder / "data.json").unlink()
+    (folder / "lock.json").write_text(json.dumps(claim))
+    runs.train_run(small(scenes), folder, resume=True)
     assert set(repro_setup.read_identity(folder)) == {"train", "val"}
+
+
+def test_facts_of_the_data_that_cannot_be_written_leave_a_run(scenes, tmp_path, monkeypatch):
+    "A folder is a run's from its first file on: it can be gone on with."
+    def fail(*_): raise OSError(28, "No space left on device")
+    with monkeypatch.context() as m:
+        m.setattr(runs, "write_identity", fail)
+        with pytest.raises(OSError, match="No space"):
+            runs.train_run(small(scenes), tmp_path / "run")
+    runs.train_run(small(scenes), tmp_path / "run", resume=True)
+    assert set(repro_setup.read_identity(tmp_path / "run")) == {"train", "val"}
 
 
 @pytest.mark.parametrize(

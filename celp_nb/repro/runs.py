@@ -61,7 +61,7 @@ from .run_checks import LOCK, check_lock, check_supports, run_lock
 from .setup import Setup, check_data, check_room, prepare, write_identity
 from .side_by_side import fold_results
 
-# %% ../../nbs/43_runs.ipynb #9cdfac50
+# %% ../../nbs/43_runs.ipynb #815636f4
 def check_folder(
     config: RunConfig,  # resolved
     folder: str | Path,  # of the run
@@ -74,10 +74,9 @@ def check_folder(
     if not folder.exists(): return
     if not folder.is_dir(): raise FileExistsError(f"{folder} is a file; choose another name.")
     check_lock(folder)
-    is_run = (folder / "config.json").is_file()
     names = {path.name for path in folder.iterdir() if path.suffix != ".part"}
-    if names in (set(), {LOCK}, {LOCK, "data.json"}): return  # killed while it claimed it
-    if not is_run:
+    if names in (set(), {LOCK}): return  # killed while it claimed it
+    if not (folder / "config.json").is_file():
         raise FileExistsError(f"{folder} exists and is no folder of a run; choose another name.")
     if not resume:
         raise FileExistsError(
@@ -95,11 +94,9 @@ def check_folder(
 def claim_folder(setup: Setup, folder: str | Path) -> None:
     "Write what a run is of: settings, with all folds so far, and data."
     config, folds = setup.config, {*setup.config.data.folds}
-    is_run = (Path(folder) / "config.json").is_file()
-    if is_run: folds |= {*read_config(folder).data.folds}
-    if not is_run or not (Path(folder) / "data.json").is_file():  # a run that exists is not touched
-        write_identity(folder, setup.identity)
+    if (Path(folder) / "config.json").is_file(): folds |= {*read_config(folder).data.folds}
     write_config(folder, change_config(config, folds=tuple(sorted(folds))), setup.digests)
+    if not (Path(folder) / "data.json").is_file(): write_identity(folder, setup.identity)
 
 
 def read_usable_list(setup: Setup, fold: Fold, path: str | Path) -> Episodes:
