@@ -1290,6 +1290,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '', 'doc_host': '', 'git_url
                                      'celp_nb.repro.folds.add_folders': ('folds.html#add_folders', 'celp_nb/repro/folds.py'),
                                      'celp_nb.repro.folds.advice_on_rare': ('folds.html#advice_on_rare', 'celp_nb/repro/folds.py'),
                                      'celp_nb.repro.folds.advice_on_training': ('folds.html#advice_on_training', 'celp_nb/repro/folds.py'),
+                                     'celp_nb.repro.folds.check_drawn': ('folds.html#check_drawn', 'celp_nb/repro/folds.py'),
                                      'celp_nb.repro.folds.draw_fold': ('folds.html#draw_fold', 'celp_nb/repro/folds.py'),
                                      'celp_nb.repro.folds.evaluation_episodes': ( 'folds.html#evaluation_episodes',
                                                                                   'celp_nb/repro/folds.py'),

@@ -138,7 +138,7 @@ def test_pairs_of_a_table():
     assert row_pairs(["v-1", "v-2"], "avg") == []
     labels = list(TABLES["1"].rows)
     assert dict(row_pairs(labels)) == {m: m.split("+")[0] for m in labels if "+CE" in m}
-    few = "PFENet+CE contrast=1, 5 classes"
+    few = "PFENet+CE contrast=1 delta=0.25, 5 classes"
     assert dict(row_pairs(list(TABLES["regime"].rows)))[few] == "PFENet, 5 classes"
     labels = ["PFENet separate=yes", "PFENet+CE separate=yes", "PFENet"]
     assert dict(row_pairs(labels))[labels[1]] == labels[0]

@@ -670,11 +670,11 @@ def test_a_folder_whose_claim_was_killed_is_taken(scenes, tmp_path):
     assert set(repro_setup.read_identity(folder)) == {"train", "val"}
 
 
-def test_facts_of_the_data_that_cannot_be_written_leave_a_run(scenes, tmp_path, monkeypatch):
-    "A folder is a run's from its first file on: it can be gone on with."
+@pytest.mark.parametrize("writes", ["write_config", "write_identity"])
+def test_a_claim_that_failed_can_be_made_again(scenes, tmp_path, monkeypatch, writes):
     def fail(*_): raise OSError(28, "No space left on device")
     with monkeypatch.context() as m:
-        m.setattr(runs, "write_identity", fail)
+        m.setattr(runs, writes, fail)
         with pytest.raises(OSError, match="No space"):
             runs.train_run(small(scenes), tmp_path / "run")
     runs.train_run(small(scenes), tmp_path / "run", resume=True)
@@ -771,7 +771,7 @@ def test_photographs_that_are_too_few_are_not_answered_with_more_where_there_are
         repro_folds.open_data(str(write_voc(tmp_path / "few", masks)), s) for s in ("train", "val")
     )
     lonely = replace(train, pixels=np.eye(4, dtype=np.int64) * 9999)
-    for photographs, said in ((2, "use more photographs"), (9, "add images")):
+    for photographs, said in ((2, "use more photographs"), (4, "add images")):
         data = make_config(photographs=photographs).data
         with pytest.raises(ValueError, match=said):
             repro_folds.shown_in_training(data, lonely, [1, 2, 3, 4], 0)

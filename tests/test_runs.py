@@ -1,5 +1,6 @@
 """Runs: how long, which checkpoint, what is watched, what a step may be cut into."""
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -80,6 +81,16 @@ def test_fewer_classes_and_photographs_are_among_more():
         ValueError, match="of 1 training images no class is in two; use more photographs"
     ):
         repro_folds.shown_in_training(make_config(photographs=1).data, train, [6, 7], 0)
+
+
+@pytest.mark.parametrize("option, there", [("classes", 15), ("photographs", 600)])
+def test_more_than_there_is_cannot_be_drawn(option, there):
+    train = samples("train")
+    for asked in (there, there + 1):
+        data = make_config(**{option: asked}).data
+        said = f"{option} is {asked}, and a fold has {there} to train on; give {there} or fewer"
+        with pytest.raises(ValueError, match=said) if asked > there else nullcontext():
+            repro_folds.shown_in_training(data, train, list(range(6, 21)), 0)
 
 
 def test_rare_classes_are_left_out_where_that_is_asked_for():

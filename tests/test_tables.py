@@ -60,9 +60,10 @@ def test_rows_that_differ_in_the_method_are_one_run():
 
 def test_rows_that_differ_in_the_run_are_runs():
     runs = table_runs("regime", "pascal-part", data="DIR")
-    assert len(runs) == 7
+    assert len(runs) == 6
     for config in runs.values():
-        assert config.model.methods == ("PFENet", "PFENet+CE", "PFENet+CE contrast=1")
+        at_both = "PFENet+CE", "PFENet+CE contrast=1 delta=0.25"
+        assert config.model.methods == ("PFENet", *at_both)
         assert config.data.folder == "DIR"
     assert runs["pascal-part-table-regime-classes-5-seed-0"].data.classes == 5
     assert [c.data.photographs for c in runs.values()].count(None) == 4
@@ -97,8 +98,9 @@ def test_systems_have_three_seeds_and_tables_of_the_same_runs_are_alike():
     assert list(one.values()) == list(three.values())
     assert [c.runtime.seed for c in one.values()] == [0, 1, 2]
     for config in one.values():
-        of_weight_1 = {"PFENet+CE contrast=1", "CyCTR+CE contrast=1"}
-        assert set(config.model.methods) == {*PAPER_METHODS, *of_weight_1}
+        settings = "contrast=1", "delta=0.25", "contrast=1 delta=0.25"
+        of_both = {f"{decoder}+CE {s}" for decoder in ("PFENet", "CyCTR") for s in settings}
+        assert set(config.model.methods) == {*PAPER_METHODS, *of_both}
     runs = table_runs("1", "samples", seeds=(5,)).values()
     assert [c.runtime.seed for c in runs] == [5]
 

@@ -294,7 +294,7 @@ import celp_nb.repro.comparison
 assert "Third+CE" in METHODS
 papers = ("PFENet", "PFENet+CE", "CyCTR", "CyCTR+CE")
 assert FOLDER_DEFAULTS.model.methods == papers
-assert [row.split()[0] for row in SYSTEMS.rows] == [*papers, "PFENet+CE", "CyCTR+CE"]
+assert [row.split()[0] for row in SYSTEMS.rows] == [*papers, *3 * ["PFENet+CE"], *3 * ["CyCTR+CE"]]
 assert len(PRESETS) == 15 and "Third" not in presets_table() and len(presets_table()) > 1000
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['open_data', 'open_splits', 'add_folders', 'frequent_classes', 'warn_of_rare', 'warn_of_all_rare', 'advice_on_rare',
-           'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'shown_in_training',
-           'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold', 'read_episode_list']
+           'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'check_drawn',
+           'shown_in_training', 'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold',
+           'read_episode_list']
 
 # %% ../../nbs/42_folds.ipynb #d6453723
 import warnings
@@ -198,18 +199,31 @@ def hold_out(
     rng = np.random.default_rng(seed)
     return sorted(rng.choice(classes, max(1, len(classes) // 5), replace=False).tolist())
 
-# %% ../../nbs/42_folds.ipynb #e6500a27
+# %% ../../nbs/42_folds.ipynb #73e6685d
+def check_drawn(name: str, option: str, asked: int | None, there: int) -> None:
+    "Raise ValueError where more classes or photographs are asked for than a fold can train on."
+    if not asked or asked <= there: return
+    raise ValueError(
+        f"{name}: {option} is {asked}, and a fold has {there} to train on; give {there} or fewer, "
+        "or leave it out for all."
+    )
+
+
 def shown_in_training(
     data: DataConfig,
     train: ImageSet,
     classes: list[int],  # that may be trained on
     seed: int,
 ) -> tuple[list[int], np.ndarray]:  # classes; `train.pixels` with 0 in images that are left out
-    "The classes and images that a fold trains on. Raises ValueError where no class is left."
+    """The classes and images that a fold trains on.
+
+    Raises ValueError where no class is left, or where there are fewer than are to be drawn."""
     rng, pixels = np.random.default_rng(seed), train.pixels
+    check_drawn(train.name, "classes", data.classes, len(classes))
     if data.classes: classes = sorted(rng.permutation(classes)[:data.classes].tolist())
     if not data.photographs: return classes, pixels
     with_classes = np.unique(np.concatenate([*class_images(pixels, classes).values()]))
+    check_drawn(train.name, "photographs", data.photographs, len(with_classes))
     images = rng.permutation(with_classes)[: data.photographs]
     pixels = np.where(np.isin(np.arange(len(pixels)), images)[:, None], pixels, 0)
     left = frequent_classes(pixels, classes, 2)
