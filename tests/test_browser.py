@@ -279,7 +279,7 @@ def test_uploads_are_shown_or_refused_in_a_sentence(page, start, tmp_path):
         page.upload(tmp_path / "notes.png")
         page.note("'notes.png' cannot be read as an image")
         page.upload(tmp_path / "huge.png")
-        page.note("'huge.png' has 33 MB, more than the 32 MB")
+        page.note("'huge.png' is larger than 32 MB")
         page.upload(tmp_path / "portrait.png")
         page.wait(lambda k=k: page.chosen("Image") == f"portrait.png (uploaded, {k})", "no upload")
         middle = divmod(shown.payload["centre"], 21)
@@ -287,6 +287,18 @@ def test_uploads_are_shown_or_refused_in_a_sentence(page, start, tmp_path):
         page.note("do not trust the mask")
         page.agrees(shown)
         page.panel.get_by_role("application").press("ArrowUp")
+
+
+def test_an_upload_beside_other_changes_ends_with_its_own_words(page, tmp_path):
+    "Changes of the page wait while the kernel is at work, and arrive after what it says of a file."
+    (tmp_path / "notes.png").write_text("no picture")
+    canvas = page.panel.get_by_role("application")
+    for _ in range(3):
+        for key in 3 * ["ArrowUp", "ArrowDown"]: canvas.press(key)
+        page.upload(tmp_path / "notes.png")
+        page.note("'notes.png' cannot be read as an image")
+        page.page.wait_for_timeout(1500)
+        assert "cannot be read" in page.text("note")
 
 
 def test_another_image_and_features_alone(page, start):

@@ -107,7 +107,7 @@ def add_upload(
     images.options = [(f"{name} (uploaded, {len(uploads)})", number), *images.options]
     images.value = number
 
-# %% ../../nbs/51_explorer.ipynb #4b0fc277
+# %% ../../nbs/51_explorer.ipynb #221da881
 def image_panel(
     choices: ImageChoices,
     first: PanelChoice,  # a listed image
@@ -138,6 +138,7 @@ def image_panel(
         except ValueError as error: widget.note = str(error)
 
     def receive(_, message, buffers):
+        if message["at"] == 0: widget.note = f"Reading '{message['upload']}' …"
         try:
             content = joined_parts(parts, message, buffers)
             if content is not None: add_upload(controls, uploads, message["upload"], content)

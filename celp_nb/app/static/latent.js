@@ -84,21 +84,17 @@ function drawPanel(elements, state) {
 
 const PART = 4 * 2 ** 20 // bytes of a message: servers close the connection from 10 MB on
 
-// Sends a file of the reader's to the kernel, or says why not.
+// Sends a file of the reader's to the kernel, which says what becomes of it: words of the page's own
+// would wait behind other changes, and cover the kernel's. Of one too large its size alone is sent.
 async function sendFile(file, limit, model, say) {
-  const megabytes = bytes => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 0)} MB`
-  if (file.size > limit) {
-    const sizes = `${megabytes(file.size)}, more than the ${megabytes(limit)} that can be uploaded`
-    return say(`'${file.name}' has ${sizes}; make it smaller first.`)
-  }
-  say(`Reading '${file.name}' …`)
+  const { name, size } = file
   try {
-    const bytes = await file.arrayBuffer(), size = bytes.byteLength
-    for (let at = 0; at === 0 || at < size; at += PART) {
-      model.send({ upload: file.name, at, size }, undefined, [bytes.slice(at, at + PART)])
+    const bytes = size > limit ? new ArrayBuffer(0) : await file.arrayBuffer()
+    for (let at = 0; at === 0 || at < bytes.byteLength; at += PART) {
+      model.send({ upload: name, at, size }, undefined, [bytes.slice(at, at + PART)])
     }
   } catch (error) {
-    say(`'${file.name}' cannot be read: ${error.message}`)
+    say(`'${name}' cannot be read: ${error.message}`)
   }
 }
 
@@ -275,7 +271,9 @@ function render({ model, el }) {
   tools.file.addEventListener("change", () => {
     const [file] = tools.file.files
     tools.file.value = "" // so that the same file can be chosen again
-    if (file) sendFile(file, setting("upload_limit", 0), model, text => change("note", text))
+    if (!file) return
+    elements.note.textContent = `Reading '${file.name}' …` // until the kernel says so
+    sendFile(file, setting("upload_limit", 0), model, text => change("note", text))
   })
   tools.known.addEventListener("change", () => change("known", tools.known.value))
   tools.source.addEventListener("change", () => change("answer_for", tools.source.value))
