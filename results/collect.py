@@ -24,9 +24,11 @@ import pandas as pd
 
 from celp_nb.repro.fair_comparisons import run_rows
 from celp_nb.repro.report import write_table
+from celp_nb.repro.statistics import SUMMED
 from celp_nb.repro.table_texts import scored_run
 
 MODEL = ["fold", "method", "shots"]
+QUESTION = ["fold", "seed", "shots", "cls", "query"]
 SCORED = [*MODEL, "data", "seed", "episode_seed", "miou", "fb_iou", "confusion"]
 
 
@@ -36,6 +38,13 @@ def summed(rows: pd.DataFrame) -> pd.DataFrame:
     together = rows.assign(episodes=1).groupby([*of_question, "query"], sort=False)
     sums = together.sum(numeric_only=True).drop(columns="episode")
     return sums.assign(episode=together.episode.min()).reset_index()
+
+
+def by_question(rows: pd.DataFrame) -> pd.DataFrame:
+    "Counts summed over the episodes of each question; zeros where a method was not asked one."
+    sums = rows.groupby(["method", *QUESTION])[[*SUMMED]].sum().unstack("method", fill_value=0)
+    rows = sums.stack("method", future_stack=True).reset_index()
+    return rows.assign(episode=rows["query"])
 
 
 def rows_of_others(path: Path, runs: Collection[str]) -> pd.DataFrame:

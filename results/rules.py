@@ -13,28 +13,20 @@ from operator import itemgetter
 from pathlib import Path
 
 import pandas as pd
-from collect import measure_runs
+from collect import by_question, measure_runs
 
 from celp_nb.engine.feature_bank import evaluate
 from celp_nb.repro.defaults import settings_of_run
 from celp_nb.repro.fold_training import trained_models
 from celp_nb.repro.presets import markdown_grid
 from celp_nb.repro.setup import Setup, check_data, prepare
-from celp_nb.repro.statistics import SUMMED, contrast_intervals, paired_differences
+from celp_nb.repro.statistics import contrast_intervals, paired_differences
 
 TESTS = {  # name → rules of the draw, rules of the fitting
     "literature": ("literature", "literature"),
     "drawn by ours": ("strict", "literature"),
     "ours": ("strict", "strict"),
 }
-QUESTION = ["fold", "seed", "shots", "cls", "query"]
-
-
-def by_question(rows: pd.DataFrame) -> pd.DataFrame:
-    "Counts summed over the episodes of each question, of every question that any test asks."
-    sums = rows.groupby(["method", *QUESTION])[[*SUMMED]].sum().unstack("method", fill_value=0)
-    rows = sums.stack("method", future_stack=True).reset_index()
-    return rows.assign(episode=rows["query"])
 
 
 def run_rows(run: Path, pairs: int) -> pd.DataFrame:
