@@ -15,7 +15,7 @@ from collect import by_question, measure_runs
 
 from celp_nb.data.episodes import Episodes
 from celp_nb.engine.feature_bank import evaluate
-from celp_nb.repro.cuts import CUTS, at_every_cut, miou_at_cuts
+from celp_nb.repro.cuts import ANSWER_CUTS, at_every_cut, miou_at_cuts
 from celp_nb.repro.defaults import settings_of_run
 from celp_nb.repro.fold_evaluation import first_of_each_class
 from celp_nb.repro.fold_training import trained_models
@@ -46,7 +46,7 @@ def cuts_table(rows: pd.DataFrame) -> str:
     for shots, of_shots in rows.groupby("shots"):
         means = miou_at_cuts(of_shots).groupby("method").mean()
         lines += [[shots, name, *(f"{x:.1f}" for x in line)] for name, line in means.iterrows()]
-    return markdown_grid(["shots", "method", *map(str, CUTS)], lines)
+    return markdown_grid(["shots", "method", *map(str, ANSWER_CUTS)], lines)
 
 
 if __name__ == "__main__": measure_runs("cuts", run_rows, cuts_table, __doc__, pairs=50)

@@ -6,7 +6,7 @@ import torch
 
 from celp_nb.engine.methods import build_model, find_method, trial_conditioning
 from celp_nb.repro.cuts import (
-    CUTS,
+    ANSWER_CUTS,
     at_every_cut,
     cuts_of_other_folds,
     miou_at_cuts,
@@ -24,9 +24,9 @@ def test_a_cut_is_one_of_the_probability_and_the_model_stays_as_it_was(decoder):
     trial = trial_conditioning(16, 9, 65, 2, 1)
     before = answer(model)
     p, shown = before.softmax(1)[:, 1], at_every_cut({decoder: model})
-    assert [*shown] == [f"{decoder} ≥ {c}" for c in CUTS]
+    assert [*shown] == [f"{decoder} ≥ {c}" for c in ANSWER_CUTS]
     middle = float(p.median())
-    for cut in (*CUTS, middle):
+    for cut in (*ANSWER_CUTS, middle):
         assert (answer(with_cut(model, cut)).argmax(1) == (p > cut))[(p - cut).abs() > 1e-6].all()
     assert 0.2 < (p > middle).float().mean() < 0.8 and (answer(model) == before).all()
 
