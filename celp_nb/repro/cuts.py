@@ -14,7 +14,7 @@ import torch
 
 from ..contrast import FewShotModel
 
-# %% ../../nbs/44e_cuts.ipynb #3ca82702
+# %% ../../nbs/44e_cuts.ipynb #f2815c6b
 ANSWER_CUTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of the foreground's probability
 
 
@@ -30,7 +30,8 @@ def with_cut(
 
 def at_every_cut(models: dict[str, FewShotModel]) -> dict[str, FewShotModel]:
     "Models with every cut, by names such as `PFENet ≥ 0.1`."
-    return {f"{name} ≥ {c}": with_cut(model, c) for name, model in models.items() for c in ANSWER_CUTS}
+    named = models.items()
+    return {f"{name} ≥ {c}": with_cut(model, c) for name, model in named for c in ANSWER_CUTS}
 
 # %% ../../nbs/44e_cuts.ipynb #49da758b
 def miou_at_cuts(

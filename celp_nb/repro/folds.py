@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['open_data', 'open_splits', 'add_folders', 'frequent_classes', 'warn_of_rare', 'warn_of_all_rare', 'advice_on_rare',
-           'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out', 'check_drawn',
-           'shown_in_training', 'training_episodes', 'evaluation_episodes', 'selection_episodes', 'Fold', 'draw_fold',
-           'read_episode_list']
+           'advice_on_training', 'tested_classes', 'leave_out_rare', 'split_classes', 'hold_out',
+           'check_enough_to_draw', 'shown_in_training', 'training_episodes', 'evaluation_episodes',
+           'selection_episodes', 'Fold', 'draw_fold', 'read_episode_list']
 
 # %% ../../nbs/42_folds.ipynb #d6453723
 import warnings
@@ -199,8 +199,8 @@ def hold_out(
     rng = np.random.default_rng(seed)
     return sorted(rng.choice(classes, max(1, len(classes) // 5), replace=False).tolist())
 
-# %% ../../nbs/42_folds.ipynb #73e6685d
-def check_drawn(name: str, option: str, asked: int | None, there: int) -> None:
+# %% ../../nbs/42_folds.ipynb #43cbf37e
+def check_enough_to_draw(name: str, option: str, asked: int | None, there: int) -> None:
     "Raise ValueError where more classes or photographs are asked for than a fold can train on."
     if not asked or asked <= there: return
     raise ValueError(
@@ -219,11 +219,11 @@ def shown_in_training(
 
     Raises ValueError where no class is left, or where there are fewer than are to be drawn."""
     rng, pixels = np.random.default_rng(seed), train.pixels
-    check_drawn(train.name, "classes", data.classes, len(classes))
+    check_enough_to_draw(train.name, "classes", data.classes, len(classes))
     if data.classes: classes = sorted(rng.permutation(classes)[:data.classes].tolist())
     if not data.photographs: return classes, pixels
     with_classes = np.unique(np.concatenate([*class_images(pixels, classes).values()]))
-    check_drawn(train.name, "photographs", data.photographs, len(with_classes))
+    check_enough_to_draw(train.name, "photographs", data.photographs, len(with_classes))
     images = rng.permutation(with_classes)[: data.photographs]
     pixels = np.where(np.isin(np.arange(len(pixels)), images)[:, None], pixels, 0)
     left = frequent_classes(pixels, classes, 2)
