@@ -31,6 +31,18 @@ def test_a_cut_is_one_of_the_probability_and_the_model_stays_as_it_was(decoder):
     assert 0.2 < (p > middle).float().mean() < 0.8 and (answer(model) == before).all()
 
 
+@pytest.mark.parametrize("cut", [0, 1, -0.1, 30, float("nan")])
+def test_a_cut_that_is_no_probability_is_refused(cut):
+    with pytest.raises(ValueError, match="give a probability between 0 and 1"):
+        with_cut(build_model(8, 16, (8, 4)), cut)
+
+
+def test_a_decoder_that_ends_otherwise_is_refused():
+    model = build_model(8, 16, (8, 4))
+    model.decoder = torch.nn.Identity()
+    with pytest.raises(ValueError, match="Identity has no classifier `cls`"): with_cut(model, 0.3)
+
+
 def rows_of(scores, cuts=(0.2, 0.5)):
     "Rows of one class of 100 pixels: scores by method and fold, one per cut."
     return pd.DataFrame([

@@ -14,7 +14,7 @@ import torch
 
 from ..contrast import FewShotModel
 
-# %% ../../nbs/44e_cuts.ipynb #f2815c6b
+# %% ../../nbs/44e_cuts.ipynb #678bc250
 ANSWER_CUTS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)  # of the foreground's probability
 
 
@@ -22,7 +22,16 @@ def with_cut(
     model: FewShotModel,  # its decoder ends with a `classifier`, as PFENet's and CyCTR's do
     cut: float,  # in (0, 1)
 ) -> FewShotModel:
-    "A copy of a model that answers foreground where its probability is above a cut."
+    """A copy of a model that answers foreground where its probability is above a cut.
+
+    Raises ValueError for a cut that is no probability, and for a decoder that ends otherwise."""
+    if not 0 < cut < 1:
+        raise ValueError(f"cut is {cut}; give a probability between 0 and 1, such as 0.3.")
+    if not hasattr(model.decoder, "cls"):
+        raise ValueError(
+            f"{type(model.decoder).__name__} has no classifier `cls`, whose bias a cut moves; "
+            "cut its probabilities instead."
+        )
     cut_model = deepcopy(model)
     with torch.no_grad(): cut_model.decoder.cls[-1].bias[1] -= math.log(cut / (1 - cut))
     return cut_model
