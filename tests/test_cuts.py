@@ -1,46 +1,64 @@
 "Cuts of the probability: models that mark more, and a cut that is not chosen on its own test."
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from celp_nb.engine.methods import build_model, find_method, trial_conditioning
+from celp_nb.bundled.scenes import samples
+from celp_nb.data.episodes import Episodes
+from celp_nb.data.images import read_image
+from celp_nb.data.transforms import binary_mask
+from celp_nb.engine.backbones import feature_channels, load_backbone
+from celp_nb.engine.evaluation import evaluate_plainly
+from celp_nb.engine.feature_bank import evaluate, feature_bank
+from celp_nb.engine.methods import build_model, find_method
+from celp_nb.engine.segmenter import Segmenter
+from celp_nb.ops import VOID
 from celp_nb.repro.cuts import (
     ANSWER_CUTS,
     at_every_cut,
     cuts_of_other_folds,
     miou_at_cuts,
     rows_at,
-    with_cut,
 )
+
+SIDE = 57
 
 
 @pytest.mark.parametrize("decoder", ["PFENet", "CyCTR"])
-@torch.no_grad()
-def test_a_cut_is_one_of_the_probability_and_the_model_stays_as_it_was(decoder):
+def test_an_answer_at_a_cut_is_the_probability_cut_there(decoder):
+    "In a segmenter, in the plain evaluation and in the fast one."
     torch.manual_seed(0)
-    model = build_model(8, 16, (8, 4), method=find_method(decoder)).eval()
-    answer = lambda model: model.decoder(trial)[0]
-    trial = trial_conditioning(16, 9, 65, 2, 1)
-    before = answer(model)
-    p, shown = before.softmax(1)[:, 1], at_every_cut({decoder: model})
-    assert [*shown] == [f"{decoder} ≥ {c}" for c in ANSWER_CUTS]
-    middle = float(p.median())
-    for cut in (*ANSWER_CUTS, middle):
-        assert (answer(with_cut(model, cut)).argmax(1) == (p > cut))[(p - cut).abs() > 1e-6].all()
-    assert 0.2 < (p > middle).float().mean() < 0.8 and (answer(model) == before).all()
+    backbone, data, c = load_backbone("tiny"), samples("val"), 3
+    model = build_model(feature_channels(backbone)[0], 16, (8, 4), method=find_method(decoder))
+    model.eval()
+    q, s = np.flatnonzero(data.pixels[:, c - 1] >= 2500)[:2].tolist()
+    support = read_image(data, s), binary_mask(data.read_mask(s), c)
+    def ask(**cut):
+        segmenter = Segmenter(model, backbone, SIDE, **cut).set_support(*support)
+        return segmenter.predict(read_image(data, q))
+
+    p, known = ask().probability, data.read_mask(q) != VOID
+    middle, zoo = float(np.median(p)), at_every_cut({decoder: model})
+    assert [*zoo] == [f"{decoder} ≥ {cut}" for cut in ANSWER_CUTS]
+    zoo["middle"] = zoo[f"{decoder} ≥ 0.5"]._replace(cut=middle)
+    episode = Episodes(np.array([c]), np.array([q]), np.array([[s]]))
+    fast = evaluate(zoo, feature_bank(backbone, data, SIDE), data, episode, [6])
+    plain = evaluate_plainly(zoo, backbone, data, episode, [6], SIDE)
+    for cut, *counted in zip((*ANSWER_CUTS, middle), fast.predicted, plain.predicted):
+        certain, wanted = abs(p - cut) > 1e-5, p > cut
+        assert (ask(cut=cut).mask == wanted)[certain].all()
+        assert max(abs((wanted & known).sum() - n) for n in counted) <= (~certain).sum()
+    assert 0.4 < (p > middle).mean() < 0.6
 
 
 @pytest.mark.parametrize("cut", [0, 1, -0.1, 30, float("nan")])
-def test_a_cut_that_is_no_probability_is_refused(cut):
+def test_a_cut_that_is_no_probability_is_refused_before_anything_is_read(cut):
     with pytest.raises(ValueError, match="give a probability between 0 and 1"):
-        with_cut(build_model(8, 16, (8, 4)), cut)
-
-
-def test_a_decoder_that_ends_otherwise_is_refused():
-    model = build_model(8, 16, (8, 4))
-    model.decoder = torch.nn.Identity()
-    with pytest.raises(ValueError, match="Identity has no classifier `cls`"): with_cut(model, 0.3)
+        Segmenter.from_pretrained("no such model", cut=cut)
+    with pytest.raises(ValueError, match="give a probability between 0 and 1"):
+        Segmenter(None, None, SIDE, cut=cut)
 
 
 def rows_of(scores, cuts=(0.2, 0.5)):

@@ -7,7 +7,7 @@ __all__ = ['tensors_in', 'bytes_of', 'store', 'FeatureBank', 'feature_bank', 'ep
            'compared_features', 'encode_image', 'cached', 'load_features', 'bytes_of_an_image', 'prior_key',
            'stack_conditioning', 'decode', 'predict_batch', 'evaluate']
 
-# %% ../../nbs/37_feature_bank.ipynb #0b0c40a9
+# %% ../../nbs/37_feature_bank.ipynb #a8250934
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
@@ -41,9 +41,10 @@ from celp_nb.engine.backbones import (
     support_features,
 )
 from celp_nb.engine.evaluation import (
+    AnyPredictor,
     Predictor,
     Query,
-    VotingPredictor,
+    asked_model,
     compared_channels,
     count_row,
     queries_in,
@@ -51,6 +52,7 @@ from celp_nb.engine.evaluation import (
     reductions,
 )
 from .order import by_class_and_query, unused_names, upcoming_uses
+from .segmenter import log_odds
 from ..ops import keep_foreground, min_max
 
 # %% ../../nbs/37_feature_bank.ipynb #228e23bb
@@ -298,10 +300,10 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #c1a2adb1
+# %% ../../nbs/37_feature_bank.ipynb #d4ab3996
 @torch.no_grad()
 def evaluate(
-    predictors: dict[str, Predictor | VotingPredictor],  # by name; models in evaluation mode
+    predictors: dict[str, AnyPredictor],  # by name; models in evaluation mode
     bank: FeatureBank,
     data: ImageSet,  # for the ground truth
     episodes: Episodes,
@@ -320,7 +322,7 @@ def evaluate(
         )
     order, batch, rows = by_class_and_query(episodes), max(1, batch), {}
     sorted_list = Episodes(*(x[order] for x in episodes.shots(max(shots))))
-    models = {p.predict if isinstance(p, VotingPredictor) else p for p in predictors.values()}
+    models = {asked_model(p) for p in predictors.values()}
     room = bank.kept.maxsize / bytes_of_an_image(bank, models)
     truth_of = lru_cache(batch)(lambda q, c: read_truth(data, q, c, train_classes))
     bank.kept.clear()
@@ -333,9 +335,10 @@ def evaluate(
         for name in unused_names(bank.kept, coming): del bank.kept[name]
         for x, lead in predict_batch(bank, queries, batch, models, coming, room).items():
             size = truth_of(x.query, x.cls).target.shape
-            found[x] = (at_native_size(lead[None, None], *size)[0] > 0).cpu()
+            found[x] = at_native_size(lead[None, None], *size)[0]
         for (e, K, name), own in questions.items():
-            votes = torch.stack([found[x] for x in own]).sum(0)
+            least = log_odds(getattr(predictors[name], "cut", 0.5))
+            votes = torch.stack([found[x] > least for x in own]).sum(0).cpu()
             foreground = votes >= getattr(predictors[name], "needed", 1)
             x, truth = own[0], truth_of(own[0].query, own[0].cls)
             rows[e, K, name] = count_row(name, K, e, x.cls, data.ids[x.query], foreground, truth)
