@@ -5,9 +5,10 @@
 Scores the models of runs at several cuts of the probability (44e_cuts): the first N episodes of
 each class (50 by default) of each fold's list, with the shots of the run. Of a run with fewer
 training classes (--classes) also N episodes of each class that it left out, in training
-photographs that it did not use: on them a cut can be chosen without the test. The pixel counts of
-each query image and class go to FOLDER/cuts.csv.gz, in place of those of the same runs; `asked` is
-"test" or "left out". The mean of the folds at each cut is printed.
+photographs that it did not use: on them a cut can be chosen without the test. The pixel counts go
+to FOLDER/cuts.csv.gz, in place of those of the same runs: of each query image and class where
+`asked` is "test", of each class where it is "left out". The mean of the folds at each cut is
+printed.
 """
 
 from pathlib import Path
@@ -59,6 +60,7 @@ def fold_rows(setup: Setup, fold: Fold, run: Path, pairs: int) -> pd.DataFrame:
         if not episodes: continue
         shots = config.evaluation.shots
         rows = evaluate(models, memory, data, episodes, fold.train_classes, shots)
+        if asked == "left out": rows = rows.assign(query="all")
         rows = by_question(rows.assign(fold=fold.number, seed=config.runtime.seed))
         tables.append(rows.assign(asked=asked))
     return pd.concat(tables)

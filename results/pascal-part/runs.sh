@@ -46,7 +46,8 @@ celp run --name resnet50-s0 --data "$data" $regime --backbone resnet50 --side 16
 # python results/swap.py results/pascal-part runs/pfenet-s0 runs/cyctr-s1 runs/differences-s0
 # python results/swap.py results/pascal-part/other_regimes runs/classes5-s0
 # whether a system segments better or only marks more
-# python results/cuts.py results/pascal-part runs/pfenet-s0
-# python results/cuts.py results/pascal-part/other_regimes runs/classes5-s0
+# python results/cuts.py results/pascal-part runs/pfenet-s0 runs/differences-s0
+# python results/cuts.py results/pascal-part/other_regimes runs/classes5-s0 runs/classes5-s1 \
+#   runs/resnet50-s0
 # what our rules make of a test
 # python results/rules.py results/pascal-part runs/pfenet-s0
