@@ -1,5 +1,8 @@
 "Cuts of the probability: models that mark more, and a cut that is not chosen on its own test."
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,6 +18,7 @@ from celp_nb.engine.feature_bank import evaluate, feature_bank
 from celp_nb.engine.methods import build_model, find_method
 from celp_nb.engine.segmenter import Segmenter
 from celp_nb.ops import VOID
+from celp_nb.repro.config import make_config
 from celp_nb.repro.cuts import (
     ANSWER_CUTS,
     at_every_cut,
@@ -22,6 +26,9 @@ from celp_nb.repro.cuts import (
     miou_at_cuts,
     rows_at,
 )
+from celp_nb.repro.defaults import settings_of_run
+from celp_nb.repro.runs import run
+from celp_nb.repro.setup import prepare
 
 SIDE = 57
 
@@ -93,3 +100,31 @@ def test_rows_of_the_chosen_cuts_have_the_methods_own_name():
     chosen = pd.Series({("a", 0): 0.5, ("a", 2): 0.2})
     found = rows_at(rows, chosen)
     assert found[["method", "fold", "inter_fg"]].values.tolist() == [["a", 0, 40], ["a", 2, 50]]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    "`results/cuts.py`, which imports its neighbours."
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "results"))
+    return importlib.import_module("cuts")
+
+
+def test_cuts_are_scored_on_the_test_and_on_classes_left_out_of_training(tmp_path, script):
+    small = dict(crop=57, width=8, iterations=2, pairs=2, folds=(0,), device="cpu", trivial=False)
+    run(make_config(**small, methods=("PFENet",), classes=9), tmp_path / "few")
+    run(make_config(**small, methods=("PFENet",)), tmp_path / "all")
+    setup = prepare(settings_of_run(tmp_path / "few"))
+    fold, train = setup.folds[0], setup.train
+    asked, shown = script.left_out_episodes(setup, fold, 3), {*fold.training.query}
+    shown |= {*fold.training.support.ravel()}
+    left_out = set(range(1, 21)) - {*fold.train_classes} - {*fold.test_classes}
+    assert set(asked.cls) == left_out and len(left_out) == 6 and len(asked.cls) == 18
+    used = {*asked.query, *asked.support.ravel()}
+    assert shown and not used & shown
+    assert all(train.pixels[i, c - 1] for c, i in zip(asked.cls, asked.query))
+    rows = script.run_rows(tmp_path / "few", 1)
+    by_asked = rows.groupby("asked").cls.unique()
+    assert set(by_asked["test"]) == {*fold.test_classes} and set(by_asked["left out"]) == left_out
+    assert set(rows[rows.asked == "left out"]["query"]) == {"all"}
+    assert "left out" in script.cuts_table(rows)
+    assert set(script.run_rows(tmp_path / "all", 1).asked) == {"test"}, "none was left out"
