@@ -29,7 +29,7 @@ from celp_nb.repro.presets import markdown_grid
 from celp_nb.repro.setup import Setup, check_data, evaluation_memory, prepare
 
 
-def test_episodes(setup: Setup, fold: Fold, run: Path, pairs: int) -> Episodes:
+def listed_episodes(setup: Setup, fold: Fold, run: Path, pairs: int) -> Episodes:
     "The first episodes of each class in a fold's list."
     path = run / f"fold{fold.number}" / "episodes.csv"
     listed = read_episode_list(path, setup.val, fold, max(setup.config.evaluation.shots))
@@ -54,7 +54,7 @@ def fold_rows(setup: Setup, fold: Fold, run: Path, pairs: int) -> pd.DataFrame:
     models, config, tables = at_every_cut(trained_models(setup, fold, run)), setup.config, []
     training = evaluation_memory(config, setup.backbone, setup.train)._replace(void_seen=False)
     for asked, data, memory, episodes in (
-        ("test", setup.val, setup.memory, test_episodes(setup, fold, run, pairs)),
+        ("test", setup.val, setup.memory, listed_episodes(setup, fold, run, pairs)),
         ("left out", setup.train, training, left_out_episodes(setup, fold, pairs)),
     ):
         if not episodes: continue
