@@ -1,8 +1,5 @@
 "Cuts of the probability: models that mark more, and a cut that is not chosen on its own test."
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -103,10 +100,7 @@ def test_rows_of_the_chosen_cuts_have_the_methods_own_name():
 
 
 @pytest.fixture
-def script(monkeypatch):
-    "`results/cuts.py`, which imports its neighbours."
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "results"))
-    return importlib.import_module("cuts")
+def script(results_script): return results_script("cuts")
 
 
 def test_cuts_are_scored_on_the_test_and_on_classes_left_out_of_training(tmp_path, script):

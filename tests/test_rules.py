@@ -1,11 +1,9 @@
 """The literature's rules and ours: against slow versions written from the published facts."""
 
 import hashlib
-import importlib
 import json
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -468,10 +466,7 @@ def test_a_run_knows_its_rules_everywhere(tmp_path):
 
 
 @pytest.fixture
-def script(monkeypatch):
-    "`results/rules.py`, which imports its neighbours."
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "results"))
-    return importlib.import_module("rules")
+def script(results_script): return results_script("rules")
 
 
 def test_what_our_rules_change_is_measured_with_the_same_models(tmp_path, script):

@@ -300,7 +300,7 @@ def predict_batch(
         leads[x] = store(bank.kept, x, lead)
     return leads
 
-# %% ../../nbs/37_feature_bank.ipynb #d4ab3996
+# %% ../../nbs/37_feature_bank.ipynb #b03d41ae
 @torch.no_grad()
 def evaluate(
     predictors: dict[str, AnyPredictor],  # by name; models in evaluation mode
@@ -338,8 +338,8 @@ def evaluate(
             found[x] = at_native_size(lead[None, None], *size)[0]
         for (e, K, name), own in questions.items():
             least = log_odds(getattr(predictors[name], "cut", 0.5))
-            votes = torch.stack([found[x] > least for x in own]).sum(0).cpu()
-            foreground = votes >= getattr(predictors[name], "needed", 1)
+            votes = torch.stack([found[x] > least for x in own]).sum(0)
+            foreground = (votes >= getattr(predictors[name], "needed", 1)).cpu()
             x, truth = own[0], truth_of(own[0].query, own[0].cls)
             rows[e, K, name] = count_row(name, K, e, x.cls, data.ids[x.query], foreground, truth)
         for n in range(first, min(first + batch, len(order))): report(n)
